@@ -1,0 +1,1 @@
+//! The transaction: journal, execute, undo, verify.

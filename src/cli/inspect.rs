@@ -1,0 +1,1 @@
+//! `patronus status`, `get`, `events`, `history`.

@@ -1,0 +1,1 @@
+//! Compiles intent, selection, allocations and facts into the desired state.

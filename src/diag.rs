@@ -1,0 +1,1 @@
+//! Diagnostics: stable codes, spans, renderers.

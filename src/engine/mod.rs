@@ -1,0 +1,3 @@
+//! The only loop.
+
+pub mod status;

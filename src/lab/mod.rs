@@ -1,0 +1,1 @@
+//! A private copy of sites in network namespaces on this machine, from the repository's own YAML.

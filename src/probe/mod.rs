@@ -1,0 +1,1 @@
+//! Probing: schedule, senders, samples.

@@ -1,0 +1,1 @@
+//! The router's own settings, which are not in Git.

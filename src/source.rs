@@ -1,0 +1,1 @@
+//! Where configuration comes from: a directory becomes a snapshot; no parsing.

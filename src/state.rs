@@ -1,0 +1,386 @@
+//! The vocabulary that the desired and the observed state share: plain values in one ordered map.
+//!
+//! Invariant: a [`State`] holds only objects that are ours. What is absent here is never touched. Two
+//! states that mean the same compare equal: whatever the kernel adds by itself (`linkdown`, handles,
+//! counter values) is normalised away before a value is built.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Family, IfName, MarkMask};
+
+/// The ranges of marks, tables, priorities and the protocol number that belong to Patronus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranges {
+    /// Bits of packet and connection marks that carry a target's number.
+    pub target_mask: MarkMask,
+    /// Bits of the *connection* mark that carry a policy's number. Never set on packets.
+    pub policy_mask: MarkMask,
+    /// Target `t` has table `base + t`; base itself is not used.
+    pub table_base: u32,
+    /// Target `t` has rule priority `base + t`; the rule that lets the main table's specific routes win
+    /// stands at `base - 10`.
+    pub priority_base: u32,
+    /// Protocol number of our routes and rules (`/etc/iproute2/rt_protos`).
+    pub protocol: u8,
+}
+
+impl Default for Ranges {
+    fn default() -> Self {
+        let mask = |bits| MarkMask::new(bits).unwrap_or_else(|_| unreachable!("a constant mask is contiguous"));
+        Self {
+            target_mask: mask(0xff00_0000),
+            policy_mask: mask(0x0000_ffff),
+            table_base: 20_000,
+            priority_base: 20_000,
+            protocol: 157,
+        }
+    }
+}
+
+impl Ranges {
+    /// The table of target `number`.
+    #[must_use]
+    pub const fn table(&self, number: u32) -> u32 {
+        self.table_base + number
+    }
+
+    /// The rule priority of target `number`.
+    #[must_use]
+    pub const fn priority(&self, number: u32) -> u32 {
+        self.priority_base + number
+    }
+
+    /// The priority of the rule that lets specific routes of the main table win.
+    #[must_use]
+    pub const fn main_priority(&self) -> u32 {
+        self.priority_base - 10
+    }
+
+    /// Whether a table number is in our range.
+    #[must_use]
+    pub const fn owns_table(&self, table: u32) -> bool {
+        table > self.table_base && table <= self.table_base + self.target_mask.max_number()
+    }
+
+    /// Whether a rule priority is in our range.
+    #[must_use]
+    pub const fn owns_priority(&self, priority: u32) -> bool {
+        priority == self.main_priority()
+            || (priority > self.priority_base && priority <= self.priority_base + self.target_mask.max_number())
+    }
+}
+
+/// What a kernel object is, without its value. The order of the variants is the order of creation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Key {
+    /// A file under `/proc/sys/net`.
+    Sysctl(SysctlKey),
+    /// A tunnel interface that we create, recognised by its alias (`IFLA_IFALIAS`) `patronus`.
+    Link {
+        /// Its name.
+        name: IfName,
+    },
+    /// A route in one of our tables. The kernel's own key is (table, destination, metric).
+    Route(RouteKey),
+    /// A routing rule in our priority range with our protocol number. Rules have no replace.
+    Rule(RuleKey),
+    /// The one table `inet patronus`.
+    Nft,
+}
+
+/// One sysctl below `/proc/sys/net`, as path components joined with `/`, such as `ipv4/conf/wan0/rp_filter`.
+/// Slashes, because interface names may contain dots.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SysctlKey {
+    /// The path below `/proc/sys/net/`.
+    pub path: String,
+}
+
+/// The kernel's key of a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RouteKey {
+    /// The table, in our range.
+    pub table: u32,
+    /// The family; it is implied by `destination`, and first in the order.
+    pub family: Family,
+    /// The destination prefix; `0.0.0.0/0` or `::/0` for a default route.
+    pub destination: IpNet,
+    /// The metric (priority) of the route; smaller wins.
+    pub metric: u32,
+}
+
+/// The whole of a rule is its key: the kernel knows no update of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RuleKey {
+    /// The priority; smaller is asked first.
+    pub priority: u32,
+    /// The family.
+    pub family: Family,
+    /// Mark and mask that the packet must carry, if any.
+    pub fwmark: Option<Fwmark>,
+    /// The table to look up.
+    pub table: u32,
+    /// `suppress_prefixlength`: routes whose prefix is this long or shorter are passed over.
+    pub suppress_prefixlength: Option<u32>,
+}
+
+/// A mark and the mask under which it is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Fwmark {
+    /// The value.
+    pub mark: u32,
+    /// The bits that count.
+    pub mask: u32,
+}
+
+impl fmt::Display for Fwmark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}/{:#010x}", self.mark, self.mask)
+    }
+}
+
+/// The value of a kernel object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum Value {
+    /// The text of a sysctl, without the newline.
+    Sysctl {
+        /// The value.
+        value: String,
+    },
+    /// A tunnel interface.
+    Link(Tunnel),
+    /// Where a route goes.
+    Route(RouteValue),
+    /// A rule exists.
+    Rule,
+    /// The nft table.
+    Nft(NftTable),
+}
+
+/// Where a route goes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum RouteValue {
+    /// Out of an interface, through a gateway if there is one. `onlink` is always set with a gateway.
+    Via {
+        /// The gateway; none on point-to-point links.
+        gateway: Option<IpAddr>,
+        /// The interface.
+        interface: IfName,
+        /// The route's MTU metric (`RTAX_MTU`), if set.
+        mtu: Option<u32>,
+    },
+    /// Answer with an ICMP error (`RTN_UNREACHABLE`), so that nothing falls through to the main table.
+    Unreachable,
+}
+
+/// A VXLAN tunnel of ours: point to point, no learning, no flooding (RFC 7348).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// VXLAN network identifier, 24 bits.
+    pub id: u32,
+    /// Outer source address.
+    pub local: IpAddr,
+    /// Outer destination address.
+    pub remote: IpAddr,
+    /// Outer UDP port.
+    pub port: u16,
+    /// The endpoint's interface.
+    pub over: IfName,
+    /// MTU of the tunnel interface.
+    pub mtu: u32,
+    /// Inner addresses with their prefix lengths, sorted.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The table `inet patronus`. Equality is by `canonical`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NftTable {
+    /// What `nft -s list table inet patronus` prints for it, without the table's own comment. It is compared
+    /// and shown, never parsed. The desired side gets it by loading `source` in a throw-away namespace.
+    pub canonical: String,
+    /// The text that creates it: the rendered template on the desired side; on the observed side equal to
+    /// `canonical`, so that undo can load it again.
+    pub source: String,
+}
+
+/// Everything that is ours on one router, wanted or found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct State {
+    /// The objects.
+    #[serde(with = "pairs")]
+    pub objects: BTreeMap<Key, Value>,
+}
+
+/// A map with structured keys as a list of pairs, since JSON objects have only text keys.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Key, Value};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<Key, Value>, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(map.iter())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Key, Value>, D::Error> {
+        Ok(Vec::<(Key, Value)>::deserialize(d)?.into_iter().collect())
+    }
+}
+
+/// What a target is: something traffic can be sent to.
+///
+/// `Member` exists because a flow through NAT cannot change its path without breaking: it is pinned to the
+/// path it took, yet when that path loses its carrier the kernel must find the rule's next path by itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// A path, alone: probes and policies with `action: {path}`.
+    Path(crate::units::Name),
+    /// A failover rule: whatever path it uses now.
+    Rule(crate::units::Name),
+    /// A path as chosen by a rule, for flows that NAT binds to it.
+    Member(crate::units::Name, crate::units::Name),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "path/{path}"),
+            Self::Rule(rule) => write!(f, "failover/{rule}"),
+            Self::Member(rule, path) => write!(f, "member/{rule}/{path}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = crate::units::UnitError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = s.split('/').collect();
+        match parts[..] {
+            ["path", path] => Ok(Self::Path(path.parse()?)),
+            ["failover", rule] => Ok(Self::Rule(rule.parse()?)),
+            ["member", rule, path] => Ok(Self::Member(rule.parse()?, path.parse()?)),
+            _ => Err(crate::units::UnitError(format!("`{s}` is not a target"))),
+        }
+    }
+}
+
+/// Which numbers targets and policies have. Read back from the kernel (the sets `targets` and `policies` of
+/// our nft table carry them as element comments), so that a restart keeps them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocations {
+    /// Number of each target, from 1.
+    #[serde(with = "by_text")]
+    pub targets: BTreeMap<Target, u32>,
+    /// Number of each policy, from 1.
+    pub policies: BTreeMap<crate::units::Name, u32>,
+}
+
+impl Serialize for Named<'_> {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_map(self.0.iter().map(|(target, number)| (target.to_string(), number)))
+    }
+}
+
+struct Named<'a>(&'a BTreeMap<Target, u32>);
+
+mod by_text {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::{Named, Target};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<Target, u32>, s: S) -> Result<S::Ok, S::Error> {
+        Named(map).serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Target, u32>, D::Error> {
+        let map = BTreeMap::<String, u32>::deserialize(d)?;
+        map.into_iter().map(|(text, n)| Ok((text.parse().map_err(D::Error::custom)?, n))).collect()
+    }
+}
+
+/// Facts about the router that are not ours but that the desired state depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Interfaces by name.
+    pub links: BTreeMap<IfName, LinkFacts>,
+}
+
+/// One interface as the kernel shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFacts {
+    /// Its index; changes when it is re-created.
+    pub index: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses with prefix lengths, global scope before link scope, then sorted; tentative ones left out.
+    pub addresses: Vec<IpNet>,
+    /// The gateways of default routes over it in the main table, lowest metric first, at most one per family.
+    pub gateways: BTreeMap<Family, Gateway>,
+}
+
+/// The next hop of a default route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gateway {
+    /// A router's address.
+    Address(IpAddr),
+    /// No address: a point-to-point link.
+    Link,
+}
+
+/// Counter of one policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Packets in both directions.
+    pub packets: u64,
+    /// Bytes in both directions, IP headers included.
+    pub bytes: u64,
+}
+
+/// One consistent look at the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Our objects.
+    pub state: State,
+    /// What surrounds them.
+    pub facts: Facts,
+    /// Numbers in use.
+    pub allocations: Allocations,
+    /// Generation and plan id that the nft table carries, if it exists.
+    pub stamp: Option<Stamp>,
+    /// Counters by policy name.
+    pub counters: BTreeMap<crate::units::Name, Counter>,
+    /// Objects that others put into our ranges; shown and refused, never deleted. One line each.
+    pub intruders: Vec<String>,
+}
+
+/// What the comment of the nft table says: which plan put it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The generation that the plan leads to.
+    pub generation: u64,
+    /// The plan's id.
+    pub plan: uuid::Uuid,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {} plan {}", self.generation, self.plan)
+    }
+}

@@ -1,0 +1,1 @@
+//! SQLite: journal, runs, samples, transitions, last good snapshot.

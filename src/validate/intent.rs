@@ -1,0 +1,306 @@
+//! What a valid configuration means: names resolved, defaults filled in, spans dropped.
+//!
+//! Invariant: only [`super::check`] builds an [`Intent`], so whoever holds one need not doubt a reference.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::units::{Dscp, IfName, Name, PortRange, Rate, Ratio};
+
+/// A whole valid configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Intent {
+    pub(super) sites: BTreeMap<Name, Site>,
+}
+
+impl Intent {
+    /// All sites by name.
+    #[must_use]
+    pub const fn sites(&self) -> &BTreeMap<Name, Site> {
+        &self.sites
+    }
+}
+
+/// One site with everything that applies to it: its own objects and the fleet's that select it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Site {
+    /// Its name.
+    pub name: Name,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Networks behind the router.
+    pub lan: Vec<Lan>,
+    /// Uplinks.
+    pub endpoints: BTreeMap<Name, Endpoint>,
+    /// What traffic can be steered onto.
+    pub paths: BTreeMap<Name, Path>,
+    /// Failover rules.
+    pub rules: BTreeMap<Name, Rule>,
+    /// Policies, enabled ones only, in the order in which they match (priority, ascending).
+    pub policies: Vec<Policy>,
+    /// LAN prefixes of other sites that a tunnel path of this site leads towards, sorted; replies to them
+    /// are classified, since the main table does not know them.
+    pub beyond: BTreeSet<IpNet>,
+}
+
+/// A network behind the router.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Lan {
+    /// The interface towards it.
+    pub interface: IfName,
+    /// Its prefixes.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// An uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// Its interface.
+    pub interface: IfName,
+    /// Its addresses where the configuration fixes them; otherwise the interface's own are taken.
+    pub address: Option<IpAddr>,
+    /// How to leave by it.
+    pub gateway: GatewaySpec,
+    /// Declared rate towards the router.
+    pub down: Option<Rate>,
+    /// Declared rate away from the router.
+    pub up: Option<Rate>,
+    /// Relative cost; smaller is cheaper.
+    pub cost: u32,
+    /// Whether volume costs money.
+    pub metered: bool,
+}
+
+/// The next hop of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GatewaySpec {
+    /// Fixed addresses, at most one per family, IPv4 first.
+    Fixed(Vec<IpAddr>),
+    /// From the kernel's own default routes over the interface (DHCP, RA, PPP).
+    Auto,
+}
+
+/// What traffic can be steered onto: one direction seen from one site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Path {
+    /// Its name.
+    pub name: Name,
+    /// The endpoint it leaves by.
+    pub from: Name,
+    /// Where it leads.
+    pub to: Destination,
+    /// The interface that its packets leave by: the endpoint's, or the tunnel's.
+    pub interface: IfName,
+    /// What happens to source addresses.
+    pub nat: Nat,
+    /// Largest packet in bytes, if declared; routes carry it and TCP's MSS is clamped to it.
+    pub mtu: Option<u32>,
+    /// How it is probed.
+    pub probe: Probe,
+    /// What counts as healthy.
+    pub health: Health,
+}
+
+/// Where a path leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Destination {
+    /// Everywhere, through the provider.
+    Internet,
+    /// Another site, through a tunnel.
+    Site {
+        /// The other site.
+        site: Name,
+        /// Its endpoint.
+        endpoint: Name,
+        /// How the packets get there.
+        tunnel: TunnelSpec,
+    },
+}
+
+/// A tunnel as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelSpec {
+    /// We create it.
+    Vxlan {
+        /// Network identifier, the same at both ends.
+        id: u32,
+        /// The endpoint's interface on this side.
+        over: IfName,
+        /// Outer address of this side; the endpoint's own if absent (observed).
+        local: Option<IpAddr>,
+        /// Outer address of the other side.
+        remote: IpAddr,
+        /// Outer UDP port.
+        port: u16,
+        /// Inner addresses of this side, one per family.
+        inner_local: Vec<IpNet>,
+        /// Inner addresses of the other side, one per family: the next hops.
+        inner_remote: Vec<IpAddr>,
+    },
+    /// Something else keeps it up (WireGuard, IPsec, GRE).
+    Interface {
+        /// Next hops on it, at most one per family; none on a point-to-point link.
+        gateways: Vec<IpAddr>,
+    },
+}
+
+/// What happens to source addresses on a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nat {
+    /// They stay.
+    None,
+    /// They become the address of the interface at the time of the flow's first packet.
+    Masquerade,
+    /// They become this address.
+    Snat(IpAddr),
+}
+
+/// How a path is probed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Probe {
+    /// The method.
+    pub method: Method,
+    /// Addresses probed in parallel in each round; empty switches probing off (then only the carrier counts).
+    pub targets: Vec<IpAddr>,
+    /// From round to round.
+    pub interval: Duration,
+    /// After which an answer no longer counts.
+    pub timeout: Duration,
+    /// How many targets must answer for a round to succeed.
+    pub quorum: u32,
+    /// Rounds lost in a row until the path is down.
+    pub down_after: u32,
+    /// Rounds that the statistics look back over.
+    pub window: u32,
+    /// ICMP payload in bytes, at least 16 (the nonce and the time).
+    pub size: u16,
+}
+
+/// A probe method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// ICMP or `ICMPv6` echo (RFC 792, RFC 4443).
+    Icmp,
+}
+
+/// What counts as healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Above it latency costs score.
+    pub latency: Duration,
+    /// Above it loss costs score.
+    pub loss: Ratio,
+    /// Above it jitter costs score.
+    pub jitter: Duration,
+}
+
+/// Which path of several a policy uses now, and when that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// Its name.
+    pub name: Name,
+    /// Paths in order of preference, the primary first; at least one.
+    pub members: Vec<Name>,
+    /// How a backup is chosen.
+    pub strategy: Strategy,
+    /// The active path is left when its score falls below.
+    pub failover_threshold: u8,
+    /// The primary is returned to when its score stays at or above.
+    pub failback_threshold: u8,
+    /// For how long it has to stay there.
+    pub failback_delay: Duration,
+    /// Thresholds for this rule's traffic in place of the paths' own.
+    pub sla: Option<Health>,
+    /// What happens when no path is up.
+    pub no_path: NoPath,
+}
+
+/// How a backup is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The first usable one in order.
+    Ordered,
+    /// The one with the highest score; of equals the first in order.
+    BestScore,
+}
+
+/// What a rule does when no path is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoPath {
+    /// Stay on the last one: it may be only the probes that fail.
+    Keep,
+    /// Answer with an ICMP error at once.
+    Reject,
+}
+
+/// Which traffic, and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: Name,
+    /// Smaller matches first; unique in a site.
+    pub priority: u32,
+    /// Which traffic.
+    pub matches: Match,
+    /// Where it goes.
+    pub action: Action,
+    /// DSCP to set on the flow's original direction.
+    pub set_dscp: Option<Dscp>,
+}
+
+/// Which traffic: every non-empty field must match; all empty is everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Match {
+    /// Source prefixes, sorted.
+    pub source: Vec<IpNet>,
+    /// Destination prefixes, sorted.
+    pub destination: Vec<IpNet>,
+    /// IP protocol number; with ports and no protocol, TCP and UDP are both meant (two entries).
+    pub protocols: Vec<u8>,
+    /// Source ports, sorted, not overlapping.
+    pub source_ports: Vec<PortRange>,
+    /// Destination ports, sorted, not overlapping.
+    pub destination_ports: Vec<PortRange>,
+    /// DSCP values, sorted.
+    pub dscp: Vec<Dscp>,
+    /// Interface that the packet came in by.
+    pub in_interface: Option<IfName>,
+}
+
+/// Where traffic goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Onto whatever path the rule uses.
+    Failover(Name),
+    /// Onto one path.
+    Path(Name),
+    /// Silently away.
+    Drop,
+    /// Away, with an ICMP error or a TCP reset.
+    Reject,
+}
+
+macro_rules! serialize_as_text {
+    ($($type:ty),*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+    )*};
+}
+serialize_as_text!(PortRange, Dscp);

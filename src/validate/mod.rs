@@ -1,0 +1,3 @@
+//! From a loaded configuration to an intent.
+
+pub mod intent;

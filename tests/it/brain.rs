@@ -1,0 +1,1 @@
+//! Probing against real namespaces; health and failover stories.

@@ -1,0 +1,1 @@
+//! Configuration: valid and invalid samples, schema drift, hostile input.

@@ -1,0 +1,1 @@
+//! The kernel port against a real kernel in namespaces.

@@ -1,0 +1,9 @@
+//! The integration tests, one binary.
+
+mod brain;
+mod config;
+mod kernel;
+mod lab;
+mod records;
+mod support;
+mod transaction;

@@ -1,0 +1,1 @@
+//! Store, metrics and API.

@@ -1,0 +1,1 @@
+//! Apply: undo, crash, recovery, on the fake and on a real kernel.
