@@ -122,6 +122,9 @@ pub struct RuleKey {
     pub family: Family,
     /// Mark and mask that the packet must carry, if any.
     pub fwmark: Option<Fwmark>,
+    /// Interface that the sender is bound to, if the rule asks for one: sockets with `SO_BINDTODEVICE` and
+    /// tunnels over it.
+    pub oif: Option<IfName>,
     /// The table to look up.
     pub table: u32,
     /// `suppress_prefixlength`: routes whose prefix is this long or shorter are passed over.

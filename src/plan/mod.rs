@@ -1,7 +1,7 @@
 //! Pure difference of desired and observed: an ordered list of steps, each with before, after and reason.
 //!
 //! Invariant: the plan decides, the executor obeys. Whatever could be decided is in the plan, so that it can
-//! be shown, tested and refused. The order is the kernel's: first what nobody sees yet (sysctls, tunnels,
+//! be shown, tested and refused. The order is the kernel's: first what nobody sees yet (tunnels, sysctls,
 //! routes into tables, rules for marks that nobody sets), then the one nft transaction that sets the marks,
 //! then the removal of what nobody uses any more.
 
@@ -98,9 +98,10 @@ impl Step {
         let phase = match (self, self.action()) {
             (Self::Forget { .. }, _) => 9,
             (Self::Set { key: Key::Nft, .. }, _) => 4,
-            (Self::Set { key: Key::Sysctl(_), .. }, _) => 0,
+            // After the tunnels: some sysctls are theirs.
+            (Self::Set { key: Key::Sysctl(_), .. }, _) => 1,
             (Self::Set { key: Key::Link { .. }, .. }, Action::Remove) => 7,
-            (Self::Set { key: Key::Link { .. }, .. }, _) => 1,
+            (Self::Set { key: Key::Link { .. }, .. }, _) => 0,
             (Self::Set { key: Key::Route(_), .. }, Action::Remove) => 6,
             (Self::Set { key: Key::Route(_), .. }, _) => 2,
             (Self::Set { key: Key::Rule(_), .. }, Action::Remove) => 5,

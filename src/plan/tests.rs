@@ -15,7 +15,14 @@ fn via(interface: &str) -> Value {
 }
 
 fn rule(priority: u32) -> Key {
-    Key::Rule(RuleKey { priority, family: Family::V4, fwmark: None, table: priority, suppress_prefixlength: None })
+    Key::Rule(RuleKey {
+        priority,
+        family: Family::V4,
+        fwmark: None,
+        oif: None,
+        table: priority,
+        suppress_prefixlength: None,
+    })
 }
 
 fn nft(text: &str) -> Value {

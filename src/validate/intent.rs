@@ -2,11 +2,7 @@
 //!
 //! Invariant: only [`super::check`] builds an [`Intent`], so whoever holds one need not doubt a reference.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -44,9 +40,9 @@ pub struct Site {
     pub rules: BTreeMap<Name, Rule>,
     /// Policies, enabled ones only, in the order in which they match (priority, ascending).
     pub policies: Vec<Policy>,
-    /// LAN prefixes of other sites that a tunnel path of this site leads towards, sorted; replies to them
-    /// are classified, since the main table does not know them.
-    pub beyond: BTreeSet<IpNet>,
+    /// LAN prefixes of other sites that a tunnel path of this site leads to, with that site's name; replies
+    /// to them are steered back, since the main table does not know them.
+    pub beyond: BTreeMap<IpNet, Name>,
 }
 
 /// A network behind the router.
