@@ -362,6 +362,12 @@ impl Span {
     }
 }
 
+impl From<Duration> for Span {
+    fn from(d: Duration) -> Self {
+        Self(d)
+    }
+}
+
 impl FromStr for Span {
     type Err = UnitError;
 

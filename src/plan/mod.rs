@@ -5,6 +5,9 @@
 //! routes into tables, rules for marks that nobody sets), then the one nft transaction that sets the marks,
 //! then the removal of what nobody uses any more.
 
+pub mod report;
+pub mod text;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
