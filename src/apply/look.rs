@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    kernel::Scope,
     plan::Step,
     state::{Key, State, Value},
 };
@@ -21,9 +22,9 @@ impl<'a> Goal<'a> {
         Self::Objects(sets(steps.iter()).map(|(key, _, after)| (key, after)).collect())
     }
 
-    /// Every object at the `before` of the first step that set it.
-    pub(super) fn before(steps: impl DoubleEndedIterator<Item = &'a Step>) -> Self {
-        Self::Objects(sets(steps.rev()).map(|(key, before, _)| (key, before)).collect())
+    /// Every object at the `before` of the first step that sets it.
+    pub(super) fn before(steps: &'a [Step]) -> Self {
+        Self::Objects(sets(steps.iter().rev()).map(|(key, before, _)| (key, before)).collect())
     }
 
     /// The objects that are not as they should be: key and a line for a person.
@@ -32,7 +33,7 @@ impl<'a> Goal<'a> {
             Self::State(desired) => compare(desired, observed),
             Self::Objects(objects) => objects
                 .iter()
-                .filter(|(key, wanted)| !same(**wanted, observed.objects.get(*key)))
+                .filter(|(key, wanted)| **wanted != observed.objects.get(*key))
                 .map(|(key, wanted)| (*key, line(key, *wanted, observed.objects.get(*key))))
                 .collect(),
         }
@@ -48,14 +49,6 @@ fn sets<'a>(
     })
 }
 
-/// Two values of one object mean the same. A ruleset's source is how it was written, not what it is.
-fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
-    match (a, b) {
-        (Some(Value::Nft(a)), Some(Value::Nft(b))) => a.canonical == b.canonical,
-        _ => a == b,
-    }
-}
-
 fn compare<'s>(desired: &'s State, observed: &'s State) -> Vec<(&'s Key, String)> {
     let wanted = desired.objects.iter().map(|(key, value)| (key, Some(value), observed.objects.get(key)));
     // A sysctl cannot be removed: one that nobody wants any more is not a difference.
@@ -65,7 +58,7 @@ fn compare<'s>(desired: &'s State, observed: &'s State) -> Vec<(&'s Key, String)
         .filter(|(key, _)| !desired.objects.contains_key(*key) && !matches!(key, Key::Sysctl(_)));
     wanted
         .chain(surplus.map(|(key, value)| (key, None, Some(value))))
-        .filter(|(_, wanted, found)| !same(*wanted, *found))
+        .filter(|(_, wanted, found)| wanted != found)
         .map(|(key, wanted, found)| (key, line(key, wanted, found)))
         .collect()
 }
@@ -115,4 +108,17 @@ pub(super) fn in_words(step: &Step) -> String {
         }
         Step::Forget { flows, .. } => format!("forget flows with mark {flows}"),
     }
+}
+
+/// The scope with every sysctl that the steps touch, though it may no longer be wanted.
+pub(super) fn covering(scope: &Scope, steps: &[Step]) -> Scope {
+    let mut scope = scope.clone();
+    for step in steps {
+        if let Step::Set { key: Key::Sysctl(sysctl), .. } = step
+            && !scope.sysctls.contains(&sysctl.path)
+        {
+            scope.sysctls.push(sysctl.path.clone());
+        }
+    }
+    scope
 }

@@ -35,7 +35,7 @@ pub use self::{
     run::{ROUNDS, WAIT},
 };
 use self::{
-    look::Goal,
+    look::{Goal, covering},
     run::{Log, Run},
 };
 
@@ -144,8 +144,9 @@ pub async fn run<K: Kernel, J: Journal>(kernel: &K, journal: &mut J, request: Re
         steps: request.steps.to_vec(),
     };
     let log = Log::begin(journal, &record).await;
-    let mut run = Run::new(kernel, request.scope, &record, log, vec![None; record.steps.len()]);
-    let outcome = run.to_an_end(&Goal::State(request.desired)).await;
+    let scope = covering(request.scope, request.steps);
+    let mut run = Run::new(kernel, &scope, &record, log, vec![None; record.steps.len()]);
+    let outcome = run.drive(&Goal::State(request.desired)).await;
     run.close(outcome).await
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Cause, Ending, Journal, JournalError, Outcome, Report, RunRecord, StepState, Unfinished,
-    look::Goal,
+    look::{Goal, covering},
     place,
     run::{Log, Run, previous},
 };
@@ -27,7 +27,7 @@ pub enum Recovery {
         /// What it was.
         stamp: Stamp,
         /// How it ended.
-        report: Report,
+        report: Box<Report>,
     },
 }
 
@@ -72,10 +72,10 @@ pub async fn recover<K: Kernel, J: Journal>(
     let log = Log::resume(journal, open.run);
     let mut run = Run::new(kernel, &scope, &open.record, log, open.states);
     let outcome: Outcome = match direction {
-        Direction::Forward => run.to_an_end(&Goal::after(&open.record.steps)).await,
+        Direction::Forward => run.drive(&Goal::after(&open.record.steps)).await,
         _ => run.back(Cause::Interrupted).await,
     };
-    Ok(Recovery::Settled { stamp, report: run.close(outcome).await })
+    Ok(Recovery::Settled { stamp, report: Box::new(run.close(outcome).await) })
 }
 
 /// The rules, in order:
@@ -108,17 +108,4 @@ fn is_committed(open: &Unfinished, observed: &Observed) -> bool {
         Some(false) => !observed.state.objects.contains_key(&Key::Nft),
         None => open.states.iter().all(|state| *state == Some(StepState::Done)),
     }
-}
-
-/// The sysctls that the run touched may no longer be wanted, and must be looked at nevertheless.
-fn covering(scope: &Scope, steps: &[Step]) -> Scope {
-    let mut scope = scope.clone();
-    for step in steps {
-        if let Step::Set { key: Key::Sysctl(sysctl), .. } = step
-            && !scope.sysctls.contains(&sysctl.path)
-        {
-            scope.sysctls.push(sysctl.path.clone());
-        }
-    }
-    scope
 }

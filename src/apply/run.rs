@@ -90,7 +90,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     }
 
     /// Forward to the goal, or back.
-    pub(super) async fn to_an_end(&mut self, goal: &Goal<'_>) -> Outcome {
+    pub(super) async fn drive(&mut self, goal: &Goal<'_>) -> Outcome {
         let reached = match self.forward().await {
             Ok(()) => self.settle(goal).await,
             Err(cause) => Err(cause),
@@ -174,12 +174,12 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
         }
     }
 
-    /// Undoes until every object that a step touched is as it was. What one undo takes away again (a link
-    /// takes its routes with it when it is made anew) is undone once more in the next round.
+    /// Undoes what ran until every object of the plan is as it was. What one change takes away besides its own
+    /// object (a link that is made anew takes its routes along, also those whose step has not run yet) is
+    /// put back in the next round.
     async fn undo(&mut self) -> Result<(), Stuck> {
         let record = self.record;
-        let ran: Vec<usize> = (0..record.steps.len()).filter(|index| self.states[*index].is_some()).collect();
-        let goal = Goal::before(ran.iter().map(|index| &record.steps[*index]));
+        let goal = Goal::before(&record.steps);
         let mut stuck = Stuck { error: None, left: Vec::new() };
         for round in 0..ROUNDS {
             pause(round).await;
@@ -208,7 +208,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
             if matches!(self.states[index], None | Some(StepState::Undone)) {
                 continue;
             }
-            if let Some(inverse) = inverse(step) {
+            if let Some(inverse) = step.inverse() {
                 self.execute(&inverse, &old).await?;
             }
             self.mark(index, StepState::Undone).await;
@@ -219,7 +219,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     fn again(&mut self, missed: &[(&Key, String)]) {
         for (step, state) in self.record.steps.iter().zip(&mut self.states) {
             let Step::Set { key, .. } = step else { continue };
-            if *state == Some(StepState::Undone) && missed.iter().any(|(other, _)| *other == key) {
+            if missed.iter().any(|(other, _)| *other == key) {
                 *state = Some(StepState::Done);
             }
         }
@@ -249,19 +249,6 @@ async fn pause(round: u32) {
 /// The stamp that an undo puts back: a table without one gets the nil plan.
 pub(super) fn previous(record: &RunRecord) -> Stamp {
     record.previous.clone().unwrap_or(Stamp { generation: 0, plan: Uuid::nil() })
-}
-
-/// The step that takes `step` back; forgotten flows are gone for good.
-fn inverse(step: &Step) -> Option<Step> {
-    match step {
-        Step::Set { key, before, after, reason } => Some(Step::Set {
-            key: key.clone(),
-            before: after.clone(),
-            after: before.clone(),
-            reason: format!("undo: {reason}"),
-        }),
-        Step::Forget { .. } => None,
-    }
 }
 
 /// An error with its causes in one line.
