@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub use nft::NIL_STAMP;
-pub use routes::next_hops;
+pub use routes::{ACTIVE, next_hops};
 
 /// Why an intent cannot be compiled for this router.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Metric of a table's active route. The next ones follow in steps of ten.
-const ACTIVE: u32 = 10;
+pub const ACTIVE: u32 = 10;
 /// Metric of the route that keeps packets from falling through to the main table.
 const LAST: u32 = u32::MAX;
 /// Number of the main routing table (`RT_TABLE_MAIN`).

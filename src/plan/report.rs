@@ -162,7 +162,8 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
 }
 
 /// Whether a step only brings back what was applied before.
-fn drifted(step: &Step, applied: &State) -> bool {
+#[must_use]
+pub fn drifted(step: &Step, applied: &State) -> bool {
     match step {
         Step::Set { key: Key::Sysctl(_), before, after, .. } if before.is_none() || after.is_none() => false,
         Step::Set { key, after, .. } => applied.objects.get(key) == after.as_ref(),

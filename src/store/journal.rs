@@ -166,14 +166,7 @@ impl Journal {
         )
         .and_then(|mut s| {
             let (id, generation) = (plan.plan.to_string(), int(plan.generation));
-            s.execute(params![
-                id,
-                generation,
-                plan.revision,
-                plan.started.as_micros(),
-                int(plan.steps.len()),
-                document
-            ])
+            s.execute(params![id, generation, plan.revision, plan.started.as_micros(), int(plan.steps.len()), document])
         })
         .map_err(self.err(DOING))?;
         let run = RunId(work.last_insert_rowid());
@@ -240,6 +233,14 @@ impl Journal {
         let Some(mut found) = found.optional().map_err(self.err(DOING))? else { return Ok(None) };
         found.steps = self.steps(found.run)?;
         Ok(Some(found))
+    }
+
+    /// The document that a run was begun with.
+    pub fn document(&self, run: RunId) -> Result<Option<serde_json::Value>, StoreError> {
+        const DOING: &str = "read the plan of";
+        let sql = "SELECT document FROM runs WHERE id = ?";
+        let text: Option<String> = self.db.query_row(sql, [run.0], |row| row.get(0)).map_err(self.err(DOING))?;
+        text.map(|t| serde_json::from_str(&t).map_err(StoreError::value(DOING))).transpose()
     }
 
     /// The steps of a run in order.

@@ -16,6 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 mod flush;
 mod journal;
+mod ledger;
 pub mod read;
 mod recorder;
 mod records;
@@ -25,6 +26,7 @@ mod writer;
 
 pub use flush::{FlushPolicy, Thinning};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
+pub use ledger::Ledger;
 pub use recorder::{Limits, Recorder};
 pub use rows::{HealthSample, Run, TransitionRecord};
 

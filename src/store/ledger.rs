@@ -1,0 +1,216 @@
+//! The journal as the transaction sees it: on disk, or in memory when the disk is dead.
+//!
+//! Also what a router remembers across restarts: numbers, old sysctl values, the state applied last, the
+//! selection. Everything here has a default, so that a dead store costs memory and never function.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Journal, LastGood, PlanRecord, StoreError, journal};
+use crate::{
+    apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
+    clock,
+    engine::status::ReconcileOutcome,
+    state::{Stamp, State, SysctlKey},
+};
+
+/// Where runs are journaled and what is remembered.
+#[derive(Debug)]
+pub enum Ledger {
+    /// In the state directory.
+    Disk(Box<Journal>),
+    /// In memory: the state directory cannot be used.
+    Memory(apply::Memory),
+}
+
+/// What recovery needs beside the steps.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Document {
+    previous: Option<Stamp>,
+    place: String,
+}
+
+impl Ledger {
+    /// Opens the journal of a state directory; the text, if any, is an alarm: what is wrong with it.
+    #[must_use]
+    pub fn open(dir: &Path) -> (Self, Option<String>) {
+        match Journal::open_or_replace(dir) {
+            Ok((journal, alarm)) => (Self::Disk(Box::new(journal)), alarm),
+            Err(error) => (Self::memory(), Some(format!("working without a journal: {}", error.chain()))),
+        }
+    }
+
+    /// A ledger that forgets everything when the process ends.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self::Memory(apply::Memory::default())
+    }
+
+    /// A remembered value; absent when there is none or the store is dead.
+    #[must_use]
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        self.read(|j| j.get(key)).flatten()
+    }
+
+    /// Remembers a value.
+    pub fn put<T: Serialize>(&self, key: &str, value: &T) {
+        self.write(|j| j.put(key, value));
+    }
+
+    /// The generation in force; 0 before the first.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.read(Journal::generation).unwrap_or_default()
+    }
+
+    /// The state applied last.
+    #[must_use]
+    pub fn applied(&self) -> Option<State> {
+        self.read(Journal::applied).flatten()
+    }
+
+    /// Remembers the state applied last.
+    pub fn set_applied(&self, state: &State) {
+        self.write(|j| j.set_applied(state));
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn last_good(&self) -> Option<LastGood> {
+        self.read(Journal::last_good).flatten()
+    }
+
+    /// Remembers the configuration in force.
+    pub fn set_last_good(&self, good: &LastGood) {
+        self.write(|j| j.set_last_good(good));
+    }
+
+    /// Values that sysctls had before we first set them.
+    #[must_use]
+    pub fn sysctl_originals(&self) -> BTreeMap<SysctlKey, String> {
+        let all = self.read(Journal::sysctl_originals).unwrap_or_default();
+        all.into_iter().map(|(path, value)| (SysctlKey { path }, value)).collect()
+    }
+
+    /// Remembers the value that a sysctl had, unless one is remembered.
+    pub fn keep_sysctl(&self, key: &SysctlKey, value: &str) {
+        self.write(|j| j.keep_sysctl(&key.path, value));
+    }
+
+    /// Forgets the value that a sysctl had: it has it again.
+    pub fn forget_sysctl(&self, key: &SysctlKey) {
+        self.write(|j| j.forget_sysctl(&key.path));
+    }
+
+    fn read<T>(&self, with: impl FnOnce(&Journal) -> Result<T, StoreError>) -> Option<T> {
+        let Self::Disk(journal) = self else { return None };
+        match with(journal) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "the journal cannot be read");
+                None
+            }
+        }
+    }
+
+    fn write(&self, with: impl FnOnce(&Journal) -> Result<(), StoreError>) {
+        if let Self::Disk(journal) = self
+            && let Err(error) = with(journal)
+        {
+            tracing::warn!(error = error.chain(), "the journal cannot be written");
+        }
+    }
+}
+
+fn failed(doing: &str) -> impl FnOnce(StoreError) -> JournalError {
+    move |source| JournalError { doing: doing.to_owned(), source: Box::new(source) }
+}
+
+impl apply::Journal for Ledger {
+    async fn begin(&mut self, record: &RunRecord) -> Result<RunId, JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.begin(record).await,
+            Self::Disk(journal) => journal,
+        };
+        let document = Document { previous: record.previous.clone(), place: record.place.clone() };
+        let plan = PlanRecord {
+            plan: record.stamp.plan,
+            generation: record.stamp.generation,
+            revision: Some(record.revision.clone()),
+            started: clock::wall(),
+            document: serde_json::to_value(document).unwrap_or_default(),
+            steps: record.steps.clone(),
+        };
+        let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
+        Ok(RunId(id.0))
+    }
+
+    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.step(run, index, state).await,
+            Self::Disk(journal) => journal,
+        };
+        let state = match state {
+            StepState::Started => journal::StepState::Started,
+            StepState::Done => journal::StepState::Done,
+            StepState::Failed => journal::StepState::Failed(String::new()),
+            StepState::Undone => journal::StepState::Undone,
+        };
+        journal.step(journal::RunId(run.0), index, &state).map_err(failed("writing a step to the journal"))
+    }
+
+    async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.finish(run, ending, message).await,
+            Self::Disk(journal) => journal,
+        };
+        let outcome = match ending {
+            Ending::Applied => ReconcileOutcome::Applied,
+            Ending::RolledBack => ReconcileOutcome::RolledBack,
+            Ending::RollbackFailed => ReconcileOutcome::RollbackFailed,
+            Ending::Superseded => ReconcileOutcome::Refused,
+        };
+        let message = (!message.is_empty()).then_some(message);
+        journal
+            .finish(journal::RunId(run.0), clock::wall(), outcome, message)
+            .map_err(failed("closing a run in the journal"))
+    }
+
+    async fn unfinished(&mut self) -> Result<Option<Unfinished>, JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.unfinished().await,
+            Self::Disk(journal) => journal,
+        };
+        let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
+            return Ok(None);
+        };
+        let document: Document = journal
+            .document(found.run)
+            .map_err(failed("reading the unfinished run of the journal"))?
+            .and_then(|json| serde_json::from_value(json).ok())
+            .unwrap_or_default();
+        let (steps, states) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
+        Ok(Some(Unfinished {
+            run: RunId(found.run.0),
+            record: RunRecord {
+                stamp: Stamp { generation: found.generation, plan: found.plan },
+                previous: document.previous,
+                revision: found.revision.unwrap_or_default(),
+                place: document.place,
+                steps,
+            },
+            states,
+        }))
+    }
+}
+
+const fn from_disk(state: &journal::StepState) -> Option<StepState> {
+    match state {
+        journal::StepState::Planned => None,
+        journal::StepState::Started => Some(StepState::Started),
+        journal::StepState::Done => Some(StepState::Done),
+        journal::StepState::Undone => Some(StepState::Undone),
+        journal::StepState::Failed(_) => Some(StepState::Failed),
+    }
+}
