@@ -166,14 +166,7 @@ impl Journal {
         )
         .and_then(|mut s| {
             let (id, generation) = (plan.plan.to_string(), int(plan.generation));
-            s.execute(params![
-                id,
-                generation,
-                plan.revision,
-                plan.started.as_micros(),
-                int(plan.steps.len()),
-                document
-            ])
+            s.execute(params![id, generation, plan.revision, plan.started.as_micros(), int(plan.steps.len()), document])
         })
         .map_err(self.err(DOING))?;
         let run = RunId(work.last_insert_rowid());
