@@ -5,24 +5,31 @@ use std::{
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
 
+use hyper::Method;
 use patronus::{
-    clock::{self, Instant, Wall},
-    engine::status::{
-        Event, PathStatus, PolicyStatus, ReconcileOutcome, ReconcileStatus, RuleStatus, SourceStatus, Status, Totals,
+    api::{
+        self, ApiError, ApiState, Command as Request, Listen,
+        client::{self, ClientError},
     },
-    failover::{Choice, TransitionKind},
-    health::{PathHealth, PathState},
+    clock::{self, Wall},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
+    health::PathState,
     metrics,
     plan::Step,
-    state::{Counter, Fwmark, State},
+    state::{Fwmark, State},
     store::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
         read::{self, Wanted},
     },
     units::{Name, Ratio},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{mpsc, watch},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,87 +46,9 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn path(state: PathState, answers: bool) -> PathStatus {
-    let up = state != PathState::Down;
-    PathStatus {
-        interface: "wan0".into(),
-        gateways: vec!["198.51.100.1".into()],
-        health: PathHealth {
-            state,
-            score: if up { 97 } else { 0 },
-            loss: if answers { Ratio::from_ppm(12_500).unwrap() } else { Ratio::ONE },
-            latency: answers.then(|| Duration::from_micros(12_340)),
-            jitter: answers.then(|| Duration::from_micros(870)),
-            rounds: 30,
-            carrier: true,
-            since: Instant::from_nanos(100_000_000_000),
-            reason: if up { "all probes answered".into() } else { "3 rounds lost in a row".into() },
-        },
-        probes_answered: 1000,
-        probes_lost: 7,
-    }
-}
-
-pub fn status() -> Status {
-    let choice = Choice {
-        active: Some(name("lte")),
-        tail: vec![name("fiber")],
-        since: Instant::from_nanos(940_000_000_000),
-        recovering: Some(Instant::from_nanos(970_000_000_000)),
-    };
-    let rule = RuleStatus {
-        members: vec![name("fiber"), name("lte")],
-        choice,
-        failback_in: Some(30.0),
-        reason: "fiber is down: 3 rounds lost in a row".into(),
-    };
-    let policy = PolicyStatus {
-        name: name("voice"),
-        priority: 100,
-        action: "failover/critical".into(),
-        path: Some(name("lte")),
-        counter: Counter { packets: 120_000, bytes: 24_500_000 },
-        flows: 12,
-    };
-    Status {
-        format_version: 1,
-        version: "0.1.0".into(),
-        site: name("berlin"),
-        pid: 4711,
-        started: Wall::from_micros(1_700_000_000_000_000),
-        now: Instant::from_nanos(1_000_000_000_000),
-        wall: Wall::from_micros(1_700_001_000_000_000),
-        source: SourceStatus {
-            location: "/etc/patronus/config".into(),
-            desired: Some("9be01d2".into()),
-            applied: Some("9be01d2".into()),
-            last_success: Some(Wall::from_micros(1_700_000_999_000_000)),
-            errors: Vec::new(),
-        },
-        generation: 42,
-        reconcile: Some(ReconcileStatus {
-            at: Wall::from_micros(1_700_000_940_000_000),
-            micros: 4_200,
-            outcome: ReconcileOutcome::Applied,
-            steps: 2,
-            message: None,
-        }),
-        paths: BTreeMap::from([
-            (name("fiber"), path(PathState::Down, false)),
-            (name("lte"), path(PathState::Up, true)),
-        ]),
-        rules: BTreeMap::from([(name("critical"), rule)]),
-        policies: vec![policy],
-        alarms: Vec::new(),
-        drift: Vec::new(),
-        totals: Totals {
-            reconciles: BTreeMap::from([(ReconcileOutcome::Applied, 3), (ReconcileOutcome::RolledBack, 1)]),
-            reconcile_seconds: 0.0125,
-            drift: BTreeMap::from([("nft".into(), 2)]),
-            transitions: BTreeMap::from([(name("critical"), BTreeMap::from([(TransitionKind::Failover, 4)]))]),
-            store_lost_rows: 0,
-        },
-    }
+/// One path is down, so the rule is on its backup, and the way back has begun.
+fn status() -> Status {
+    serde_json::from_str(include_str!("records/status.json")).unwrap()
 }
 
 // Metrics.
@@ -502,4 +431,174 @@ fn a_deleted_database_is_begun_anew() {
     assert!(recorder.flush(PATIENCE));
     assert_eq!(events(dir.path()).len(), 1);
     assert!(recorder.alarms().iter().any(|a| a.contains("deleted")), "{:?}", recorder.alarms());
+}
+
+// The API.
+
+struct Engine {
+    status: watch::Sender<Arc<Status>>,
+    commands: mpsc::Receiver<Request>,
+    dir: tempfile::TempDir,
+    state: ApiState,
+    listen: Listen,
+}
+
+fn engine() -> Engine {
+    let dir = tempfile::tempdir().unwrap();
+    let (status, published) = watch::channel(Arc::new(Status { now: clock::now(), ..status() }));
+    let (sender, commands) = mpsc::channel(1);
+    let records = Recorder::start(dir.path(), Limits::default());
+    let state = ApiState { status: published, commands: sender, records, max_age: Duration::from_secs(30) };
+    let listen = Listen { socket: dir.path().join("run/patronus.sock"), group: None, metrics: None };
+    Engine { status, commands, dir, state, listen }
+}
+
+async fn ask<T: serde::de::DeserializeOwned>(listen: &Listen, method: Method, uri: &str) -> Result<T, ClientError> {
+    client::ask(&listen.socket, method, uri, PATIENCE).await
+}
+
+#[tokio::test]
+async fn the_control_socket_answers_its_group_only_and_leaves_no_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let engine = engine();
+    // A socket that a killed daemon left behind is no obstacle.
+    std::fs::create_dir_all(engine.listen.socket.parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&engine.listen.socket).unwrap());
+    let down = ask::<Status>(&engine.listen, Method::GET, "/v1/status").await.unwrap_err();
+    assert!(matches!(down, ClientError::Down { .. }), "{down}");
+
+    let control = api::control(&engine.listen, engine.state.clone()).await.unwrap();
+    let mode = std::fs::metadata(&engine.listen.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let told: Status = ask(&engine.listen, Method::GET, "/v1/status").await.unwrap();
+    assert_eq!(told, **engine.status.borrow());
+    let second = api::control(&engine.listen, engine.state.clone()).await.unwrap_err();
+    assert!(matches!(second, ApiError::InUse { .. }), "{second}");
+    let unknown = ask::<Status>(&engine.listen, Method::GET, "/v9/status").await.unwrap_err();
+    assert!(unknown.to_string().contains("another version"), "{unknown}");
+    drop(control);
+    assert!(!engine.listen.socket.exists());
+}
+
+#[tokio::test]
+async fn an_unknown_group_and_a_taken_port_are_named_with_a_remedy() {
+    let engine = engine();
+    let listen = Listen { group: Some("no-such-group".into()), ..engine.listen.clone() };
+    let error = api::control(&listen, engine.state.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("groupadd --system no-such-group"), "{error}");
+    let taken = api::metrics("127.0.0.1:0".parse().unwrap(), engine.state.clone()).await.unwrap();
+    let error = api::metrics(taken.address, engine.state.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&taken.address.to_string()) && error.contains("ss -ltnp"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_even_if_the_mode_lets_him_in() {
+    let engine = engine();
+    let _control = api::control(&engine.listen, engine.state.clone()).await.unwrap();
+    let open = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(&engine.listen.socket, open(0o666)).unwrap();
+    std::fs::set_permissions(engine.dir.path(), open(0o755)).unwrap();
+    let request = "GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let script = "import os,socket,sys; os.setgid(61234); os.setgroups([]); os.setuid(61234); \
+        s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()); print(s.recv(4096).decode())";
+    let stranger = tokio::process::Command::new("python3")
+        .args(["-c", script, engine.listen.socket.to_str().unwrap(), request])
+        .output()
+        .await
+        .expect("python3: apt-get install python3");
+    let said = String::from_utf8_lossy(&stranger.stdout).into_owned() + &String::from_utf8_lossy(&stranger.stderr);
+    assert!(said.starts_with("HTTP/1.1 403"), "{said}");
+}
+
+#[tokio::test]
+async fn a_request_reaches_the_engine_and_its_answer_comes_back() {
+    let mut engine = engine();
+    let _control = api::control(&engine.listen, engine.state.clone()).await.unwrap();
+    let done =
+        ReconcileStatus { at: clock::wall(), micros: 7, outcome: ReconcileOutcome::Applied, steps: 3, message: None };
+    let answer = async {
+        let Some(Request::Reconcile { reply }) = engine.commands.recv().await else { panic!("no command") };
+        reply.send(done.clone()).unwrap();
+    };
+    let (told, ()) = tokio::join!(ask::<ReconcileStatus>(&engine.listen, Method::POST, "/v1/reconcile"), answer);
+    assert_eq!(told.unwrap(), done);
+
+    // An engine that does not take requests is an error for the client, not a wait.
+    let (reply, _) = tokio::sync::oneshot::channel();
+    engine.state.commands.try_send(Request::Reconcile { reply }).unwrap();
+    let busy = ask::<ReconcileStatus>(&engine.listen, Method::POST, "/v1/reconcile").await.unwrap_err();
+    assert!(busy.to_string().contains("busy"), "{busy}");
+}
+
+#[tokio::test]
+async fn followers_see_the_past_and_then_each_event_once() {
+    let engine = engine();
+    let _control = api::control(&engine.listen, engine.state.clone()).await.unwrap();
+    let records = engine.state.records.clone();
+    records.event(event("path", "stored"));
+    assert!(records.flush(PATIENCE));
+    records.event(event("path", "in-memory"));
+    let mut seen = Vec::new();
+    let each = |line: &[u8]| {
+        let told: Event = serde_json::from_slice(line).unwrap();
+        seen.push(told.subject);
+        match seen.len() {
+            2 => {
+                records.event(event("daemon", "other-kind"));
+                records.event(event("path", "live"));
+            }
+            3 => assert!(records.flush(PATIENCE)),
+            _ => {}
+        }
+        seen.len() < 3
+    };
+    let follow = client::lines(&engine.listen.socket, "/v1/events?follow=true&kind=path", each);
+    tokio::time::timeout(PATIENCE, follow).await.unwrap().unwrap();
+    assert_eq!(seen, ["stored", "in-memory", "live"]);
+}
+
+#[tokio::test]
+async fn events_are_told_even_without_a_disk() {
+    let engine = engine();
+    let _control = api::control(&engine.listen, engine.state.clone()).await.unwrap();
+    assert!(engine.state.records.flush(PATIENCE));
+    std::fs::write(store::records_file(engine.dir.path()), "broken").unwrap();
+    engine.state.records.event(event("failover", "critical"));
+    let told: serde_json::Value = ask(&engine.listen, Method::GET, "/v1/events").await.unwrap();
+    assert_eq!(told["events"][0]["subject"], "critical", "{told}");
+    let refused = ask::<serde_json::Value>(&engine.listen, Method::GET, "/v1/events?limit=many").await.unwrap_err();
+    assert!(refused.to_string().contains("limit"), "{refused}");
+}
+
+/// Status code and body of a plain HTTP request.
+async fn http(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let code = answer[9..12].parse().unwrap();
+    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+#[tokio::test]
+async fn the_metrics_listener_says_whether_the_daemon_is_alive_and_ready() {
+    let engine = engine();
+    let listener = api::metrics("127.0.0.1:0".parse().unwrap(), engine.state.clone()).await.unwrap();
+    let (code, text) = http(listener.address, "/metrics").await;
+    assert!(code == 200 && text.contains("patronus_build_info"), "{text}");
+    assert_eq!(http(listener.address, "/healthz").await, (200, r#"{"ok":true,"reasons":[]}"#.into()));
+    assert_eq!(http(listener.address, "/readyz").await.0, 200);
+
+    let change = |change: fn(&mut Status)| engine.status.send_modify(|status| change(Arc::make_mut(status)));
+    change(|status| status.reconcile = None);
+    let (code, text) = http(listener.address, "/readyz").await;
+    assert!(code == 503 && text.contains("first reconcile"), "{text}");
+    assert_eq!(http(listener.address, "/healthz").await.0, 200, "not ready is not dead");
+    change(|status| status.now = Default::default());
+    let (code, text) = http(listener.address, "/healthz").await;
+    assert!(code == 503 && text.contains("has not moved"), "{text}");
+    change(|status| status.now = clock::now());
+    drop(engine.status);
+    assert_eq!(http(listener.address, "/healthz").await.0, 503, "the engine is gone");
 }
