@@ -8,7 +8,7 @@
 //! The loss that costs score is the *evident* loss: the lower end of Wilson's confidence interval (E. B. Wilson,
 //! 1927; z = 2.33, 99 % one-sided), and nothing before [`EVIDENCE`] losses. One lost probe in twenty is 5 % by
 //! arithmetic and proves nothing. With a loss threshold of 5 %, a path is left when 3 of the newest 10 or 4 of the
-//! newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…`, with
+//! newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…` with
 //! `ROUNDS=400000`), a healthy path is called down so many times per day of probes at 1 s:
 //!
 //! | random loss | one target | three targets |
@@ -117,7 +117,8 @@ struct Jitter {
 }
 
 impl Jitter {
-    /// RFC 3550, section 6.4.1: J += (|D| - J) / 16, that is (15 J + |D|) / 16. Sending is evenly spaced, so D is the difference of two round-trip times.
+    /// RFC 3550, section 6.4.1: J += (|D| - J) / 16, that is (15 J + |D|) / 16. Sending is evenly spaced, so D is the
+    /// difference of two round-trip times.
     fn add(&mut self, rtt: Duration) {
         if let Some(last) = self.last.replace(rtt) {
             let (d, j) = (last.abs_diff(rtt), self.value.unwrap_or_default());
@@ -273,7 +274,7 @@ fn share(mut losses: Vec<f64>) -> f64 {
     losses.sort_by(f64::total_cmp);
     match losses[..] {
         [] => 1.0,
-        [best, _] if best == 0.0 => 0.0,
+        [0.0, _] => 0.0,
         _ => f64::midpoint(losses[(losses.len() - 1) / 2], losses[losses.len() / 2]),
     }
 }
