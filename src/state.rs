@@ -180,6 +180,14 @@ pub enum RouteValue {
     },
     /// Answer with an ICMP error (`RTN_UNREACHABLE`), so that nothing falls through to the main table.
     Unreachable,
+    /// A route with our marks that somebody changed beyond what the other variants can say. Never desired;
+    /// observed, so that it differs, and kept whole, so that undo can put it back.
+    Other {
+        /// What it is, for a person.
+        text: String,
+        /// Its rtnetlink message in hexadecimal.
+        message: String,
+    },
 }
 
 /// A VXLAN tunnel of ours: point to point, no learning, no flooding (RFC 7348).

@@ -5,6 +5,7 @@
 
 pub mod fake;
 pub mod linux;
+pub mod lock;
 
 use std::future::Future;
 

@@ -1,1 +1,2 @@
 //! Helpers that several test modules share.
+pub mod netns;
