@@ -21,6 +21,7 @@ mod recorder;
 mod records;
 mod rows;
 mod schema;
+mod transaction;
 mod writer;
 
 pub use flush::{FlushPolicy, Thinning};
