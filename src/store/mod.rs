@@ -21,7 +21,6 @@ mod recorder;
 mod records;
 mod rows;
 mod schema;
-mod transaction;
 mod writer;
 
 pub use flush::{FlushPolicy, Thinning};

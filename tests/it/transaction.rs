@@ -626,21 +626,3 @@ fn recovering_twice_is_recovering_once() {
     assert!(matches!(second, Recovery::Clean), "{second:?}");
     assert_eq!(paused(look(&fake)), after);
 }
-
-#[test]
-fn the_journal_in_sqlite_gives_back_what_a_killed_run_left() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (_, memory) = killed_in_the_middle(&everything());
-    let left = now(memory.clone().unfinished()).expect("memory").expect("an open run");
-    let mut disk = patronus::store::Journal::open(dir.path()).expect("a journal");
-    let run = now(Journal::begin(&mut disk, &left.record)).expect("a writable journal");
-    for (index, state) in left.states.iter().enumerate().filter_map(|(index, state)| Some((index, (*state)?))) {
-        now(Journal::step(&mut disk, run, index, state)).expect("a writable journal");
-    }
-    drop(disk);
-    let mut disk = patronus::store::Journal::open(dir.path()).expect("a journal");
-    let found = now(Journal::unfinished(&mut disk)).expect("a readable journal").expect("an open run");
-    assert_eq!((found.record, found.states), (left.record, left.states));
-    now(Journal::finish(&mut disk, found.run, Ending::RolledBack, "as told")).expect("a writable journal");
-    assert_eq!(now(Journal::unfinished(&mut disk)).expect("a readable journal"), None);
-}
