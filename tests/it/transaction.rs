@@ -69,7 +69,7 @@ mod build {
     pub fn rule(number: u32, family: Family) -> (Key, Value) {
         let fwmark = Some(Fwmark { mark: number << 24, mask: 0xff00_0000 });
         let (priority, table) = (20_000 + number, 20_000 + number);
-        (Key::Rule(RuleKey { priority, family, fwmark, table, suppress_prefixlength: None }), Value::Rule)
+        (Key::Rule(RuleKey { priority, family, fwmark, table, oif: None, suppress_prefixlength: None }), Value::Rule)
     }
 
     pub fn nft(number: u32) -> (Key, Value) {
