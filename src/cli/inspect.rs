@@ -9,7 +9,7 @@ use super::{Exit, Failure, Format, Outcome};
 use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
-    engine::status::{Event, Status},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
     store::{Run, StoreError, read, read::Wanted},
     units::{Name, Span},
 };
@@ -18,6 +18,8 @@ mod human;
 mod text;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A reconcile may wait for a transaction with its read-backs.
+const RECONCILE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +43,14 @@ pub struct Records {
 /// Show whether all is well, and what is not
 #[derive(Debug, Clone, clap::Args)]
 pub struct StatusArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub daemon: Daemon,
+}
+
+/// Have the daemon read source and kernel again now, and wait for the outcome
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReconcileArgs {
     /// The daemon.
     #[command(flatten)]
     pub daemon: Daemon,
@@ -148,6 +158,18 @@ pub async fn status(args: StatusArgs) -> Outcome {
         Format::Json => print_json(&json!(status)),
         Format::Text => print(&text::status(&status, clock::now())),
     })
+}
+
+/// Runs `patronus reconcile`.
+pub async fn reconcile(args: ReconcileArgs) -> Outcome {
+    let asked = client::ask(&args.daemon.socket, Method::POST, "/v1/reconcile", RECONCILE_PATIENCE).await;
+    let done: ReconcileStatus = asked.map_err(|error| failure(&error))?;
+    let good = matches!(done.outcome, ReconcileOutcome::Unchanged | ReconcileOutcome::Applied);
+    match args.daemon.output {
+        Format::Json => print_json(&json!({"format_version": 1, "reconcile": done})),
+        Format::Text => print(&text::reconciled(&done)),
+    };
+    Ok(if good { Exit::Done } else { Exit::Error })
 }
 
 /// Runs `patronus get`.

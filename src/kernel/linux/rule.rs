@@ -79,7 +79,7 @@ impl Seen {
     fn of(family: Family, message: &RuleMessage) -> Self {
         let header = &message.header;
         let table = header.table.into();
-        let key = RuleKey { priority: 0, family, fwmark: None, table, suppress_prefixlength: None };
+        let key = RuleKey { priority: 0, family, fwmark: None, oif: None, table, suppress_prefixlength: None };
         let plain = header.dst_len == 0
             && header.src_len == 0
             && header.tos == 0
@@ -94,6 +94,10 @@ impl Seen {
                 RuleAttribute::FwMark(value) => mark = *value,
                 RuleAttribute::FwMask(value) => mask = *value,
                 RuleAttribute::Protocol(value) => seen.protocol = *value,
+                RuleAttribute::Oifname(name) => match name.parse() {
+                    Ok(name) => seen.key.oif = Some(name),
+                    Err(_) => seen.plain = false,
+                },
                 RuleAttribute::SuppressPrefixLen(UNSET) | RuleAttribute::SuppressIfGroup(UNSET) => {}
                 RuleAttribute::SuppressPrefixLen(length) => seen.key.suppress_prefixlength = Some(*length),
                 _ => seen.plain = false,
@@ -126,6 +130,9 @@ fn message(key: &RuleKey, ranges: &Ranges) -> RuleMessage {
         RuleAttribute::Table(key.table),
         RuleAttribute::Protocol(ranges.protocol.into()),
     ];
+    if let Some(oif) = &key.oif {
+        message.attributes.push(RuleAttribute::Oifname(oif.to_string()));
+    }
     if let Some(fwmark) = key.fwmark {
         message.attributes.extend([RuleAttribute::FwMark(fwmark.mark), RuleAttribute::FwMask(fwmark.mask)]);
     }
