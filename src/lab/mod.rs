@@ -25,7 +25,7 @@ mod topology;
 
 pub use fault::Fault;
 pub use flow::{Flow, FlowSpec};
-pub use netns::list;
+pub use netns::{enter, list};
 pub use report::{Crossing, Outage, Report, Track};
 pub use topology::{DefaultRoute, Impossible, LanNet, Leg, Node, SiteNet, Topology, Uplink, topology};
 
@@ -230,10 +230,4 @@ pub fn remove(prefix: &str) -> Result<Vec<String>, Error> {
 #[must_use]
 pub fn namespace(prefix: &str, node: &Node) -> String {
     format!("{prefix}-{node}")
-}
-
-/// Runs a command to its end in a namespace of any lab.
-pub fn run_in_namespace(ns: &str, mut command: Command) -> Result<std::process::ExitStatus, Error> {
-    let tool = command.get_program().to_string_lossy().into_owned();
-    netns::within(ns, move || command.status())?.map_err(|source| Error::Tool { tool, source })
 }

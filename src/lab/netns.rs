@@ -15,8 +15,8 @@ use super::Error;
 
 const DIRECTORY: &str = "/run/netns";
 
-/// Moves this thread into a namespace.
-pub(super) fn enter(ns: &str) -> Result<(), Error> {
+/// Moves this thread into a namespace, for good.
+pub fn enter(ns: &str) -> Result<(), Error> {
     let failed = |source| Error::Enter { ns: ns.to_owned(), source };
     let file = File::open(format!("{DIRECTORY}/{ns}")).map_err(failed)?;
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
@@ -37,7 +37,8 @@ pub(super) fn ip_batch(ns: Option<&str>, lines: &[String]) -> Result<(), Error> 
     if let Some(ns) = ns {
         command.args(["-n", ns]);
     }
-    feed(command.args(["-batch", "-"]), &(lines.join("\n") + "\n"), ns.unwrap_or("the host"))
+    let place = ns.unwrap_or("the set of namespaces");
+    feed(command.args(["-batch", "-"]), &(lines.join("\n") + "\n"), place)
 }
 
 /// Runs a tool with this text on its standard input; its failure carries what it said.
@@ -98,7 +99,9 @@ pub(super) fn remove(names: &[String]) -> Result<(), Error> {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
-    ip_batch(None, &names.iter().map(|name| format!("netns del {name}")).collect::<Vec<_>>())
+    // One that somebody else has removed meanwhile must not keep the others.
+    let lines: Vec<String> = names.iter().map(|name| format!("netns del {name}")).collect();
+    feed(Command::new("ip").args(["-force", "-batch", "-"]), &(lines.join("\n") + "\n"), "the set of namespaces")
 }
 
 fn processes(ns: &str) -> Vec<nix::unistd::Pid> {
