@@ -99,6 +99,12 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// Links did not come up.
+    #[error("the links in {ns} did not come up within {} s", netns::SETTLE.as_secs())]
+    Settle {
+        /// The namespace.
+        ns: String,
+    },
     /// A socket of a measurement failed.
     #[error("flow measurement: cannot {doing}")]
     Flow {
@@ -196,7 +202,10 @@ impl Lab {
         for (node, lines) in script.links.iter().chain(&script.rest) {
             netns::ip_batch(Some(&self.namespace(node)), lines)?;
         }
-        Ok(())
+        for node in nodes.iter().filter(|node| self.proxies(node)) {
+            netns::sysctls(&self.namespace(node), &script::CUSTOMER_SYSCTLS)?;
+        }
+        nodes.iter().try_for_each(|node| netns::settle(&self.namespace(node), None))
     }
 
     fn proxies(&self, node: &Node) -> bool {

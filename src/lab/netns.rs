@@ -7,11 +7,19 @@ use std::{
     io::{self, Write as _},
     process::{Command, Output, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sched::{CloneFlags, setns},
+};
 
 use super::Error;
+
+/// How long links may take to come up.
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -76,6 +84,27 @@ pub(super) fn sysctls(ns: &str, settings: &[(&str, &str)]) -> Result<(), Error> 
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    })?
+}
+
+/// Waits until every interface that is up (or only this one) is also running: before that, packets are dropped
+/// without a word.
+pub(super) fn settle(ns: &str, only: Option<&str>) -> Result<(), Error> {
+    let running = || {
+        let wanted = |name: &str| only.is_none_or(|only| only == name);
+        let pending = InterfaceFlags::IFF_UP;
+        let mask = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+        getifaddrs().is_ok_and(|mut all| !all.any(|a| wanted(&a.interface_name) && a.flags & mask == pending))
+    };
+    within(ns, || {
+        let start = Instant::now();
+        while !running() {
+            if start.elapsed() > SETTLE {
+                return Err(Error::Settle { ns: ns.to_owned() });
+            }
+            thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     })?
