@@ -1,11 +1,14 @@
 //! The kernel port against a real kernel in namespaces.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+// Scripts are put together line by line; what that costs does not matter here.
+#![allow(clippy::format_push_string, clippy::format_collect)]
+
+use std::{collections::BTreeMap, net::IpAddr, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use patronus::{
     kernel::{
         Kernel, KernelError, KernelEvent, Scope,
-        linux::{Changes, Linux},
+        linux::{Changes, Linux, has_net_admin},
         lock::{Lock, LockError},
     },
     plan::Step,
@@ -307,6 +310,13 @@ fn other_errors_of_the_kernel_reach_the_user_with_its_own_words() {
         assert_eq!((number, text.contains("another protocol")), (17, true), "{text}");
         execute(&kernel, &set(key(), Some(via(Some("198.51.100.9"), "wan1", None)), None)).await;
         assert!(ip("route show table 20001").contains("198.51.100.1"));
+        ip("-6 route add default via 2001:db8:1::1 dev wan1 table 20001 metric 10 proto static");
+        let key = Key::Route(route_key(Family::V6, 20_001, 10));
+        let value = || Some(via(Some("2001:db8:1::9"), "wan1", None));
+        let (number, text) = errno(kernel.execute(&set(key.clone(), None, value()), &ranges, &stamp(1)).await);
+        assert_eq!((number, text.contains("another protocol")), (17, true), "{text}");
+        execute(&kernel, &set(key, value(), None)).await;
+        assert!(ip("-6 route show table 20001").contains("2001:db8:1::1"));
     });
 }
 
@@ -622,7 +632,9 @@ fn one_batch_switches_every_rule_of_a_path_within_five_milliseconds() {
             let started = std::time::Instant::now();
             let results = kernel.switch_routes(&steps, &ranges);
             let took = started.elapsed();
-            results.into_iter().for_each(|result| result.unwrap());
+            for result in results {
+                result.unwrap();
+            }
             took
         };
         run(None, Some("wan0"));
@@ -668,7 +680,7 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         let ranges = Ranges::default();
         let count = || run("conntrack", &["-L"], "").lines().count();
         assert_eq!(count(), 36);
-        assert_eq!(kernel.flows_by_policy(&ranges).unwrap(), BTreeMap::from([(7, 14), (9, 10)]));
+        assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 14), (9, 10)]));
         let forget = async |mark, mask| {
             let step = Step::Forget { flows: Fwmark { mark, mask }, reason: String::new() };
             kernel.execute(&step, &ranges, &stamp(1)).await
@@ -679,7 +691,7 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         assert_eq!(count(), 36);
         assert_eq!(forget(0x0300_0000, 0xff00_0000).await.unwrap().flows, 0);
         assert_eq!(forget(0x0100_0000, 0xff00_0000).await.unwrap().flows, 16);
-        assert_eq!(kernel.flows_by_policy(&ranges).unwrap(), BTreeMap::from([(7, 8)]));
+        assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 8)]));
         assert_eq!(count(), 20);
         assert_eq!(forget(0x0100_0000, 0xff00_0000).await.unwrap().flows, 0);
     });
@@ -703,7 +715,7 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
     in_netns(|| async {
         cables();
         let mut changes = Linux::subscribe().unwrap();
-        let changed = |what: &'static str| move |event: &KernelEvent| *event == KernelEvent::Changed(what);
+        let of = |what: &'static str| move |event: &KernelEvent| *event == KernelEvent::Changed(what);
         ip("link set isp0 down");
         let lost = KernelEvent::Link { name: name("wan0"), up: true, carrier: false };
         wait_for(&mut changes, |event| *event == lost).await;
@@ -723,15 +735,15 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
             ("-6 rule add priority 20001 table 20001", "rule"),
         ] {
             ip(command);
-            wait_for(&mut changes, changed(what)).await;
+            wait_for(&mut changes, of(what)).await;
         }
         nft(RULESET);
-        wait_for(&mut changes, changed("nft")).await;
+        wait_for(&mut changes, of("nft")).await;
         // What is left of that transaction is read away, up to a mark that is known to be the last.
         ip("link add last0 type veth peer name last1");
         wait_for(&mut changes, |event| matches!(event, KernelEvent::Link { name: n, .. } if *n == name("last0"))).await;
         nft("flush ruleset");
-        wait_for(&mut changes, changed("nft")).await;
+        wait_for(&mut changes, of("nft")).await;
         ip("link del wan1");
         wait_for(
             &mut changes,
@@ -806,4 +818,109 @@ fn the_second_in_a_namespace_is_told_who_is_first_and_another_namespace_is_free(
         child.wait().unwrap();
     });
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+/// A ruleset of so many policies, one chain, one counter and one element of a verdict map each.
+fn large(policies: usize) -> String {
+    let mut text = RULESET[..RULESET.find("\tset policies").unwrap()].to_owned();
+    let list = |item: &dyn Fn(usize) -> String| (1..=policies).map(item).collect::<Vec<_>>().join(", ");
+    let names = list(&|n| format!("{n:#010x} comment \"policy-{n}\""));
+    let jumps = list(&|n| format!("10.{}.{}.0/24 . udp . {} : jump c_{n}", n / 250, n % 250, 5000 + n));
+    text += &format!("\tset policies {{\n\t\ttype mark\n\t\telements = {{ {names} }}\n\t}}\n");
+    for n in 1..=policies {
+        text += &format!("\tcounter policy_policy-{n} {{ packets 0 bytes 0 }}\n");
+        let set = "meta mark set meta mark & 0x00ffffff | 0x01000000";
+        text += &format!("\tchain c_{n} {{\n\t\tcounter name \"policy_policy-{n}\"\n\t\t{set}\n\t}}\n");
+    }
+    text += "\tchain prerouting {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n";
+    text + &format!("\t\tip saddr . meta l4proto . th dport vmap {{ {jumps} }}\n\t}}\n}}\n")
+}
+
+#[test]
+fn a_look_at_a_thousand_policies_takes_well_under_a_quarter_of_a_second() {
+    in_netns(|| async {
+        cables();
+        let kernel = Linux::connect().unwrap();
+        let source = large(1000);
+        let started = std::time::Instant::now();
+        let canonical = kernel.canonical(&source).await.unwrap();
+        let check = started.elapsed();
+        let table = Value::Nft(NftTable { canonical: canonical.clone(), source });
+        let started = std::time::Instant::now();
+        execute(&kernel, &set(Key::Nft, None, Some(table))).await;
+        let load = started.elapsed();
+        for number in 1..=50 {
+            for (family, gateway) in [(Family::V4, "192.0.2.1"), (Family::V6, "2001:db8::1")] {
+                let table = 20_000 + number;
+                execute(&kernel, &set(Key::Rule(rule_key(family, number)), None, Some(Value::Rule))).await;
+                let key = Key::Route(route_key(family, table, 10));
+                execute(&kernel, &set(key, None, Some(via(Some(gateway), "wan0", None)))).await;
+            }
+        }
+        let mut looks = Vec::new();
+        let mut routing = Vec::new();
+        for _ in 0..9 {
+            let started = std::time::Instant::now();
+            let observed = observe(&kernel).await;
+            looks.push(started.elapsed());
+            assert_eq!((observed.counters.len(), observed.allocations.policies.len()), (1000, 1000));
+            let Value::Nft(found) = &observed.state.objects[&Key::Nft] else { panic!() };
+            assert!(found.canonical == canonical);
+            let started = std::time::Instant::now();
+            kernel.observe_routing(&scope()).unwrap();
+            routing.push(started.elapsed());
+        }
+        looks.sort();
+        routing.sort();
+        println!("check {check:?}, load {load:?}, look {:?}, routing {:?}", looks[4], routing[4]);
+        assert!(looks[4] < Duration::from_millis(250), "{looks:?}");
+        assert!(routing[4] < Duration::from_millis(20), "{routing:?}");
+    });
+}
+
+/// Runs one of the ignored tests of this binary again, in this namespace, as nobody.
+fn as_nobody(test: &str) -> String {
+    // Nobody may not be allowed to look into the build directory.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("it");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let words = ["--reuid=65534", "--regid=65534", "--clear-groups", program.to_str().unwrap(), "--exact", test];
+    run("setpriv", &[&words[..], &["--ignored", "--nocapture"]].concat(), "")
+}
+
+#[test]
+fn without_the_privilege_looking_works_as_far_as_the_kernel_allows_and_the_rest_says_what_it_needs() {
+    in_netns(|| async {
+        cables();
+        assert!(has_net_admin());
+        ip("rule add priority 20001 fwmark 0x1000000/0xff000000 table 20001 protocol 157");
+        let said = as_nobody("kernel::part_that_runs_as_nobody");
+        assert!(said.contains("1 passed"), "{said}");
+    });
+}
+
+#[test]
+#[ignore = "run by the test above, in a process without capabilities"]
+fn part_that_runs_as_nobody() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert!(!has_net_admin());
+        let kernel = Linux::connect().unwrap();
+        assert_eq!(kernel.observe_routing(&scope()).unwrap().state.objects.len(), 1);
+        assert!(kernel.canonical(RULESET).await.unwrap().contains("chain c_voice"));
+        let add = set(Key::Rule(rule_key(Family::V4, 2)), None, Some(Value::Rule));
+        let sysctl = Key::Sysctl(SysctlKey { path: "ipv4/conf/wan0/rp_filter".to_owned() });
+        let write = set(sysctl, None, Some(Value::Sysctl { value: "2".to_owned() }));
+        let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
+        let load = set(Key::Nft, None, Some(Value::Nft(table)));
+        let mut refusals = vec![kernel.observe(&scope()).await.unwrap_err(), Linux::subscribe().err().unwrap()];
+        for step in [add, load, write] {
+            refusals.push(kernel.execute(&step, &Ranges::default(), &stamp(1)).await.unwrap_err());
+        }
+        for refusal in refusals {
+            let named = matches!(&refusal, KernelError::Privilege { what } if what.contains("CAP_NET_ADMIN"));
+            assert!(named, "{refusal:?}");
+        }
+    });
 }
