@@ -32,7 +32,7 @@ pub use rows::{HealthSample, Run, TransitionRecord};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// `SQLite` refused.
-    #[error("{doing} {}", file.display())]
+    #[error("cannot {doing} {}", file.display())]
     Database {
         /// What was being done.
         doing: &'static str,
@@ -62,7 +62,7 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// The state directory could not be used.
-    #[error("{doing} {}", file.display())]
+    #[error("cannot {doing} {}", file.display())]
     File {
         /// What was being done.
         doing: &'static str,

@@ -595,7 +595,7 @@ async fn the_metrics_listener_says_whether_the_daemon_is_alive_and_ready() {
     let (code, text) = http(listener.address, "/readyz").await;
     assert!(code == 503 && text.contains("first reconcile"), "{text}");
     assert_eq!(http(listener.address, "/healthz").await.0, 200, "not ready is not dead");
-    change(|status| status.now = Default::default());
+    change(|status| status.now = clock::Instant::default());
     let (code, text) = http(listener.address, "/healthz").await;
     assert!(code == 503 && text.contains("has not moved"), "{text}");
     change(|status| status.now = clock::now());
