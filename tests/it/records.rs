@@ -175,6 +175,31 @@ fn what_a_start_needs_is_kept() {
 }
 
 #[test]
+fn what_describes_the_kernel_of_another_boot_counts_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    let run = journal.begin(&plan(2)).unwrap();
+    journal.step(run, 0, &StepState::Started).unwrap();
+    journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "1").unwrap();
+    journal.set_applied(&State::default()).unwrap();
+    journal.put("override", &"lte").unwrap();
+    assert!(journal.unfinished().unwrap().is_some());
+    drop(journal);
+    let db = rusqlite::Connection::open(store::journal_file(dir.path())).unwrap();
+    for table in ["runs", "sysctl_originals", "this_boot"] {
+        db.execute(&format!("UPDATE {table} SET boot = 'another'"), []).unwrap();
+    }
+    drop(db);
+    let journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.unfinished().unwrap(), None, "its steps must not be undone on a fresh kernel");
+    assert!(journal.sysctl_originals().unwrap().is_empty());
+    assert_eq!(journal.applied().unwrap(), None);
+    assert_eq!(journal.get::<String>("override").unwrap().as_deref(), Some("lte"));
+    let told = &read::history(dir.path(), 1).unwrap()[0];
+    assert!(told.outcome.is_none() && told.message.as_deref().is_some_and(|m| m.contains("machine went down")));
+}
+
+#[test]
 fn old_runs_lose_their_details_but_not_their_line() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).unwrap();
