@@ -21,7 +21,7 @@ use crate::{
     engine::status::ReconcileOutcome,
     failover::Selection,
     plan::Step,
-    state::State,
+    state::{Stamp, State},
 };
 
 /// Finished runs whose steps and plan are kept; older ones keep only their line in the history.
@@ -41,6 +41,10 @@ pub struct PlanRecord {
     pub plan: Uuid,
     /// The generation that it leads to.
     pub generation: u64,
+    /// What the nft table carried when the plan was made; an undo puts it back.
+    pub previous: Option<Stamp>,
+    /// Where its steps run (boot and network namespace), in the words of whoever applies.
+    pub place: String,
     /// The revision of its configuration.
     pub revision: Option<String>,
     /// When it begins.
@@ -110,6 +114,10 @@ pub struct Unfinished {
     pub plan: Uuid,
     /// The generation that it was to lead to.
     pub generation: u64,
+    /// What the nft table carried when the plan was made.
+    pub previous: Option<Stamp>,
+    /// Where its steps ran.
+    pub place: String,
     /// The revision of its configuration.
     pub revision: Option<String>,
     /// When it began.
@@ -192,17 +200,24 @@ impl Journal {
         StoreError::database(doing, &self.file)
     }
 
-    /// Writes down a plan with all its steps before the first one runs.
+    /// Writes down a plan with all its steps before the first one runs. Runs that are still open are closed:
+    /// whoever begins has recovered before.
     pub fn begin(&self, plan: &PlanRecord) -> Result<RunId, StoreError> {
         const DOING: &str = "begin a run in";
         let document = (!plan.document.is_null()).then(|| plan.document.to_string());
+        let previous =
+            plan.previous.as_ref().map(serde_json::to_string).transpose().map_err(StoreError::value(DOING))?;
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        let closed = "UPDATE runs SET ended = ?, message = 'replaced by a later run' WHERE ended IS NULL";
+        work.execute(closed, [plan.started.as_micros()]).map_err(self.err(DOING))?;
         work.prepare_cached(
-            "INSERT INTO runs (boot, plan, generation, revision, started, steps, document) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (boot, place, plan, previous, generation, revision, started, steps, document)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .and_then(|mut s| {
             let (id, generation, steps) = (plan.plan.to_string(), int(plan.generation), int(plan.steps.len()));
-            s.execute(params![self.boot, id, generation, plan.revision, plan.started.as_micros(), steps, document])
+            let (started, place) = (plan.started.as_micros(), &plan.place);
+            s.execute(params![self.boot, place, id, previous, generation, plan.revision, started, steps, document])
         })
         .map_err(self.err(DOING))?;
         let run = RunId(work.last_insert_rowid());
@@ -226,19 +241,20 @@ impl Journal {
             .map_err(self.err("write a step to"))
     }
 
-    /// Closes a run, and forgets the details of old ones.
+    /// Closes a run, and forgets the details of old ones. No outcome means that nothing was left to finish or
+    /// undo.
     pub fn finish(
         &self,
         run: RunId,
         ended: Wall,
-        outcome: ReconcileOutcome,
+        outcome: Option<ReconcileOutcome>,
         message: Option<&str>,
     ) -> Result<(), StoreError> {
         const DOING: &str = "finish a run in";
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
         work.execute(
             "UPDATE runs SET ended = ?, outcome = ?, message = ? WHERE id = ?",
-            params![ended.as_micros(), word(&outcome), message, run.0],
+            params![ended.as_micros(), outcome.as_ref().map(word), message, run.0],
         )
         .and_then(|_| work.execute("DELETE FROM steps WHERE run <= ?", [run.0 - KEEP_STEPS]))
         .and_then(|_| {
@@ -253,8 +269,8 @@ impl Journal {
     /// The newest run of this boot that was begun and never finished.
     pub fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
         const DOING: &str = "read the unfinished run of";
-        let sql =
-            "SELECT id, plan, generation, revision, started FROM runs WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
+        let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
+            WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
         let found = self.db.query_row(sql, [], |row| {
             let plan: String = row.get(1)?;
             Ok(Unfinished {
@@ -263,6 +279,8 @@ impl Journal {
                 generation: uint(row.get(2)?),
                 revision: row.get(3)?,
                 started: Wall::from_micros(row.get(4)?),
+                previous: row.get::<_, Option<String>>(5)?.and_then(|text| serde_json::from_str(&text).ok()),
+                place: row.get(6)?,
                 steps: Vec::new(),
             })
         });

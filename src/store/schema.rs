@@ -13,7 +13,9 @@ pub(super) const JOURNAL: &[&str] = &["
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         boot TEXT NOT NULL,
+        place TEXT NOT NULL,
         plan TEXT NOT NULL,
+        previous TEXT,
         generation INTEGER NOT NULL,
         revision TEXT,
         started INTEGER NOT NULL,

@@ -46,6 +46,8 @@ fn journaled(journal: &Journal) {
     let plan = PlanRecord {
         plan: uuid::Uuid::now_v7(),
         generation: 1,
+        previous: None,
+        place: String::new(),
         revision: None,
         started: clock::wall(),
         document: serde_json::Value::Null,
@@ -56,7 +58,7 @@ fn journaled(journal: &Journal) {
         journal.step(run, index, &StepState::Started).expect("marked");
         journal.step(run, index, &StepState::Done).expect("marked");
     }
-    journal.finish(run, clock::wall(), ReconcileOutcome::Applied, None).expect("finished");
+    journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).expect("finished");
 }
 
 fn row(name: &str, rounds: usize, bound: &str, mut work: impl FnMut()) {

@@ -20,7 +20,7 @@ use patronus::{
     health::PathState,
     metrics,
     plan::Step,
-    state::{Fwmark, State},
+    state::{Fwmark, Stamp, State},
     store::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
         read::{self, Wanted},
@@ -118,6 +118,8 @@ fn plan(steps: u32) -> PlanRecord {
     PlanRecord {
         plan: uuid::Uuid::now_v7(),
         generation: 7,
+        previous: Some(Stamp { generation: 6, plan: uuid::Uuid::now_v7() }),
+        place: "boot/netns".into(),
         revision: Some("abc".into()),
         started: clock::wall(),
         document: serde_json::json!({"summary": "two"}),
@@ -139,10 +141,11 @@ fn a_run_is_unfinished_until_it_is_finished() {
     let journal = Journal::open(dir.path()).unwrap();
     let found = journal.unfinished().unwrap().unwrap();
     assert_eq!((found.run, found.plan, found.generation), (run, plan.plan, 7));
+    assert_eq!((found.previous, found.place), (plan.previous, plan.place));
     assert_eq!(found.steps.iter().map(|s| s.step.clone()).collect::<Vec<_>>(), plan.steps);
     let states: Vec<_> = found.steps.iter().map(|s| s.state.clone()).collect();
     assert_eq!(states, [StepState::Done, StepState::Failed("no such device".into()), StepState::Planned]);
-    journal.finish(run, clock::wall(), ReconcileOutcome::RolledBack, Some("no such device")).unwrap();
+    journal.finish(run, clock::wall(), Some(ReconcileOutcome::RolledBack), Some("no such device")).unwrap();
     assert_eq!(journal.unfinished().unwrap(), None);
     let history = read::history(dir.path(), 10).unwrap();
     assert_eq!(history.len(), 1);
@@ -206,7 +209,7 @@ fn old_runs_lose_their_details_but_not_their_line() {
     let mut runs = Vec::new();
     for _ in 0..102 {
         let run = journal.begin(&plan(1)).unwrap();
-        journal.finish(run, clock::wall(), ReconcileOutcome::Applied, None).unwrap();
+        journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
         runs.push(run);
     }
     assert!(journal.steps(runs[1]).unwrap().is_empty());
@@ -227,7 +230,7 @@ fn journal_writer_child() {
             journal.step(run, index, &StepState::Done).unwrap();
             writeln!(progress, "{} {index}", run.0).unwrap();
         }
-        journal.finish(run, clock::wall(), ReconcileOutcome::Applied, None).unwrap();
+        journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
     }
 }
 
@@ -257,7 +260,7 @@ fn a_killed_writer_leaves_an_intact_journal() {
         assert!(steps[..=index].iter().all(|s| s.state == StepState::Done), "told {last}, found {steps:?}");
         if let Some(unfinished) = journal.unfinished().unwrap() {
             assert!(unfinished.run.0 >= run && unfinished.steps.len() == 4, "{unfinished:?}");
-            journal.finish(unfinished.run, clock::wall(), ReconcileOutcome::RolledBack, None).unwrap();
+            journal.finish(unfinished.run, clock::wall(), Some(ReconcileOutcome::RolledBack), None).unwrap();
         }
     }
 }
