@@ -272,14 +272,14 @@ impl Journal {
         let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
             WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
         let found = self.db.query_row(sql, [], |row| {
-            let plan: String = row.get(1)?;
+            let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(5)?);
             Ok(Unfinished {
                 run: RunId(row.get(0)?),
-                plan: plan.parse().unwrap_or_default(),
+                plan: plan.parse().map_err(|e| unreadable(1, e))?,
                 generation: uint(row.get(2)?),
                 revision: row.get(3)?,
                 started: Wall::from_micros(row.get(4)?),
-                previous: row.get::<_, Option<String>>(5)?.and_then(|text| serde_json::from_str(&text).ok()),
+                previous: previous.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| unreadable(5, e))?,
                 place: row.get(6)?,
                 steps: Vec::new(),
             })
@@ -432,6 +432,10 @@ impl Journal {
     pub fn forget(&self, key: &str) -> Result<(), StoreError> {
         self.db.execute("DELETE FROM remembered WHERE key = ?", [key]).map(drop).map_err(self.err("forget a value in"))
     }
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 fn parsed<T: DeserializeOwned>(doing: &'static str, text: Option<String>) -> Result<Option<T>, StoreError> {

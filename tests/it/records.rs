@@ -16,7 +16,7 @@ use patronus::{
         client::{self, ClientError},
     },
     clock::{self, Wall},
-    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status, Totals},
     health::PathState,
     metrics,
     plan::Step,
@@ -53,8 +53,8 @@ fn status() -> Status {
 
 // Metrics.
 
-#[test]
-fn promtool_finds_nothing_to_complain_about() {
+/// What `promtool check metrics` says; empty when it is content.
+fn promtool(text: &str) -> String {
     let mut tool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -62,10 +62,26 @@ fn promtool_finds_nothing_to_complain_about() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool: apt-get install prometheus");
-    tool.stdin.take().unwrap().write_all(metrics::render(&status()).as_bytes()).unwrap();
+    tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let out = tool.wait_with_output().unwrap();
     let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
-    assert!(out.status.success() && said.is_empty(), "{said}\n{}", metrics::render(&status()));
+    assert_eq!(out.status.success(), said.is_empty(), "{said}");
+    said
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    assert_eq!(promtool(&metrics::render(&status())), "");
+    let mut bare = status();
+    (bare.paths, bare.rules, bare.policies) = Default::default();
+    bare.totals = Totals::default();
+    assert_eq!(promtool(&metrics::render(&bare)), "", "before the first reconcile");
+}
+
+#[test]
+fn promtool_would_complain_about_counters_in_open_metrics_style() {
+    let sabotaged = metrics::render(&status()).replace("patronus_probes_total ", "patronus_probes ");
+    assert!(promtool(&sabotaged).contains("patronus_probes"));
 }
 
 #[test]
