@@ -25,6 +25,9 @@ use patronus::{
 use proptest::prelude::*;
 use uuid::Uuid;
 
+#[path = "transaction/crash.rs"]
+mod crash;
+
 mod build {
     //! Objects in a few letters.
 
