@@ -1,0 +1,156 @@
+//! What `plan`, `apply`, `teardown` and `run` have in common: settings, configuration, kernel, journal.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use super::{Exit, Failure};
+use crate::{
+    apply::{Outcome as Applied, Recovery},
+    clock,
+    diag::{self, Diagnostic},
+    engine::{self, Active, ConfigError, router::Router},
+    failover::{self, Selection},
+    health::Healths,
+    kernel::{
+        KernelError,
+        linux::Linux,
+        lock::{Lock, LockError},
+    },
+    settings::Settings,
+    source,
+    store::{self, Ledger},
+    units::Name,
+};
+
+/// Where this router's own settings come from.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RouterArgs {
+    /// Settings of this router [default: /etc/patronus/patronus.yaml if it is there]
+    #[arg(long, value_name = "FILE", env = "PATRONUS_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Site that this router is, in place of the settings' one
+    #[arg(long, value_name = "NAME", env = "PATRONUS_SITE")]
+    pub site: Option<Name>,
+    /// State directory, in place of the settings' one
+    #[arg(long, value_name = "DIR", env = "PATRONUS_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory for the lock and the socket, in place of the settings' one
+    #[arg(long, value_name = "DIR", env = "PATRONUS_RUNTIME_DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Settings with what the command line says in their place.
+///
+/// `dir` is the configuration to use instead of the settings' source. Without a settings file both it and a site
+/// are needed; a configuration of one site says itself which.
+pub fn settings(args: &RouterArgs, dir: Option<&Path>) -> Result<Settings, Failure> {
+    let env = |name: &str| std::env::var(name).ok();
+    let mut settings = Settings::load(args.config.as_deref(), env)
+        .map_err(|error| Failure::new(Exit::Settings, error.rendered()))?;
+    if let Some(dir) = dir {
+        dir.clone_into(&mut settings.source.dir);
+    }
+    if let Some(site) = &args.site {
+        settings.site.clone_from(site);
+    }
+    if let Some(dir) = &args.state_dir {
+        settings.state_dir.clone_from(dir);
+    }
+    if let Some(dir) = &args.runtime_dir {
+        settings.runtime_dir.clone_from(dir);
+    }
+    Ok(settings)
+}
+
+/// Reads and checks the configuration; prints what it finds to standard error.
+pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
+    let dir = &settings.source.dir;
+    let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
+    engine::activate(snapshot, settings).map_err(|error| match error {
+        ConfigError::Invalid(config, found) => {
+            show(&found, &config);
+            let errors = found.iter().filter(|d| d.severity == diag::Severity::Error).count();
+            let plural = if errors == 1 { "" } else { "s" };
+            let text = format!("{} has {errors} error{plural}; nothing was changed", dir.display());
+            Failure::new(Exit::Config, text)
+        }
+        ConfigError::NoSite(..) => {
+            let lines = error.lines().join("\n");
+            Failure::new(Exit::Settings, format!("{lines}; name one with --site or in the settings"))
+        }
+    })
+}
+
+fn show(found: &[Diagnostic], config: &crate::config::Config) {
+    let text = diag::terminal(found, config.sources());
+    // A closed standard error is nobody's loss.
+    let _ = write!(anstream::stderr(), "{text}");
+}
+
+/// Connects to the kernel.
+pub fn kernel() -> Result<Linux, Failure> {
+    Linux::connect().map_err(|error| from_kernel("cannot use this machine's kernel", &error))
+}
+
+/// A kernel error with the right exit status.
+pub fn from_kernel(doing: &str, error: &KernelError) -> Failure {
+    match error {
+        KernelError::Privilege { .. } => Failure::new(Exit::Privilege, error.to_string()),
+        KernelError::Missing { .. } => Failure::new(Exit::Error, error.to_string()),
+        other => Failure::error(doing, other),
+    }
+}
+
+/// Takes the lock of this network namespace.
+pub fn lock(settings: &Settings, command: &str) -> Result<Lock, Failure> {
+    Lock::acquire(&settings.runtime_dir, command).map_err(|error| match error {
+        LockError::Busy { .. } => Failure::new(Exit::Busy, error.to_string()),
+        other => Failure::error("cannot take the lock of this router", &other),
+    })
+}
+
+/// The journal as `plan` may use it: it creates nothing.
+pub fn existing_ledger(settings: &Settings) -> Ledger {
+    if store::journal_file(&settings.state_dir).exists() { ledger(settings) } else { Ledger::memory() }
+}
+
+/// The journal.
+pub fn ledger(settings: &Settings) -> Ledger {
+    let (ledger, alarm) = Ledger::open(&settings.state_dir);
+    if let Some(alarm) = alarm {
+        tracing::warn!("{alarm}");
+    }
+    ledger
+}
+
+/// Settles what an earlier process left open, and says so.
+pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
+    let recovery =
+        router.recover().await.map_err(|error| Failure::error("cannot settle an interrupted change", &error))?;
+    if let Recovery::Settled { stamp, report } = recovery {
+        let how = match report.outcome {
+            Applied::Applied => "finished",
+            Applied::RolledBack { .. } => "undone",
+            _ => return Err(Failure::new(Exit::Error, format!("{stamp} was interrupted and could be neither finished nor undone: {:?}", report.outcome))),
+        };
+        tracing::warn!(%stamp, "an interrupted change was {how}");
+    }
+    Ok(())
+}
+
+/// The path choice that holds for a site: the remembered one where it still fits, else the primaries.
+pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
+    let remembered = router.remembered_selection().unwrap_or_default();
+    let (selection, _) =
+        failover::select(&active.site, &Healths::new(), &failover::Measures::new(), &remembered, clock::now());
+    selection
+}
+
+/// The configuration in force before, if it is known and still valid.
+pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
+    let good = router.ledger.last_good()?;
+    let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
+    engine::activate(snapshot, settings).ok()
+}
