@@ -9,7 +9,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{F_SETFD, FdFlag, Flock, FlockArg, fcntl},
 };
 
 /// Why the lock was not had.
@@ -62,6 +62,9 @@ impl Lock {
     }
 
     fn held(mut file: Flock<File>, path: PathBuf, command: &str) -> Result<Self, LockError> {
+        // An `nft` that outlives us may be about to commit: it inherits the lock, so that nobody recovers under it.
+        fcntl(&*file, F_SETFD(FdFlag::empty()))
+            .map_err(|errno| failed("keep the lock for children".into())(errno.into()))?;
         let line = format!("pid {}, `{command}`\n", std::process::id());
         let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes()));
         written.map_err(failed(format!("write the lock {}", path.display())))?;

@@ -142,6 +142,7 @@ impl apply::Journal for Ledger {
             document: serde_json::to_value(document).unwrap_or_default(),
             steps: record.steps.clone(),
         };
+        close_older(journal).map_err(failed("closing older runs in the journal"))?;
         let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
         Ok(RunId(id.0))
     }
@@ -203,6 +204,14 @@ impl apply::Journal for Ledger {
             states,
         }))
     }
+}
+
+/// A run that was left open while the disk was dead must never be undone over a later one.
+fn close_older(journal: &Journal) -> Result<(), StoreError> {
+    while let Some(open) = journal.unfinished()? {
+        journal.finish(open.run, clock::wall(), ReconcileOutcome::Refused, Some("superseded by a later run"))?;
+    }
+    Ok(())
 }
 
 const fn from_disk(state: &journal::StepState) -> Option<StepState> {

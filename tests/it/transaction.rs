@@ -25,6 +25,9 @@ use patronus::{
 use proptest::prelude::*;
 use uuid::Uuid;
 
+#[path = "transaction/crash.rs"]
+mod crash;
+
 mod build {
     //! Objects in a few letters.
 
@@ -625,4 +628,23 @@ fn recovering_twice_is_recovering_once() {
     assert!(matches!(first, Recovery::Settled { .. }), "{first:?}");
     assert!(matches!(second, Recovery::Clean), "{second:?}");
     assert_eq!(paused(look(&fake)), after);
+}
+
+#[test]
+fn the_journal_on_disk_gives_back_what_a_killed_run_left_and_closes_older_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, memory) = killed_in_the_middle(&everything());
+    let left = now(memory.clone().unfinished()).expect("memory").expect("an open run");
+    let mut disk = patronus::store::Ledger::open(dir.path()).0;
+    now(disk.begin(&left.record)).expect("a writable journal");
+    let run = now(disk.begin(&left.record)).expect("a writable journal");
+    for (index, state) in left.states.iter().enumerate().filter_map(|(index, state)| Some((index, (*state)?))) {
+        now(disk.step(run, index, state)).expect("a writable journal");
+    }
+    drop(disk);
+    let mut disk = patronus::store::Ledger::open(dir.path()).0;
+    let found = now(disk.unfinished()).expect("a readable journal").expect("an open run");
+    assert_eq!((found.run, found.record, found.states), (run, left.record, left.states));
+    now(disk.finish(found.run, Ending::RolledBack, "as told")).expect("a writable journal");
+    assert_eq!(now(disk.unfinished()).expect("a readable journal"), None);
 }
