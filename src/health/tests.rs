@@ -132,6 +132,17 @@ fn three_rounds_lost_in_a_row_are_down_and_three_good_ones_end_it() {
 }
 
 #[test]
+fn three_losses_count_however_short_the_history_is() {
+    for before in 1..20 {
+        let mut s = Story::new(3, 1000);
+        s.rounds(before, &[20, 20, 20]);
+        s.rounds(3, &[0, 0, 0]);
+        let h = s.rounds(3, &[20, 20, 20]);
+        assert_eq!(h.state, PathState::Down, "after {before} good rounds: {h:?}");
+    }
+}
+
+#[test]
 fn no_answer_at_all_is_loss_1_and_no_latency() {
     let mut s = Story::new(2, 1000);
     let h = s.rounds(3, &[0, 0]);
