@@ -54,7 +54,7 @@ pub struct TeardownArgs {
 
 /// Runs `apply`.
 pub async fn apply(args: ApplyArgs) -> Outcome {
-    let settings = context::settings(&args.router, args.dir.as_deref())?;
+    let settings = context::settings(&args.router, args.dir)?;
     let active = context::configuration(&settings)?;
     let kernel = context::kernel()?;
     let _lock = context::lock(&settings, "apply")?;
@@ -84,7 +84,8 @@ pub async fn teardown(args: TeardownArgs) -> Outcome {
     let inputs =
         report::Inputs { old: None, new: None, steps: &planned.steps, applied: None, intruders: &observed.intruders };
     let revision = Revisions { to: "none".into(), from: None };
-    plan::print(&report::report(&inputs, settings.site.clone(), revision, router.generation()), args.show)?;
+    let site = settings.site.clone().unwrap_or_else(context::nameless);
+    plan::print(&report::report(&inputs, site, revision, router.generation()), args.show)?;
     if planned.steps.is_empty() || !agreed(args.yes, "Remove all of this?")? {
         return Ok(Exit::Done);
     }

@@ -11,7 +11,7 @@ use crate::{
     apply::{Outcome as Applied, Recovery},
     clock,
     diag::{self, Diagnostic},
-    engine::{self, Active, ConfigError, router::Router},
+    engine::{self, Active, ConfigError, Origin, router::Router},
     failover::{self, Selection},
     health::{Healths, Measures},
     kernel::{
@@ -19,7 +19,7 @@ use crate::{
         linux::Linux,
         lock::{Lock, LockError},
     },
-    settings::Settings,
+    settings::{Settings, Source},
     source,
     store::{self, Ledger},
     units::Name,
@@ -43,34 +43,51 @@ pub struct RouterArgs {
     pub runtime_dir: Option<PathBuf>,
 }
 
-/// Settings with what the command line says in their place.
-///
-/// `dir` is the configuration to use instead of the settings' source. Without a settings file both it and a site
-/// are needed; a configuration of one site says itself which.
-pub fn settings(args: &RouterArgs, dir: Option<&Path>) -> Result<Settings, Failure> {
-    let env = |name: &str| std::env::var(name).ok();
-    let mut settings = Settings::load(args.config.as_deref(), env)
-        .map_err(|error| Failure::new(Exit::Settings, error.rendered()))?;
-    if let Some(dir) = dir {
-        dir.clone_into(&mut settings.source.dir);
-    }
-    if let Some(site) = &args.site {
-        settings.site.clone_from(site);
-    }
+/// Settings with what the command line says in their place; `dir` is the configuration to use instead of the
+/// settings' source.
+pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Failure> {
+    let mut settings = Settings::load(args.config.as_deref(), |name| std::env::var(name).ok())
+        .map_err(|error| Failure { exit: Exit::Settings, ..Failure::error("reading the settings", &error) })?;
+    settings.source = dir.map(Source::Dir).or(settings.source);
+    settings.site = args.site.clone().or(settings.site);
     if let Some(dir) = &args.state_dir {
         settings.state_dir.clone_from(dir);
     }
     if let Some(dir) = &args.runtime_dir {
+        settings.socket = dir.join("patronus.sock");
         settings.runtime_dir.clone_from(dir);
     }
     Ok(settings)
 }
 
+fn directory(settings: &Settings) -> Result<&Path, Failure> {
+    let missing = "no configuration: name a directory, or give the settings a `source: {dir: PATH}`";
+    match &settings.source {
+        Some(Source::Dir(dir)) => Ok(dir),
+        None => Err(Failure::new(Exit::Settings, missing)),
+    }
+}
+
+/// Which site the daemon is for, and where its configuration comes from.
+pub fn origin(settings: &Settings) -> Result<Origin, Failure> {
+    let missing = "which site is this router? Give the settings a `site: NAME`, or add --site NAME";
+    Ok(Origin {
+        site: settings.site.clone().ok_or_else(|| Failure::new(Exit::Settings, missing))?,
+        dir: directory(settings)?.to_owned(),
+        options: settings.check_options(),
+    })
+}
+
+/// Stands for the site where none is named.
+pub fn nameless() -> Name {
+    "this-router".parse().unwrap_or_else(|_| unreachable!("a constant name is valid"))
+}
+
 /// Reads and checks the configuration; prints what it finds to standard error.
 pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
-    let dir = &settings.source.dir;
+    let dir = directory(settings)?;
     let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
-    engine::activate(snapshot, settings).map_err(|error| match error {
+    activate(snapshot, settings).map_err(|error| match error {
         ConfigError::Invalid(config, found) => {
             show(&found, &config);
             let errors = found.iter().filter(|d| d.severity == diag::Severity::Error).count();
@@ -83,6 +100,10 @@ pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
             Failure::new(Exit::Settings, format!("{lines}; name one with --site or in the settings"))
         }
     })
+}
+
+fn activate(snapshot: crate::config::Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+    engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
 }
 
 fn show(found: &[Diagnostic], config: &crate::config::Config) {
@@ -154,7 +175,7 @@ pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
 pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
     let good = router.ledger.last_good()?;
     let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
-    engine::activate(snapshot, settings).ok()
+    activate(snapshot, settings).ok()
 }
 
 /// The sites of a directory, for the lab.

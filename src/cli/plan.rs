@@ -60,7 +60,7 @@ pub struct Made {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let settings = context::settings(&args.router, args.dir.as_deref())?;
+    let settings = context::settings(&args.router, args.dir)?;
     let active = context::configuration(&settings)?;
     let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
     // Whoever holds the lock settles interrupted changes himself.

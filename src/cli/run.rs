@@ -35,19 +35,20 @@ pub struct Args {
 
 /// Runs the verb until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Outcome {
-    let settings = context::settings(&args.router, args.dir.as_deref())?;
+    let settings = context::settings(&args.router, args.dir)?;
+    let origin = context::origin(&settings)?;
     let _lock = context::lock(&settings, "run")?;
     let changes = Linux::subscribe().map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
     let kernel = context::kernel()?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
     let mut router = Router::new(kernel, ledger, settings.ranges);
     context::recover(&mut router).await?;
-    let limits = Limits { retention: settings.retention.get(), ..Limits::default() };
+    let limits = Limits { retention: settings.retention, ..Limits::default() };
     let recorder = Recorder::start(&settings.state_dir, limits);
     let mut alarms: Vec<String> = alarm.into_iter().collect();
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
-    let parts = Parts { settings: settings.clone(), router, recorder: recorder.clone(), alarms: Vec::new() };
+    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new() };
     let mut engine = Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
     let listeners = listen(&settings, state, &mut alarms).await;
@@ -65,7 +66,7 @@ pub async fn run(args: Args) -> Outcome {
 async fn listen(
     settings: &Settings, state: ApiState, alarms: &mut Vec<String>,
 ) -> (Option<api::ControlSocket>, Option<api::MetricsListener>) {
-    let listen = Listen { socket: settings.socket(), group: None, metrics: settings.listen.metrics };
+    let listen = Listen { socket: settings.socket.clone(), group: None, metrics: settings.metrics };
     let mut note = |error: api::ApiError| {
         let text = Failure::error("a listener is missing", &error).message;
         tracing::error!("{text}");

@@ -107,6 +107,7 @@ fn selection(active: &str, tail: &[&str]) -> Selection {
         tail: tail.iter().map(|t| name(t)).collect(),
         since: crate::clock::Instant::default(),
         recovering: None,
+        exhausted: false,
     };
     Selection { rules: [(name("critical"), choice)].into() }
 }
@@ -127,6 +128,7 @@ fn table(c: &Compiled, target: &Target) -> Vec<String> {
         .map(|v| match v {
             RouteValue::Via { interface, .. } => interface.to_string(),
             RouteValue::Unreachable => "unreachable".into(),
+            RouteValue::Other { text, .. } => text.clone(),
         })
         .collect()
 }

@@ -27,14 +27,13 @@ use crate::{
     },
     plan::Step,
     probe::{ProbeError, Prober},
-    settings::Settings,
     source::Watcher,
     state::Observed,
     store::Recorder,
     units::Name,
 };
 
-pub use self::source::{Active, ConfigError, activate};
+pub use self::source::{Active, ConfigError, Origin, activate};
 use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
@@ -57,8 +56,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What the engine is made of.
 pub struct Parts {
-    /// The router's settings.
-    pub settings: Settings,
+    /// Which site this is, and where its configuration comes from.
+    pub origin: Origin,
     /// Its kernel and journal.
     pub router: Router<Linux>,
     /// Where events and samples go.
@@ -81,7 +80,7 @@ pub struct Wires {
 
 /// The engine.
 pub struct Engine {
-    settings: Settings,
+    origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
     active: Option<Active>,
@@ -150,16 +149,16 @@ impl Engine {
         let (sender, samples) = mpsc::channel(4096);
         let now = clock::now();
         let source = SourceStatus {
-            location: parts.settings.source.dir.display().to_string(),
+            location: parts.origin.dir.display().to_string(),
             desired: None,
             applied: None,
             last_success: None,
             errors: Vec::new(),
         };
-        let blank = publish::blank(&parts.settings, source.clone());
+        let blank = publish::blank(&parts.origin.site, source.clone());
         Ok(Self {
             selection: parts.router.remembered_selection().unwrap_or_default(),
-            settings: parts.settings,
+            origin: parts.origin,
             router: parts.router,
             recorder: parts.recorder,
             active: None,
@@ -195,7 +194,7 @@ impl Engine {
 
     /// Runs until told to stop. The data plane stays as it is when it ends.
     pub async fn run(mut self, mut wires: Wires) {
-        let mut watcher = Watcher::new(&self.settings.source.dir);
+        let mut watcher = Watcher::new(&self.origin.dir);
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         self.start_from_last_good();
         loop {
@@ -258,7 +257,7 @@ impl Engine {
         }
         if self.timers.count <= now {
             self.timers.count = now + COUNT;
-            self.count();
+            self.count().await;
         }
         if self.timers.publish <= now {
             self.publish();

@@ -9,7 +9,6 @@ use super::{
 use crate::{
     clock, desired, failover,
     plan::report::action_text,
-    settings::Settings,
     state::RouteValue,
     units::Name,
     validate::intent::{Action, Policy, Site},
@@ -26,11 +25,11 @@ pub(super) struct Probes {
 }
 
 /// A status before anything is known.
-pub(super) fn blank(settings: &Settings, source: SourceStatus) -> Status {
+pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
     Status {
         format_version: FORMAT_VERSION,
         version: env!("CARGO_PKG_VERSION").into(),
-        site: settings.site.clone(),
+        site: site.clone(),
         pid: std::process::id(),
         started: clock::wall(),
         now: clock::now(),
@@ -51,7 +50,7 @@ impl Engine {
     /// Publishes what is known now.
     pub(super) fn publish(&mut self) {
         self.timers.publish = clock::now() + PUBLISH;
-        let mut status = blank(&self.settings, self.source.clone());
+        let mut status = blank(&self.origin.site, self.source.clone());
         status.started = self.started;
         status.generation = self.router.generation();
         status.reconcile.clone_from(&self.last);
@@ -128,7 +127,7 @@ impl Engine {
     }
 
     /// Reads counters and counts flows.
-    pub(super) fn count(&mut self) {
+    pub(super) async fn count(&mut self) {
         if self.active.is_none() {
             return;
         }
@@ -136,7 +135,7 @@ impl Engine {
             Ok(counters) => self.observed.counters = counters,
             Err(error) => tracing::debug!(%error, "counters cannot be read"),
         }
-        match self.router.kernel.flows_by_policy(self.router.ranges()) {
+        match self.router.kernel.flows_by_policy(self.router.ranges()).await {
             Ok(flows) => self.flows = flows,
             Err(error) => tracing::debug!(%error, "flows cannot be counted"),
         }

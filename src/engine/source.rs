@@ -1,18 +1,28 @@
 //! From the source to the site in force: reading, checking, keeping the last good state.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{DEBOUNCE, Engine};
 use crate::{
     clock,
     config::{self, Snapshot},
     diag::{Diagnostic, Severity},
-    settings::Settings,
     source,
     store::LastGood,
     units::Name,
     validate::{self, intent::Site},
 };
+
+/// Which site this router is, and where its configuration comes from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The site.
+    pub site: Name,
+    /// The directory.
+    pub dir: PathBuf,
+    /// What the settings say that bears on the configuration.
+    pub options: validate::Options,
+}
 
 /// A configuration in force or about to be.
 #[derive(Debug, Clone)]
@@ -33,7 +43,7 @@ pub enum ConfigError {
     /// It has errors; with what is needed to show them.
     Invalid(Box<config::Config>, Vec<Diagnostic>),
     /// It is valid, but has no such site; with those that it has.
-    NoSite(Name, Vec<Name>),
+    NoSite(Option<Name>, Vec<Name>),
 }
 
 impl ConfigError {
@@ -46,7 +56,11 @@ impl ConfigError {
             }
             Self::NoSite(site, known) => {
                 let known: Vec<&str> = known.iter().map(Name::as_str).collect();
-                vec![format!("the configuration has no site `{site}`; it has: {}", known.join(", "))]
+                let known = known.join(", ");
+                vec![site.as_ref().map_or_else(
+                    || format!("the configuration has several sites, and this router is one of them: {known}"),
+                    |site| format!("the configuration has no site `{site}`; it has: {known}"),
+                )]
             }
         }
     }
@@ -61,18 +75,25 @@ fn line(d: &Diagnostic, config: &config::Config) -> String {
     format!("{}{} [{}]", place.unwrap_or_default(), d.message, d.code.info().code)
 }
 
-/// Loads and checks a snapshot, and picks the site that this router is.
-pub fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+/// Loads and checks a snapshot, and picks the site that this router is; the only one, if none is named.
+pub fn activate(
+    snapshot: Snapshot, site: Option<&Name>, options: &validate::Options,
+) -> Result<Active, ConfigError> {
     let (config, mut found) = config::load(&snapshot);
-    let (intent, more) = validate::check_with(&config, &settings.options());
+    let (intent, more) = validate::check_with(&config, options);
     found.extend(more);
     let Some(intent) = intent.filter(|_| found.iter().all(|d| d.severity != Severity::Error)) else {
         return Err(ConfigError::Invalid(Box::new(config), found));
     };
     let warnings = found.iter().map(|d| line(d, &config)).collect();
-    match intent.sites().get(&settings.site) {
+    let found = match site {
+        Some(site) => intent.sites().get(site),
+        None if intent.sites().len() == 1 => intent.sites().values().next(),
+        None => None,
+    };
+    match found {
         Some(site) => Ok(Active { revision: snapshot.revision, files: snapshot.files, site: site.clone(), warnings }),
-        None => Err(ConfigError::NoSite(settings.site.clone(), intent.sites().keys().cloned().collect())),
+        None => Err(ConfigError::NoSite(site.cloned(), intent.sites().keys().cloned().collect())),
     }
 }
 
@@ -81,7 +102,7 @@ impl Engine {
     /// says now.
     pub(super) fn start_from_last_good(&mut self) {
         let Some(good) = self.router.ledger.last_good() else { return };
-        match activate(Snapshot { revision: good.revision, files: good.files }, &self.settings) {
+        match activate(Snapshot { revision: good.revision, files: good.files }, Some(&self.origin.site), &self.origin.options) {
             Ok(active) => self.adopt(active),
             Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
         }
@@ -89,7 +110,7 @@ impl Engine {
 
     /// Reads the source; puts it in force if it is another one and valid, else keeps what is in force and says why.
     pub(super) async fn read_source(&mut self) {
-        let snapshot = match source::read_settled(&self.settings.source.dir).await {
+        let snapshot = match source::read_settled(&self.origin.dir).await {
             Ok(snapshot) => snapshot,
             Err(error) => return self.refuse(None, vec![chain(&error)]),
         };
@@ -103,7 +124,7 @@ impl Engine {
             self.source.desired = Some(revision);
             return self.source.errors.clear();
         }
-        match activate(snapshot, &self.settings) {
+        match activate(snapshot, Some(&self.origin.site), &self.origin.options) {
             Ok(active) => {
                 self.event("source", "", format!("revision {revision} is valid"), serde_json::Value::Null);
                 self.source.desired = Some(revision);

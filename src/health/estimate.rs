@@ -32,6 +32,8 @@ use crate::{clock::Instant, units::Ratio, validate::intent};
 pub const FAST: usize = 10;
 /// Losses of the median target below which loss is not believed.
 const EVIDENCE: f64 = 3.0;
+/// Shares are held in parts per million: what their rounding may take from a count.
+const ROUNDING: f64 = 0.01;
 /// Silent rounds, with the quorum met by others, after which a target is set aside.
 const ASIDE: usize = 3;
 /// Quantile of the normal distribution: 99 %, one-sided.
@@ -86,7 +88,7 @@ pub fn points(figures: &Figures, limits: &intent::Health) -> u8 {
 
 /// The lower end of Wilson's interval for a share `p` seen in `n` rounds.
 fn evident(p: f64, n: f64) -> f64 {
-    if p * n < EVIDENCE - 1e-6 {
+    if p * n < EVIDENCE - ROUNDING {
         return 0.0;
     }
     let z2 = Z * Z / n;

@@ -52,7 +52,7 @@ pub fn site(paths: Vec<Path>) -> Site {
         paths: paths.into_iter().map(|p| (p.name.clone(), p)).collect(),
         rules: BTreeMap::new(),
         policies: vec![],
-        beyond: std::collections::BTreeSet::new(),
+        beyond: std::collections::BTreeMap::new(),
     }
 }
 
@@ -129,6 +129,17 @@ fn three_rounds_lost_in_a_row_are_down_and_three_good_ones_end_it() {
     assert_eq!(s.round(&[20]).state, PathState::Down);
     assert!(s.health().reason.contains("loss"), "{}", s.health().reason);
     assert_eq!(s.rounds(20, &[20]).state, PathState::Up);
+}
+
+#[test]
+fn three_losses_count_however_short_the_history_is() {
+    for before in 1..20 {
+        let mut s = Story::new(3, 1000);
+        s.rounds(before, &[20, 20, 20]);
+        s.rounds(3, &[0, 0, 0]);
+        let h = s.rounds(3, &[20, 20, 20]);
+        assert_eq!(h.state, PathState::Down, "after {before} good rounds: {h:?}");
+    }
 }
 
 #[test]

@@ -289,14 +289,6 @@ impl Journal {
         Ok(Some(found))
     }
 
-    /// The document that a run was begun with.
-    pub fn document(&self, run: RunId) -> Result<Option<serde_json::Value>, StoreError> {
-        const DOING: &str = "read the plan of";
-        let sql = "SELECT document FROM runs WHERE id = ?";
-        let text: Option<String> = self.db.query_row(sql, [run.0], |row| row.get(0)).map_err(self.err(DOING))?;
-        text.map(|t| serde_json::from_str(&t).map_err(StoreError::value(DOING))).transpose()
-    }
-
     /// The steps of a run in order.
     pub fn steps(&self, run: RunId) -> Result<Vec<JournaledStep>, StoreError> {
         const DOING: &str = "read the steps of";

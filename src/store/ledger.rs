@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Journal, LastGood, PlanRecord, StoreError, journal};
 use crate::{
@@ -22,13 +22,6 @@ pub enum Ledger {
     Disk(Box<Journal>),
     /// In memory: the state directory cannot be used.
     Memory(apply::Memory),
-}
-
-/// What recovery needs beside the steps.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Document {
-    previous: Option<Stamp>,
-    place: String,
 }
 
 impl Ledger {
@@ -133,13 +126,14 @@ impl apply::Journal for Ledger {
             Self::Memory(memory) => return memory.begin(record).await,
             Self::Disk(journal) => journal,
         };
-        let document = Document { previous: record.previous.clone(), place: record.place.clone() };
         let plan = PlanRecord {
             plan: record.stamp.plan,
             generation: record.stamp.generation,
             revision: Some(record.revision.clone()),
             started: clock::wall(),
-            document: serde_json::to_value(document).unwrap_or_default(),
+            document: serde_json::Value::Null,
+            previous: record.previous.clone(),
+            place: record.place.clone(),
             steps: record.steps.clone(),
         };
         close_older(journal).map_err(failed("closing older runs in the journal"))?;
@@ -167,10 +161,10 @@ impl apply::Journal for Ledger {
             Self::Disk(journal) => journal,
         };
         let outcome = match ending {
-            Ending::Applied => ReconcileOutcome::Applied,
-            Ending::RolledBack => ReconcileOutcome::RolledBack,
-            Ending::RollbackFailed => ReconcileOutcome::RollbackFailed,
-            Ending::Superseded => ReconcileOutcome::Refused,
+            Ending::Applied => Some(ReconcileOutcome::Applied),
+            Ending::RolledBack => Some(ReconcileOutcome::RolledBack),
+            Ending::RollbackFailed => Some(ReconcileOutcome::RollbackFailed),
+            Ending::Superseded => None,
         };
         let message = (!message.is_empty()).then_some(message);
         journal
@@ -186,19 +180,14 @@ impl apply::Journal for Ledger {
         let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
             return Ok(None);
         };
-        let document: Document = journal
-            .document(found.run)
-            .map_err(failed("reading the unfinished run of the journal"))?
-            .and_then(|json| serde_json::from_value(json).ok())
-            .unwrap_or_default();
         let (steps, states) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
         Ok(Some(Unfinished {
             run: RunId(found.run.0),
             record: RunRecord {
                 stamp: Stamp { generation: found.generation, plan: found.plan },
-                previous: document.previous,
+                previous: found.previous,
                 revision: found.revision.unwrap_or_default(),
-                place: document.place,
+                place: found.place,
                 steps,
             },
             states,
@@ -209,7 +198,7 @@ impl apply::Journal for Ledger {
 /// A run that was left open while the disk was dead must never be undone over a later one.
 fn close_older(journal: &Journal) -> Result<(), StoreError> {
     while let Some(open) = journal.unfinished()? {
-        journal.finish(open.run, clock::wall(), ReconcileOutcome::Refused, Some("superseded by a later run"))?;
+        journal.finish(open.run, clock::wall(), None, Some("superseded by a later run"))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! One site: its uplinks, its paths, and what they add up to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -148,10 +148,14 @@ fn count(
 }
 
 /// LAN prefixes of the sites that tunnels lead to.
-fn beyond(fleet: &Fleet<'_>, paths: &BTreeMap<Name, intent::Path>) -> BTreeSet<IpNet> {
+fn beyond(fleet: &Fleet<'_>, paths: &BTreeMap<Name, intent::Path>) -> BTreeMap<IpNet, Name> {
     let far = paths.values().filter_map(|path| match &path.to {
         Destination::Site { site, .. } => fleet.sites.get(site),
         Destination::Internet => None,
     });
-    far.flat_map(|view| &view.object.spec.lan).flat_map(|lan| &lan.prefixes).map(|prefix| prefix.0).collect()
+    let prefixes = |view: &View<'_>| -> Vec<(IpNet, Name)> {
+        let lan = view.object.spec.lan.iter().flat_map(|lan| &lan.prefixes);
+        lan.map(|prefix| (prefix.0, view.name.clone())).collect()
+    };
+    far.flat_map(prefixes).collect()
 }
