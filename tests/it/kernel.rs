@@ -810,12 +810,24 @@ fn the_second_in_a_namespace_is_told_who_is_first_and_another_namespace_is_free(
         assert_eq!(*holder, format!("pid {}, `patronus run`", std::process::id()));
         let other = inner.clone();
         in_netns(move || async move { drop(Lock::acquire(other.path(), "patronus run").unwrap()) });
-        // A child inherits nothing of it.
-        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let path = lock.path().to_owned();
         drop(lock);
         drop(Lock::acquire(inner.path(), "patronus apply").unwrap());
-        child.kill().unwrap();
-        child.wait().unwrap();
+        // Children have it, too; when the one that took it is dead, they are waited for, and nobody else is.
+        let lock = Lock::acquire(inner.path(), "patronus run").unwrap();
+        let files = run("sh", &["-c", "readlink /proc/self/fd/* || true"], "");
+        assert!(files.contains(path.to_str().unwrap()), "{files}");
+        drop(lock);
+        std::fs::write(&path, "pid 99999999, `patronus run`\n").unwrap();
+        let arguments = [path.to_str().unwrap(), "sh", "-c", "echo taken; sleep 0.2"];
+        let mut child =
+            std::process::Command::new("flock").args(arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut taken = [0; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut taken).unwrap();
+        let started = std::time::Instant::now();
+        drop(Lock::acquire(inner.path(), "patronus run").unwrap());
+        assert!(started.elapsed() > Duration::from_millis(100));
+        assert!(child.wait().unwrap().success());
     });
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
 }

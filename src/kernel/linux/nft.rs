@@ -142,7 +142,8 @@ impl Nft {
         }
         let script = r#""$0" -f - && exec "$0" -s list table inet patronus"#;
         let mut child = Command::new("unshare");
-        self.feed(child.args(["-rn", "sh", "-c", script]).arg(&self.program), source)
+        let result = self.feed(child.args(["-rn", "sh", "-c", script]).arg(&self.program), source);
+        result.map_err(|error| if let KernelError::Nft { .. } = error { error } else { not_isolated() })
     }
 
     fn feed(&self, command: &mut Command, input: &str) -> Result<String, KernelError> {
@@ -216,6 +217,11 @@ const CHECK: &str = "check the ruleset in a network namespace of its own";
 
 fn missing() -> KernelError {
     KernelError::Missing { what: "the program `nft` is missing: install it with `apt-get install nftables`".to_owned() }
+}
+
+fn not_isolated() -> KernelError {
+    let what = format!("cannot {CHECK}: run as root, or install util-linux and allow unprivileged user namespaces");
+    KernelError::Privilege { what }
 }
 
 fn outcome(doing: &str, output: &std::process::Output) -> Result<String, KernelError> {
