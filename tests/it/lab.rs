@@ -34,7 +34,7 @@ fn site(named: &str, lans: &[(&str, &str)]) -> Site {
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
-        beyond: BTreeSet::new(),
+        beyond: BTreeMap::new(),
     }
 }
 

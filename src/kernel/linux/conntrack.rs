@@ -12,8 +12,8 @@ use netlink_packet_netfilter::{
 use nix::errno::Errno;
 
 use super::{
-    nft::HEADER,
     socket::{Channel, Refusal, Request},
+    tables::HEADER,
     wire,
 };
 use crate::{

@@ -16,7 +16,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{link::Link, nft, wire};
+use super::{link::Link, nft, tables, wire};
 use crate::kernel::{KernelError, KernelEvent};
 
 /// Receive buffer in bytes: a change of 10,000 routes fits.
@@ -140,6 +140,6 @@ fn route_matters(payload: &[u8]) -> bool {
 
 /// Whose table changed stands in the first attribute of each kind of nft object.
 fn nft_event(_: u16, payload: &[u8]) -> Option<KernelEvent> {
-    let table = wire::find(payload.get(nft::HEADER..)?, nft::TABLE_NAME)?;
+    let table = wire::find(payload.get(tables::HEADER..)?, tables::TABLE_NAME)?;
     (wire::text(table) == nft::TABLE).then_some(KernelEvent::Changed("nft"))
 }

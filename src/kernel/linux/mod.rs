@@ -12,6 +12,7 @@ mod route;
 mod rule;
 mod socket;
 mod sysctl;
+mod tables;
 mod wire;
 
 use std::{
@@ -128,12 +129,12 @@ impl Linux {
 
     /// Values of the counters `policy_<name>`; empty without our table.
     pub fn counters(&self) -> Result<BTreeMap<Name, Counter>, KernelError> {
-        nft::counters(&self.netfilter)
+        tables::counters(&self.netfilter)
     }
 
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.
     pub fn nft_generation(&self) -> Result<u32, KernelError> {
-        nft::generation(&self.netfilter)
+        tables::generation(&self.netfilter)
     }
 
     /// Active flows by policy number, as the connection marks say. The kernel cannot count by a part of the

@@ -8,16 +8,15 @@ use std::{
     io::Write as _,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
-use nix::errno::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{
-    socket::{Channel, Refusal},
-    wire,
-};
+use super::{socket::Channel, tables};
 use crate::{
+    clock::{self, Instant},
     kernel::KernelError,
     state::{Allocations, Counter, NftTable, Ranges, Stamp},
     units::Name,
@@ -29,25 +28,15 @@ const LIST: [&str; 5] = ["-s", "list", "table", "inet", TABLE];
 const REPLACE: &str = "table inet patronus {}; delete table inet patronus; ";
 /// What stands for the stamp's text in the canonical form.
 const NO_STAMP: &str = "-";
-const COUNTER_PREFIX: &str = "policy_";
 
-const SUBSYSTEM: u16 = 10 << 8;
-const NFPROTO_INET: u8 = 1;
-const GET_TABLE: u16 = SUBSYSTEM | 0x01;
-const NEW_ELEMENTS: u16 = SUBSYSTEM | 0x0c;
-const GET_ELEMENTS: u16 = SUBSYSTEM | 0x0d;
-const GET_GENERATION: u16 = SUBSYSTEM | 0x10;
-const NEW_OBJECT: u16 = SUBSYSTEM | 0x12;
-const GET_OBJECT: u16 = SUBSYSTEM | 0x13;
-/// `struct nfgenmsg`.
-pub(super) const HEADER: usize = 4;
-/// Every kind of nft object names its table in attribute 1.
-pub(super) const TABLE_NAME: u16 = 1;
 /// The ruleset may change between the listing and the reading of the sets so often before it counts as an error.
 const LOOKS: usize = 8;
 
+/// A listing of an unchanged ruleset is believed so long; then it is made again all the same.
+const LISTING_AGE: Duration = Duration::from_secs(60);
+
 /// The table with the numbers that it carries.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub table: Option<NftTable>,
     pub stamp: Option<Stamp>,
@@ -55,15 +44,31 @@ pub(super) struct Found {
     pub counters: BTreeMap<Name, Counter>,
 }
 
-/// The `nft` program.
-#[derive(Debug, Clone)]
+/// The last listing. Listing a thousand policies takes 50 ms, and a generation names one ruleset.
+#[derive(Debug)]
+struct Listing {
+    generation: u32,
+    ranges: Ranges,
+    at: Instant,
+    found: Found,
+}
+
+impl Listing {
+    fn holds(&self, generation: u32, ranges: &Ranges) -> bool {
+        self.generation == generation && self.ranges == *ranges && clock::now().since(self.at) < LISTING_AGE
+    }
+}
+
+/// The `nft` program and what it said last.
+#[derive(Debug)]
 pub(super) struct Nft {
     program: PathBuf,
+    listing: Mutex<Option<Listing>>,
 }
 
 impl Nft {
     pub(super) const fn new(program: PathBuf) -> Self {
-        Self { program }
+        Self { program, listing: Mutex::new(None) }
     }
 
     /// Finds `nft`; ordinary users' `PATH` lacks the directories for administrators.
@@ -77,7 +82,7 @@ impl Nft {
 
     /// Replaces the whole table in one transaction. Counters go on from their present values.
     pub(super) async fn load(&self, channel: &Channel, source: &str, stamp: &Stamp) -> Result<(), KernelError> {
-        let counters = counters(channel)?;
+        let counters = tables::counters(channel)?;
         let text = with_counters(&with_stamp(source, &stamp.to_string()), &counters);
         self.run("load the ruleset", &["-f", "-"], &format!("{REPLACE}{text}")).await.map(|_| ())
     }
@@ -121,7 +126,7 @@ impl Nft {
 
     /// Loads a source in a network namespace of its own and lists it there.
     pub(super) async fn canonical(&self, source: &str) -> Result<String, KernelError> {
-        let (nft, source) = (self.clone(), format!("{REPLACE}{source}"));
+        let (nft, source) = (Self::new(self.program.clone()), format!("{REPLACE}{source}"));
         let (done, result) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || done.send(nft.canonical_here(&source)));
         let ended = KernelError::Nft { doing: CHECK.to_owned(), text: "the check ended without a result".to_owned() };
@@ -137,7 +142,8 @@ impl Nft {
         }
         let script = r#""$0" -f - && exec "$0" -s list table inet patronus"#;
         let mut child = Command::new("unshare");
-        self.feed(child.args(["-rn", "sh", "-c", script]).arg(&self.program), source)
+        let result = self.feed(child.args(["-rn", "sh", "-c", script]).arg(&self.program), source);
+        result.map_err(|error| if let KernelError::Nft { .. } = error { error } else { not_isolated() })
     }
 
     fn feed(&self, command: &mut Command, input: &str) -> Result<String, KernelError> {
@@ -154,33 +160,56 @@ impl Nft {
     /// The table, its stamp, its numbers: as one picture, by the ruleset's generation before and after.
     pub(super) async fn observe(&self, channel: &Channel, ranges: &Ranges) -> Result<Found, KernelError> {
         for _ in 0..LOOKS {
-            let before = generation(channel)?;
-            let found = self.look(channel, ranges).await;
-            if generation(channel)? == before {
-                return found;
+            let generation = tables::generation(channel)?;
+            let found = match self.listed(generation, ranges) {
+                Some(found) => Ok(found),
+                None => self.look(channel, ranges).await,
+            };
+            let counters = tables::counters(channel);
+            if tables::generation(channel)? == generation {
+                let (found, counters) = (found?, counters?);
+                self.keep(generation, ranges, &found);
+                return Ok(Found { counters, ..found });
             }
         }
         let text = format!("the ruleset changed during each of {LOOKS} looks");
         Err(KernelError::Nft { doing: "list table inet patronus".to_owned(), text })
     }
 
+    /// What was listed of this generation, a short time ago.
+    fn listed(&self, generation: u32, ranges: &Ranges) -> Option<Found> {
+        let listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.as_ref().filter(|listing| listing.holds(generation, ranges)).map(|listing| listing.found.clone())
+    }
+
+    fn keep(&self, generation: u32, ranges: &Ranges, found: &Found) {
+        let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !listing.as_ref().is_some_and(|listing| listing.holds(generation, ranges)) {
+            *listing = Some(Listing { generation, ranges: *ranges, at: clock::now(), found: found.clone() });
+        }
+    }
+
     async fn look(&self, channel: &Channel, ranges: &Ranges) -> Result<Found, KernelError> {
-        if !exists(channel)? {
+        if !tables::exists(channel)? {
             return Ok(Found::default());
         }
         let canonical = self.list().await?;
-        let mut found = Found { counters: counters(channel)?, ..Found::default() };
-        found.stamp = elements(channel, "stamp")?.values().find_map(|text| parse_stamp(text));
-        for (mark, text) in elements(channel, "targets")? {
+        let stamps = tables::elements(channel, "stamp")?;
+        let mut allocations = Allocations::default();
+        for (mark, text) in tables::elements(channel, "targets")? {
             let number = ranges.target_mask.number(mark);
-            found.allocations.targets.extend(text.parse().ok().map(|target| (target, number)));
+            allocations.targets.extend(text.parse().ok().map(|target| (target, number)));
         }
-        for (mark, text) in elements(channel, "policies")? {
+        for (mark, text) in tables::elements(channel, "policies")? {
             let number = ranges.policy_mask.number(mark);
-            found.allocations.policies.extend(text.parse().ok().map(|policy| (policy, number)));
+            allocations.policies.extend(text.parse().ok().map(|policy| (policy, number)));
         }
-        found.table = Some(NftTable { source: canonical.clone(), canonical });
-        Ok(found)
+        Ok(Found {
+            stamp: stamps.values().find_map(|text| parse_stamp(text)),
+            table: Some(NftTable { source: canonical.clone(), canonical }),
+            allocations,
+            counters: BTreeMap::new(),
+        })
     }
 }
 
@@ -188,6 +217,11 @@ const CHECK: &str = "check the ruleset in a network namespace of its own";
 
 fn missing() -> KernelError {
     KernelError::Missing { what: "the program `nft` is missing: install it with `apt-get install nftables`".to_owned() }
+}
+
+fn not_isolated() -> KernelError {
+    let what = format!("cannot {CHECK}: run as root, or install util-linux and allow unprivileged user namespaces");
+    KernelError::Privilege { what }
 }
 
 fn outcome(doing: &str, output: &std::process::Output) -> Result<String, KernelError> {
@@ -200,93 +234,6 @@ fn outcome(doing: &str, output: &std::process::Output) -> Result<String, KernelE
     }
     let text = said.replace("/dev/stdin:", "ruleset:").trim_end().to_owned();
     Err(KernelError::Nft { doing: doing.to_owned(), text })
-}
-
-/// The generation of the whole ruleset; it changes with every transaction, ours or not.
-pub(super) fn generation(channel: &Channel) -> Result<u32, KernelError> {
-    const NFTA_GEN_ID: u16 = 1;
-    let reply = channel.get(GET_GENERATION, vec![0; HEADER]).map_err(|r| r.doing("read the nft generation"))?;
-    let id = wire::find(reply.get(HEADER..).unwrap_or_default(), NFTA_GEN_ID).and_then(wire::be32);
-    id.ok_or_else(|| Refusal::text("the answer has no number").doing("read the nft generation"))
-}
-
-/// A request about our table.
-fn about(attributes: &[(u16, &str)]) -> Vec<u8> {
-    let mut request = vec![NFPROTO_INET, 0, 0, 0];
-    wire::put_text(&mut request, TABLE_NAME, TABLE);
-    for (kind, text) in attributes {
-        wire::put_text(&mut request, *kind, text);
-    }
-    request
-}
-
-fn exists(channel: &Channel) -> Result<bool, KernelError> {
-    match channel.get(GET_TABLE, about(&[])) {
-        Ok(_) => Ok(true),
-        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(false),
-        Err(refusal) => Err(refusal.doing("look for table inet patronus")),
-    }
-}
-
-/// Marks in one of our sets, with their comments.
-fn elements(channel: &Channel, set: &str) -> Result<BTreeMap<u32, String>, KernelError> {
-    const SET: u16 = 2;
-    const ELEMENTS: u16 = 3;
-    let keep = |kind: u16, payload: &[u8]| {
-        let list = wire::find(payload.get(HEADER..).unwrap_or_default(), ELEMENTS).filter(|_| kind == NEW_ELEMENTS);
-        Ok(list.map(|list| wire::attributes(list).filter_map(|(_, e)| element(e)).collect::<Vec<_>>()))
-    };
-    match channel.dump(GET_ELEMENTS, &about(&[(SET, set)]), keep) {
-        Ok(parts) => Ok(parts.into_iter().flatten().collect()),
-        // Somebody deleted the set: the listing shows it as drift.
-        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(BTreeMap::new()),
-        Err(refusal) => Err(refusal.doing(format!("list set {set} of table inet patronus"))),
-    }
-}
-
-/// A mark is held in the host's order; a comment is a type, a length and a text that ends in zero.
-fn element(attributes: &[u8]) -> Option<(u32, String)> {
-    const KEY: u16 = 1;
-    const USER_DATA: u16 = 6;
-    const DATA_VALUE: u16 = 1;
-    let value = wire::find(wire::find(attributes, KEY)?, DATA_VALUE)?;
-    Some((wire::u32_at(value, 0)?, comment(wire::find(attributes, USER_DATA).unwrap_or_default())))
-}
-
-fn comment(mut user_data: &[u8]) -> String {
-    const COMMENT: u8 = 0;
-    while let [kind, length, rest @ ..] = user_data {
-        let (value, after) = rest.split_at(rest.len().min(usize::from(*length)));
-        if *kind == COMMENT {
-            return wire::text(value);
-        }
-        user_data = after;
-    }
-    String::new()
-}
-
-/// The counters `policy_<name>`; none without the table.
-pub(super) fn counters(channel: &Channel) -> Result<BTreeMap<Name, Counter>, KernelError> {
-    let keep = |kind: u16, payload: &[u8]| Ok((kind == NEW_OBJECT).then(|| counter(payload)).flatten());
-    let found = channel.dump(GET_OBJECT, &about(&[]), keep).map_err(|r| r.doing("read the policies' counters"))?;
-    Ok(found.into_iter().collect())
-}
-
-fn counter(payload: &[u8]) -> Option<(Name, Counter)> {
-    const NAME: u16 = 2;
-    const KIND: u16 = 3;
-    const DATA: u16 = 4;
-    const KIND_COUNTER: u32 = 1;
-    const BYTES: u16 = 1;
-    const PACKETS: u16 = 2;
-    let attributes = payload.get(HEADER..)?;
-    let ours = wire::find(attributes, TABLE_NAME).map(wire::text).as_deref() == Some(TABLE);
-    let kind = wire::find(attributes, KIND).and_then(wire::be32);
-    let data = wire::find(attributes, DATA).filter(|_| ours && kind == Some(KIND_COUNTER))?;
-    let name = wire::text(wire::find(attributes, NAME)?);
-    let value = |kind| wire::find(data, kind).and_then(wire::be64);
-    let counter = Counter { packets: value(PACKETS)?, bytes: value(BYTES)? };
-    Some((name.strip_prefix(COUNTER_PREFIX)?.parse().ok()?, counter))
 }
 
 fn parse_stamp(text: &str) -> Option<Stamp> {
@@ -319,7 +266,7 @@ fn started(line: &str, counters: &BTreeMap<Name, Counter>) -> Option<String> {
     let (name, body) = line.trim_start().strip_prefix("counter policy_")?.split_once(" {")?;
     let Counter { packets, bytes } = counters.get(name)?;
     let close = if body.trim_end().ends_with('}') { " }" } else { "" };
-    Some(format!("\tcounter {COUNTER_PREFIX}{name} {{ packets {packets} bytes {bytes}{close}"))
+    Some(format!("\tcounter policy_{name} {{ packets {packets} bytes {bytes}{close}"))
 }
 
 #[cfg(test)]
@@ -364,12 +311,5 @@ mod tests {
         let stamp = Stamp { generation: 12, plan: uuid::Uuid::from_u128(5) };
         assert_eq!(parse_stamp(&stamp.to_string()), Some(stamp));
         assert_eq!(parse_stamp("-"), None);
-    }
-
-    #[test]
-    fn comments_of_any_bytes_end() {
-        assert_eq!(comment(&[1, 2, 9, 9, 0, 3, b'a', b'b', 0]), "ab");
-        assert_eq!(comment(&[0, 200, b'a']), "a");
-        assert_eq!(comment(&[7]), "");
     }
 }
