@@ -108,6 +108,8 @@ enum Answer {
 struct Round {
     sent: Instant,
     quorate: bool,
+    /// Part of an outage that is over: it says nothing of how lossy the path is.
+    outage: bool,
     answers: Box<[Answer]>,
 }
 
@@ -171,7 +173,7 @@ impl Window {
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }
-        self.rounds.insert(at, Round { sent: sample.sent, quorate: answered >= self.quorum, answers });
+        self.rounds.insert(at, Round { sent: sample.sent, quorate: answered >= self.quorum, outage: false, answers });
         if self.rounds.len() > self.capacity {
             self.rounds.pop_front();
         }
@@ -209,6 +211,20 @@ impl Window {
         self.rounds.iter().rev().take_while(|r| r.quorate).count()
     }
 
+    /// Marks the rounds lost in a row before the good ones at the end as an outage that is over. Without this a path
+    /// would be called lossy for most of a window after each outage; other losses keep their weight.
+    pub fn end_outage(&mut self) {
+        let good = self.good_in_a_row();
+        for round in self.rounds.iter_mut().rev().skip(good).take_while(|r| !r.quorate) {
+            round.outage = true;
+        }
+    }
+
+    /// The newest rounds that count, newest first.
+    fn counted(&self, newest: usize) -> impl Iterator<Item = &Round> {
+        self.rounds.iter().rev().filter(|r| !r.outage).take(newest)
+    }
+
     /// Lost probes of all targets that have a vote; all of them when nothing was answered.
     pub fn raw_loss(&self) -> Ratio {
         let count = |kind: fn(&&Answer) -> bool| self.rounds.iter().flat_map(|r| &r.answers).filter(kind).count();
@@ -234,14 +250,14 @@ impl Window {
 
     /// Round-trip times of a target, newest first.
     fn rtts(&self, target: usize, newest: usize) -> impl Iterator<Item = Duration> + '_ {
-        self.rounds.iter().rev().take(newest).filter_map(move |r| match r.answers[target] {
+        self.counted(newest).filter_map(move |r| match r.answers[target] {
             Answer::After(rtt) => Some(rtt),
             Answer::Lost | Answer::Aside => None,
         })
     }
 
     fn view(&self, newest: usize) -> Figures {
-        let n = self.rounds.len().min(newest);
+        let n = self.counted(newest).count();
         let p = share(self.targets(|t| self.target_loss(t, newest)));
         // A window has far fewer rounds than an f64 has integers.
         #[allow(clippy::cast_precision_loss)]
@@ -252,7 +268,7 @@ impl Window {
 
     /// Share of probes that a target lost; none when it has no vote.
     fn target_loss(&self, target: usize, newest: usize) -> Option<f64> {
-        let newest = || self.rounds.iter().rev().take(newest).map(|r| r.answers[target]);
+        let newest = || self.counted(newest).map(|r| r.answers[target]);
         let lost = newest().filter(|a| *a == Answer::Lost).count();
         let voted = newest().filter(|a| *a != Answer::Aside).count();
         (voted > 0).then(|| Ratio::of(lost, voted).as_f64())
