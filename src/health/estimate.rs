@@ -6,9 +6,9 @@
 //! answers again.
 //!
 //! The loss that costs score is the *evident* loss: the lower end of Wilson's confidence interval (E. B. Wilson,
-//! 1927; z = 2.33, 99 % one-sided), and nothing before [`EVIDENCE`] losses. One lost probe in twenty is 5 % by
-//! arithmetic and proves nothing. With a loss threshold of 5 %, a path is left when 3 of the newest 10 or 4 of the
-//! newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…` with
+//! 1927; z = 2.33, 99 % one-sided), and nothing before the third loss. One lost probe in twenty is 5 % by
+//! arithmetic and proves nothing. With a window of 20 and any loss threshold up to 5 %, a path is down when 3 of the
+//! newest 10 or 4 of the newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…` with
 //! `ROUNDS=400000`), a healthy path is called down so many times per day of probes at 1 s:
 //!
 //! | random loss | one target | three targets |
@@ -30,8 +30,8 @@ use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
 pub const FAST: usize = 10;
-/// Losses of the median target below which loss is not believed.
-const EVIDENCE: f64 = 3.0;
+/// Losses of the median target below which loss is not believed: in the newest rounds, and in the whole window.
+const EVIDENCE: (f64, f64) = (3.0, 4.0);
 /// Shares are held in parts per million: what their rounding may take from a count.
 const ROUNDING: f64 = 0.01;
 /// Silent rounds, with the quorum met by others, after which a target is set aside.
@@ -86,9 +86,9 @@ pub fn points(figures: &Figures, limits: &intent::Health) -> u8 {
     points
 }
 
-/// The lower end of Wilson's interval for a share `p` seen in `n` rounds.
-fn evident(p: f64, n: f64) -> f64 {
-    if p * n < EVIDENCE - ROUNDING {
+/// The lower end of Wilson's interval for a share `p` seen in `n` rounds; 0 below `least` losses.
+fn evident(p: f64, n: f64, least: f64) -> f64 {
+    if p * n < least - ROUNDING {
         return 0.0;
     }
     let z2 = Z * Z / n;
@@ -261,7 +261,7 @@ impl Window {
         let p = share(self.targets(|t| self.target_loss(t, newest)));
         // A window has far fewer rounds than an f64 has integers.
         #[allow(clippy::cast_precision_loss)]
-        let evident = evident(p, n as f64);
+        let evident = evident(p, n as f64, if n <= FAST { EVIDENCE.0 } else { EVIDENCE.1 });
         let rounds = u32::try_from(n).unwrap_or(u32::MAX);
         Figures { rounds, loss: ratio(p), evident: ratio(evident), latency: None, jitter: None }
     }

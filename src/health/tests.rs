@@ -39,7 +39,7 @@ pub fn path(path: &str, targets: usize, interval_ms: u64) -> Path {
             window: 20,
             size: 56,
         },
-        health: limits(150, 5, 30),
+        health: limits(150, 2, 30),
     }
 }
 
