@@ -4,7 +4,7 @@
 //! come about is told in [`estimate`].
 //!
 //! Invariant: a path becomes worse at once and better only on evidence. One that was down, or lost its link, has to
-//! answer `down_after` rounds in a row first; its score then still remembers what the window saw.
+//! answer `down_after` rounds in a row first; its score then still remembers what the window saw before that outage.
 
 use std::{
     collections::{BTreeMap, VecDeque},

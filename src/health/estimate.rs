@@ -6,9 +6,9 @@
 //! answers again.
 //!
 //! The loss that costs score is the *evident* loss: the lower end of Wilson's confidence interval (E. B. Wilson,
-//! 1927; z = 2.33, 99 % one-sided), and nothing before [`EVIDENCE`] losses. One lost probe in twenty is 5 % by
-//! arithmetic and proves nothing. With a loss threshold of 5 %, a path is left when 3 of the newest 10 or 4 of the
-//! newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…` with
+//! 1927; z = 2.33, 99 % one-sided), and nothing before the third loss. One lost probe in twenty is 5 % by
+//! arithmetic and proves nothing. With a window of 20 and any loss threshold up to 5 %, a path is down when 3 of the
+//! newest 10 or 4 of the newest 20 rounds are lost. Simulated over 400,000 rounds of independent loss (the test `false_alarms_are_rare…` with
 //! `ROUNDS=400000`), a healthy path is called down so many times per day of probes at 1 s:
 //!
 //! | random loss | one target | three targets |
@@ -30,8 +30,8 @@ use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
 pub const FAST: usize = 10;
-/// Losses of the median target below which loss is not believed.
-const EVIDENCE: f64 = 3.0;
+/// Losses of the median target below which loss is not believed: in the newest rounds, and in the whole window.
+const EVIDENCE: (f64, f64) = (3.0, 4.0);
 /// Shares are held in parts per million: what their rounding may take from a count.
 const ROUNDING: f64 = 0.01;
 /// Silent rounds, with the quorum met by others, after which a target is set aside.
@@ -86,9 +86,9 @@ pub fn points(figures: &Figures, limits: &intent::Health) -> u8 {
     points
 }
 
-/// The lower end of Wilson's interval for a share `p` seen in `n` rounds.
-fn evident(p: f64, n: f64) -> f64 {
-    if p * n < EVIDENCE - ROUNDING {
+/// The lower end of Wilson's interval for a share `p` seen in `n` rounds; 0 below `least` losses.
+fn evident(p: f64, n: f64, least: f64) -> f64 {
+    if p * n < least - ROUNDING {
         return 0.0;
     }
     let z2 = Z * Z / n;
@@ -108,6 +108,8 @@ enum Answer {
 struct Round {
     sent: Instant,
     quorate: bool,
+    /// Part of an outage that is over: it says nothing of how lossy the path is.
+    outage: bool,
     answers: Box<[Answer]>,
 }
 
@@ -171,7 +173,7 @@ impl Window {
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }
-        self.rounds.insert(at, Round { sent: sample.sent, quorate: answered >= self.quorum, answers });
+        self.rounds.insert(at, Round { sent: sample.sent, quorate: answered >= self.quorum, outage: false, answers });
         if self.rounds.len() > self.capacity {
             self.rounds.pop_front();
         }
@@ -209,6 +211,20 @@ impl Window {
         self.rounds.iter().rev().take_while(|r| r.quorate).count()
     }
 
+    /// Marks the rounds lost in a row before the good ones at the end as an outage that is over. Without this a path
+    /// would be called lossy for most of a window after each outage; other losses keep their weight.
+    pub fn end_outage(&mut self) {
+        let good = self.good_in_a_row();
+        for round in self.rounds.iter_mut().rev().skip(good).take_while(|r| !r.quorate) {
+            round.outage = true;
+        }
+    }
+
+    /// The newest rounds that count, newest first.
+    fn counted(&self, newest: usize) -> impl Iterator<Item = &Round> {
+        self.rounds.iter().rev().filter(|r| !r.outage).take(newest)
+    }
+
     /// Lost probes of all targets that have a vote; all of them when nothing was answered.
     pub fn raw_loss(&self) -> Ratio {
         let count = |kind: fn(&&Answer) -> bool| self.rounds.iter().flat_map(|r| &r.answers).filter(kind).count();
@@ -234,25 +250,25 @@ impl Window {
 
     /// Round-trip times of a target, newest first.
     fn rtts(&self, target: usize, newest: usize) -> impl Iterator<Item = Duration> + '_ {
-        self.rounds.iter().rev().take(newest).filter_map(move |r| match r.answers[target] {
+        self.counted(newest).filter_map(move |r| match r.answers[target] {
             Answer::After(rtt) => Some(rtt),
             Answer::Lost | Answer::Aside => None,
         })
     }
 
     fn view(&self, newest: usize) -> Figures {
-        let n = self.rounds.len().min(newest);
+        let n = self.counted(newest).count();
         let p = share(self.targets(|t| self.target_loss(t, newest)));
         // A window has far fewer rounds than an f64 has integers.
         #[allow(clippy::cast_precision_loss)]
-        let evident = evident(p, n as f64);
+        let evident = evident(p, n as f64, if n <= FAST { EVIDENCE.0 } else { EVIDENCE.1 });
         let rounds = u32::try_from(n).unwrap_or(u32::MAX);
         Figures { rounds, loss: ratio(p), evident: ratio(evident), latency: None, jitter: None }
     }
 
     /// Share of probes that a target lost; none when it has no vote.
     fn target_loss(&self, target: usize, newest: usize) -> Option<f64> {
-        let newest = || self.rounds.iter().rev().take(newest).map(|r| r.answers[target]);
+        let newest = || self.counted(newest).map(|r| r.answers[target]);
         let lost = newest().filter(|a| *a == Answer::Lost).count();
         let voted = newest().filter(|a| *a != Answer::Aside).count();
         (voted > 0).then(|| Ratio::of(lost, voted).as_f64())

@@ -39,7 +39,7 @@ pub fn path(path: &str, targets: usize, interval_ms: u64) -> Path {
             window: 20,
             size: 56,
         },
-        health: limits(150, 5, 30),
+        health: limits(150, 2, 30),
     }
 }
 
@@ -125,10 +125,35 @@ fn three_rounds_lost_in_a_row_are_down_and_three_good_ones_end_it() {
     assert_eq!(s.rounds(2, &[20]).state, PathState::Down);
     assert_eq!(s.round(&[0]).state, PathState::Down);
     assert_eq!(s.rounds(2, &[20]).state, PathState::Down);
-    // Answers are back, but the fast view still holds 4 losses of 10.
+    // Three good ones at last, but losses lie before the latest outage too: 3 of the fast view's 10.
     assert_eq!(s.round(&[20]).state, PathState::Down);
     assert!(s.health().reason.contains("loss"), "{}", s.health().reason);
     assert_eq!(s.rounds(20, &[20]).state, PathState::Up);
+}
+
+#[test]
+fn an_outage_that_is_over_does_not_make_a_path_lossy() {
+    for outage in [3, 5, 20, 100] {
+        let mut s = Story::new(2, 1000);
+        s.rounds(20, &[20, 20]);
+        assert_eq!(s.rounds(outage, &[0, 0]).state, PathState::Down);
+        assert_eq!(s.rounds(2, &[20, 20]).state, PathState::Down);
+        let h = s.round(&[20, 20]);
+        assert_eq!((h.state, h.score), (PathState::Up, 100), "{outage} rounds");
+        assert!(h.loss > Ratio::ZERO, "the report still shows it");
+    }
+}
+
+/// The twin: where losses go on, the end of one outage is not the end of the matter.
+#[test]
+fn outages_one_after_the_other_do() {
+    let mut s = Story::new(2, 1000);
+    s.rounds(20, &[20, 20]);
+    for _ in 0..3 {
+        s.rounds(3, &[0, 0]);
+        s.rounds(1, &[20, 20]);
+    }
+    assert_eq!(s.rounds(3, &[20, 20]).state, PathState::Down);
 }
 
 #[test]
@@ -136,8 +161,11 @@ fn three_losses_count_however_short_the_history_is() {
     for before in 1..20 {
         let mut s = Story::new(3, 1000);
         s.rounds(before, &[20, 20, 20]);
-        s.rounds(3, &[0, 0, 0]);
-        let h = s.rounds(3, &[20, 20, 20]);
+        for _ in 0..2 {
+            s.round(&[0, 0, 0]);
+            s.round(&[20, 20, 20]);
+        }
+        let h = s.round(&[0, 0, 0]);
         assert_eq!(h.state, PathState::Down, "after {before} good rounds: {h:?}");
     }
 }

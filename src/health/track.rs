@@ -117,7 +117,9 @@ impl Track {
                 _ => (PathState::Unknown, Cause::Recovering),
             };
         }
-        self.need = 0;
+        if std::mem::take(&mut self.need) > 0 {
+            self.window.end_outage();
+        }
         (PathState::of(score(&self.window.stats(false), &self.path.health)), Cause::Score)
     }
 
@@ -149,7 +151,7 @@ impl Track {
             loss: self.window.raw_loss(),
             latency: figures.slow.latency,
             jitter: figures.slow.jitter,
-            rounds: figures.slow.rounds,
+            rounds: u32::try_from(self.window.len()).unwrap_or(u32::MAX),
             carrier: self.link == Link::Ready,
             since,
             reason,

@@ -28,6 +28,9 @@ use crate::{
     units::{Family, Name},
 };
 
+/// Packets taken in before anything else is done, so that a flood of forged answers does not stop the probes.
+const BATCH: usize = 4096;
+
 /// A path that is probed.
 #[derive(Debug)]
 struct Probed {
@@ -106,7 +109,8 @@ impl Engine {
 
     /// What came in first, so that an answer that waits in the socket is not called late; then what is due.
     fn turn(&mut self) {
-        while let Some(arrival) = self.v4.receive().or_else(|| self.v6.as_ref()?.receive()) {
+        for _ in 0..BATCH {
+            let Some(arrival) = self.v4.receive().or_else(|| self.v6.as_ref()?.receive()) else { break };
             if let Some(sample) = self.rounds.arrived(&arrival) {
                 self.report(sample);
             }
