@@ -180,7 +180,10 @@ impl Recorder {
     #[must_use]
     pub fn alarms(&self) -> Vec<String> {
         let Alarms { failing, replaced } = lock(&self.shared.alarms).clone();
-        failing.into_iter().chain(replaced).collect()
+        // A disk that hangs reports no error; the rows that found the queue full do.
+        let lost =
+            Some(self.lost()).filter(|n| *n > 0).map(|n| format!("{n} rows of the records were lost since the start"));
+        failing.into_iter().chain(replaced).chain(lost).collect()
     }
 
     /// Writes what is waiting, for the shutdown and for tests; false if that took longer than `patience`.

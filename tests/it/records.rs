@@ -396,6 +396,7 @@ fn a_full_disk_costs_rows_and_not_time() {
     let alarms = recorder.alarms();
     assert!(alarms.iter().any(|a| a.contains("nothing is recorded") && a.contains("full")), "{alarms:?}");
     assert!(recorder.lost() >= 4_000, "{} lost", recorder.lost());
+    assert!(alarms.iter().any(|a| a.contains("rows of the records were lost")), "{alarms:?}");
 }
 
 #[test]
