@@ -151,7 +151,10 @@ fn exec(args: &ExecArgs) -> Outcome {
     if !lab::list(&ns).contains(&ns) {
         let known = lab::list(&format!("{PREFIX}-"));
         let known: Vec<&str> = known.iter().filter_map(|ns| Some(ns.split_once('-')?.1)).collect();
-        let known = if known.is_empty() { "no lab is up: `patronus lab up`".to_owned() } else { known.join(", ") };
+        if known.is_empty() {
+            return Err(Failure::new(Exit::Error, "no lab is up\n  help: patronus lab up DIR"));
+        }
+        let known = known.join(", ");
         return Err(Failure::new(Exit::Error, format!("the lab has no node {}; there is: {known}", args.node)));
     }
     lab::enter(&ns).map_err(|e| failure("entering the node", &e))?;

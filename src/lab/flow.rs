@@ -210,7 +210,10 @@ fn identifier() -> u64 {
 fn open(at: SocketAddr) -> Result<UdpSocket, Error> {
     let socket = UdpSocket::bind(at).map_err(failed(&format!("bind {at}")))?;
     let option = |result: nix::Result<()>| result.map_err(|e| failed("set a socket option")(e.into()));
-    option(setsockopt(&socket, sockopt::RcvBufForce, &BUFFER))?;
+    // In a user namespace the machine's limit holds.
+    option(
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER)),
+    )?;
     option(setsockopt(&socket, sockopt::ReceiveTimestampns, &true))?;
     if at.is_ipv4() {
         option(setsockopt(&socket, sockopt::Ipv4PacketInfo, &true))?;

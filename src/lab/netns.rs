@@ -73,13 +73,14 @@ fn refused(tool: &str, place: &str, text: &str, output: &Output) -> Result<(), E
     Err(Error::Refused { tool: tool.to_owned(), place: place.to_owned(), line, said })
 }
 
-/// Writes settings under `/proc/sys/net` of a namespace. Families the kernel lacks are passed over.
+/// Writes settings under `/proc/sys/net` of a namespace. Families the kernel lacks are passed over, and values that a
+/// user namespace cannot express (groups it has not).
 pub(super) fn sysctls(ns: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
     within(ns, || {
         for (name, value) in settings {
             let path = format!("/proc/sys/net/{name}");
             match fs::write(&path, value) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
                     return Err(Error::Setting { ns: ns.to_owned(), path, source });
                 }
                 _ => {}

@@ -213,6 +213,7 @@ pub(super) fn sysctls(node: &Node, proxies: bool) -> Vec<(&'static str, &'static
         ("ipv6/conf/all/accept_dad", "0"),
         ("ipv6/conf/default/accept_dad", "0"),
         ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv4/ping_group_range", "0 0"),
         ("ipv4/ping_group_range", "0 2147483647"),
     ];
     let forward = [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];

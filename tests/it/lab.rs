@@ -1,7 +1,7 @@
 //! The lab: namespaces, faults, flows.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     process::Command,
     time::{Duration, Instant},
@@ -21,6 +21,7 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|a| a.parse().unwrap()).collect()
 }
 
+#[allow(clippy::default_trait_access)]
 fn site(named: &str, lans: &[(&str, &str)]) -> Site {
     let lan = |(interface, prefix): &(&str, &str)| Lan {
         interface: interface.parse().unwrap(),
@@ -34,7 +35,7 @@ fn site(named: &str, lans: &[(&str, &str)]) -> Site {
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
-        beyond: BTreeMap::new(),
+        beyond: Default::default(),
     }
 }
 

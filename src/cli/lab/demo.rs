@@ -28,7 +28,7 @@ use crate::{
 /// Packets per second of the traffic shown.
 pub(super) const PPS: u32 = 1_000;
 /// The site that is shown when no directory is given.
-const EXAMPLE: &str = include_str!("one-site.yaml");
+const EXAMPLE: &str = include_str!("../../../examples/one-site/berlin.yaml");
 /// How long the primary has to be well before it is returned to, in the demo.
 const FAILBACK: &str = "5s";
 /// How long a step may take before the demo gives up.
