@@ -39,7 +39,9 @@ macro_rules! text_unit {
                 stringify!($type).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "pattern": $pattern, "description": $description})
+                json_schema!({
+                    "type": "string", "pattern": $pattern, "description": $description, "x-expects": $description,
+                })
             }
         }
     };

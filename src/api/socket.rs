@@ -174,9 +174,9 @@ async fn follow(records: &Recorder, question: Question) -> Result<Response, Fail
     });
     let to_come = to_come.filter(move |e| std::future::ready(e.id > seen && question.matches(e)));
     let lines = stream::iter(past).chain(to_come).map(|event| {
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
-        Ok::<_, Infallible>(line)
+        let mut text = serde_json::to_vec(&event).unwrap_or_default();
+        text.push(b'\n');
+        Ok::<_, Infallible>(text)
     });
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }

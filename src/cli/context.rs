@@ -1,6 +1,7 @@
 //! What `plan`, `apply`, `teardown` and `run` have in common: settings, configuration, kernel, journal.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -12,7 +13,7 @@ use crate::{
     diag::{self, Diagnostic},
     engine::{self, Active, ConfigError, router::Router},
     failover::{self, Selection},
-    health::Healths,
+    health::{Healths, Measures},
     kernel::{
         KernelError,
         linux::Linux,
@@ -22,6 +23,7 @@ use crate::{
     source,
     store::{self, Ledger},
     units::Name,
+    validate::{self, intent::Site},
 };
 
 /// Where this router's own settings come from.
@@ -84,7 +86,7 @@ pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
 }
 
 fn show(found: &[Diagnostic], config: &crate::config::Config) {
-    let text = diag::terminal(found, config.sources());
+    let text = diag::terminal(found, config.sources(), true);
     // A closed standard error is nobody's loss.
     let _ = write!(anstream::stderr(), "{text}");
 }
@@ -144,7 +146,7 @@ pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
 pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
     let remembered = router.remembered_selection().unwrap_or_default();
     let (selection, _) =
-        failover::select(&active.site, &Healths::new(), &failover::Measures::new(), &remembered, clock::now());
+        failover::select(&active.site, &Healths::new(), &Measures::new(), &remembered, clock::now());
     selection
 }
 
@@ -153,4 +155,15 @@ pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
     let good = router.ledger.last_good()?;
     let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
     engine::activate(snapshot, settings).ok()
+}
+
+/// The sites of a directory, for the lab.
+pub fn sites(dir: &Path) -> Result<BTreeMap<Name, Site>, Failure> {
+    let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
+    let (config, mut found) = crate::config::load(&snapshot);
+    let (intent, more) = validate::check(&config);
+    found.extend(more);
+    show(&found, &config);
+    let invalid = || Failure::new(Exit::Config, format!("{} has errors", dir.display()));
+    Ok(intent.ok_or_else(invalid)?.sites().clone())
 }

@@ -1,6 +1,6 @@
 //! `patronus status`, `get`, `events` and `history`: what is, and what happened.
 
-use std::{future::Future, io::Write as _, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt::Write as _, future::Future, io::Write as _, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper::Method;
 use serde_json::json;
@@ -9,7 +9,7 @@ use super::{Exit, Failure, Format, Outcome};
 use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
-    engine::status::{Event, Status},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
     store::{Run, StoreError, read, read::Wanted},
     units::{Name, Span},
 };
@@ -18,6 +18,8 @@ mod human;
 mod text;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A reconcile may wait for a transaction with its read-backs.
+const RECONCILE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +43,14 @@ pub struct Records {
 /// Show whether all is well, and what is not
 #[derive(Debug, Clone, clap::Args)]
 pub struct StatusArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub daemon: Daemon,
+}
+
+/// Have the daemon read source and kernel again now, and wait for the outcome
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReconcileArgs {
     /// The daemon.
     #[command(flatten)]
     pub daemon: Daemon,
@@ -150,6 +160,18 @@ pub async fn status(args: StatusArgs) -> Outcome {
     })
 }
 
+/// Runs `patronus reconcile`.
+pub async fn reconcile(args: ReconcileArgs) -> Outcome {
+    let asked = client::ask(&args.daemon.socket, Method::POST, "/v1/reconcile", RECONCILE_PATIENCE).await;
+    let done: ReconcileStatus = asked.map_err(|error| failure(&error))?;
+    let good = matches!(done.outcome, ReconcileOutcome::Unchanged | ReconcileOutcome::Applied);
+    match args.daemon.output {
+        Format::Json => print_json(&json!({"format_version": 1, "reconcile": done})),
+        Format::Text => print(&text::reconciled(&done)),
+    };
+    Ok(if good { Exit::Done } else { Exit::Error })
+}
+
 /// Runs `patronus get`.
 pub async fn get(args: GetArgs) -> Outcome {
     if args.kind == Kind::Events {
@@ -169,9 +191,9 @@ pub async fn get(args: GetArgs) -> Outcome {
         return Ok(print_json(&json!({"format_version": 1, "site": status.site, "items": items})));
     }
     Ok(print(&match args.kind {
-        Kind::Paths => text::paths(&status),
-        Kind::Rules => text::rules(&status),
-        Kind::Policies => text::policies(&status),
+        Kind::Paths => text::paths(&status, usize::MAX),
+        Kind::Rules => text::rules(&status, usize::MAX),
+        Kind::Policies => text::policies(&status, usize::MAX),
         Kind::Source | Kind::Events => text::source(&status),
     }))
 }
@@ -233,10 +255,10 @@ impl EventsArgs {
     fn uri(&self) -> String {
         let mut uri = format!("/v1/events?limit={}&follow={}", self.limit, self.follow);
         if let Some(Since(at)) = self.since {
-            uri += &format!("&since={}", at.as_micros());
+            let _ = write!(uri, "&since={}", at.as_micros());
         }
         if let Some(kind) = &self.kind {
-            uri += &format!("&kind={kind}");
+            let _ = write!(uri, "&kind={kind}");
         }
         uri
     }
@@ -302,9 +324,13 @@ async fn fetch(daemon: &Daemon) -> Result<Status, Failure> {
 }
 
 fn failure(error: &ClientError) -> Failure {
-    let exit = if matches!(error, ClientError::Forbidden { .. }) { Exit::Privilege } else { Exit::Error };
-    let mut failure = Failure { exit, ..Failure::error("cannot ask", error) };
-    failure.message = failure.message.split_once(": ").map_or(String::new(), |(_, rest)| rest.to_owned());
+    let mut failure = match std::error::Error::source(error) {
+        Some(cause) => Failure::error(error, cause),
+        None => Failure::new(Exit::Error, error.to_string()),
+    };
+    if matches!(error, ClientError::Forbidden { .. }) {
+        failure.exit = Exit::Privilege;
+    }
     if matches!(error, ClientError::Down { .. }) {
         failure.message += "\n  start it:       systemctl start patronus   (or `patronus run`)\
                             \n  why it stopped: journalctl -u patronus -n 50   and   `patronus events`\
@@ -333,4 +359,51 @@ fn print(text: &str) -> Exit {
 fn writes(text: &str) -> bool {
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_daemon_there_is_a_remedy_and_the_records_still_speak() {
+        #[derive(Debug, clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            events: EventsArgs,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().to_str().unwrap();
+        let socket = format!("{at}/none.sock");
+        let parse =
+            || <Cli as clap::Parser>::parse_from(["x", "--socket", &socket, "--state-dir", at, "--since", "2h"]).events;
+        let daemon = parse().daemon;
+        let failed = status(StatusArgs { daemon }).await.unwrap_err();
+        assert_eq!(failed.exit, Exit::Error);
+        assert!(
+            failed.message.contains("not running") && failed.message.contains("systemctl start"),
+            "{}",
+            failed.message
+        );
+
+        let failed = events(parse()).await.unwrap_err();
+        assert!(failed.message.contains("no records in"), "{}", failed.message);
+        let recorder = crate::store::Recorder::start(dir.path(), crate::store::Limits::default());
+        let (kind, subject, message) = ("path".to_owned(), "fiber".to_owned(), "fiber went down".to_owned());
+        recorder.event(Event { id: 0, at: clock::wall(), kind, subject, message, detail: serde_json::Value::Null });
+        assert!(recorder.flush(PATIENCE));
+        assert_eq!(past_events(&parse()).await.unwrap().len(), 1);
+        assert_eq!(events(parse()).await.unwrap(), Exit::Done);
+    }
+
+    #[test]
+    fn since_takes_a_duration_or_a_time() {
+        let day = "2026-05-01T03:00:00Z".parse::<Since>().unwrap();
+        assert_eq!(day.0.as_micros(), 1_777_604_400_000_000);
+        let since = "2h".parse::<Since>().unwrap().0;
+        let back = clock::wall().as_micros() - since.as_micros();
+        assert!((7_200_000_000..7_260_000_000).contains(&back), "{back}");
+        assert!("yesterday".parse::<Since>().is_err());
+        assert!(kind_word("a&limit=1").is_err());
+    }
 }

@@ -102,7 +102,7 @@ enum Verb {
     History(inspect::HistoryArgs),
     Reconcile(inspect::ReconcileArgs),
     Schema(schema::Args),
-    Lab(lab::Args),
+    Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
 }
@@ -149,7 +149,7 @@ fn run(verb: Verb) -> Outcome {
         .map_err(|e| Failure::error("cannot start", &e))?;
     runtime.block_on(async {
         match verb {
-            Verb::Validate(args) => validate::run(args),
+            Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
@@ -159,8 +159,8 @@ fn run(verb: Verb) -> Outcome {
             Verb::Events(args) => inspect::events(args).await,
             Verb::History(args) => inspect::history(args).await,
             Verb::Reconcile(args) => inspect::reconcile(args).await,
-            Verb::Schema(args) => schema::run(args),
-            Verb::Lab(args) => lab::run(args).await,
+            Verb::Schema(args) => schema::run(&args),
+            Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),
         }

@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> Outcome {
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
     let parts = Parts { settings: settings.clone(), router, recorder: recorder.clone(), alarms: Vec::new() };
-    let mut engine = Engine::new(parts);
+    let mut engine = Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);

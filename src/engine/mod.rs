@@ -26,7 +26,7 @@ use crate::{
         linux::{Changes, Linux},
     },
     plan::Step,
-    probe::Prober,
+    probe::{ProbeError, Prober},
     settings::Settings,
     source::Watcher,
     state::Observed,
@@ -39,6 +39,8 @@ use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
 };
+pub(crate) use self::pass::told;
+pub use self::status::ReconcileOutcome;
 
 /// Notifications that come in a burst lead to one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -54,7 +56,6 @@ const COUNT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What the engine is made of.
-#[derive(Debug)]
 pub struct Parts {
     /// The router's settings.
     pub settings: Settings,
@@ -67,7 +68,6 @@ pub struct Parts {
 }
 
 /// What connects the engine to the world around it.
-#[derive(Debug)]
 pub struct Wires {
     /// Notifications, subscribed to before the first look.
     pub changes: Changes,
@@ -146,8 +146,7 @@ enum Wake {
 
 impl Engine {
     /// Makes an engine; nothing happens before [`Engine::run`].
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts) -> Result<Self, ProbeError> {
         let (sender, samples) = mpsc::channel(4096);
         let now = clock::now();
         let source = SourceStatus {
@@ -158,7 +157,7 @@ impl Engine {
             errors: Vec::new(),
         };
         let blank = publish::blank(&parts.settings, source.clone());
-        Self {
+        Ok(Self {
             selection: parts.router.remembered_selection().unwrap_or_default(),
             settings: parts.settings,
             router: parts.router,
@@ -166,7 +165,7 @@ impl Engine {
             active: None,
             source,
             monitor: Monitor::default(),
-            prober: Prober::start(sender),
+            prober: Prober::start(sender)?,
             samples,
             observed: Observed::default(),
             flows: BTreeMap::new(),
@@ -180,13 +179,18 @@ impl Engine {
             timers: Timers::new(now),
             sweeps: Vec::new(),
             status: watch::Sender::new(Arc::new(blank)),
-        }
+        })
     }
 
     /// The published status.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Arc<Status>> {
         self.status.subscribe()
+    }
+
+    /// Adds alarms that stand for as long as the daemon runs.
+    pub fn alarm_at_start(&mut self, alarms: Vec<String>) {
+        self.alarms.start.extend(alarms);
     }
 
     /// Runs until told to stop. The data plane stays as it is when it ends.
@@ -254,7 +258,7 @@ impl Engine {
         }
         if self.timers.count <= now {
             self.timers.count = now + COUNT;
-            self.count().await;
+            self.count();
         }
         if self.timers.publish <= now {
             self.publish();

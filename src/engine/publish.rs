@@ -71,7 +71,6 @@ impl Engine {
         let a = &self.alarms;
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.recorder.alarms());
-        all.extend(self.prober.alarms());
         all.extend(self.observed.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
         all
     }
@@ -129,11 +128,11 @@ impl Engine {
     }
 
     /// Reads counters and counts flows.
-    pub(super) async fn count(&mut self) {
+    pub(super) fn count(&mut self) {
         if self.active.is_none() {
             return;
         }
-        match self.router.kernel.counters().await {
+        match self.router.kernel.counters() {
             Ok(counters) => self.observed.counters = counters,
             Err(error) => tracing::debug!(%error, "counters cannot be read"),
         }

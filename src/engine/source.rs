@@ -42,7 +42,7 @@ impl ConfigError {
     pub fn lines(&self) -> Vec<String> {
         match self {
             Self::Invalid(config, found) => {
-                found.iter().filter(|d| d.severity == Severity::Error).map(|d| d.line(config.sources())).collect()
+                found.iter().filter(|d| d.severity == Severity::Error).map(|d| line(d, config)).collect()
             }
             Self::NoSite(site, known) => {
                 let known: Vec<&str> = known.iter().map(Name::as_str).collect();
@@ -52,15 +52,24 @@ impl ConfigError {
     }
 }
 
+/// A finding on one line: place, code, message.
+fn line(d: &Diagnostic, config: &config::Config) -> String {
+    let place = d.span.as_ref().map(|span| {
+        let (line, column) = config.sources().position(&span.file, span.start);
+        format!("{}:{line}:{column}: ", span.file)
+    });
+    format!("{}{} [{}]", place.unwrap_or_default(), d.message, d.code.info().code)
+}
+
 /// Loads and checks a snapshot, and picks the site that this router is.
 pub fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
     let (config, mut found) = config::load(&snapshot);
-    let (intent, more) = validate::check(&config, &settings.limits());
+    let (intent, more) = validate::check_with(&config, &settings.options());
     found.extend(more);
     let Some(intent) = intent.filter(|_| found.iter().all(|d| d.severity != Severity::Error)) else {
         return Err(ConfigError::Invalid(Box::new(config), found));
     };
-    let warnings = found.iter().map(|d| d.line(config.sources())).collect();
+    let warnings = found.iter().map(|d| line(d, &config)).collect();
     match intent.sites().get(&settings.site) {
         Some(site) => Ok(Active { revision: snapshot.revision, files: snapshot.files, site: site.clone(), warnings }),
         None => Err(ConfigError::NoSite(settings.site.clone(), intent.sites().keys().cloned().collect())),

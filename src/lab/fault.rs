@@ -80,6 +80,8 @@ impl Lab {
         }
         self.ip(&at.provider, &script::customer_lines(at.link))?;
         self.ip(&at.router, &script::router_lines(at.link))?;
+        netns::settle(&self.namespace(&at.provider), Some(script::CUSTOMER))?;
+        netns::settle(&router, Some(at.link.interface.as_str()))?;
         Ok(start)
     }
 

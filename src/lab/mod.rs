@@ -25,7 +25,7 @@ mod topology;
 
 pub use fault::Fault;
 pub use flow::{Flow, FlowSpec};
-pub use netns::list;
+pub use netns::{enter, list};
 pub use report::{Crossing, Outage, Report, Track};
 pub use topology::{DefaultRoute, Impossible, LanNet, Leg, Node, SiteNet, Topology, Uplink, topology};
 
@@ -98,6 +98,12 @@ pub enum Error {
         device: String,
         /// The cause.
         source: io::Error,
+    },
+    /// Links did not come up.
+    #[error("the links in {ns} did not come up within {} s", netns::SETTLE.as_secs())]
+    Settle {
+        /// The namespace.
+        ns: String,
     },
     /// A socket of a measurement failed.
     #[error("flow measurement: cannot {doing}")]
@@ -196,7 +202,10 @@ impl Lab {
         for (node, lines) in script.links.iter().chain(&script.rest) {
             netns::ip_batch(Some(&self.namespace(node)), lines)?;
         }
-        Ok(())
+        for node in nodes.iter().filter(|node| self.proxies(node)) {
+            netns::sysctls(&self.namespace(node), &script::CUSTOMER_SYSCTLS)?;
+        }
+        nodes.iter().try_for_each(|node| netns::settle(&self.namespace(node), None))
     }
 
     fn proxies(&self, node: &Node) -> bool {
@@ -230,10 +239,4 @@ pub fn remove(prefix: &str) -> Result<Vec<String>, Error> {
 #[must_use]
 pub fn namespace(prefix: &str, node: &Node) -> String {
     format!("{prefix}-{node}")
-}
-
-/// Runs a command to its end in a namespace of any lab.
-pub fn run_in_namespace(ns: &str, mut command: Command) -> Result<std::process::ExitStatus, Error> {
-    let tool = command.get_program().to_string_lossy().into_owned();
-    netns::within(ns, move || command.status())?.map_err(|source| Error::Tool { tool, source })
 }

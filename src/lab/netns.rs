@@ -7,16 +7,24 @@ use std::{
     io::{self, Write as _},
     process::{Command, Output, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sched::{CloneFlags, setns},
+};
 
 use super::Error;
 
+/// How long links may take to come up.
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
+
 const DIRECTORY: &str = "/run/netns";
 
-/// Moves this thread into a namespace.
-pub(super) fn enter(ns: &str) -> Result<(), Error> {
+/// Moves this thread into a namespace, for good.
+pub fn enter(ns: &str) -> Result<(), Error> {
     let failed = |source| Error::Enter { ns: ns.to_owned(), source };
     let file = File::open(format!("{DIRECTORY}/{ns}")).map_err(failed)?;
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
@@ -37,7 +45,8 @@ pub(super) fn ip_batch(ns: Option<&str>, lines: &[String]) -> Result<(), Error> 
     if let Some(ns) = ns {
         command.args(["-n", ns]);
     }
-    feed(command.args(["-batch", "-"]), &(lines.join("\n") + "\n"), ns.unwrap_or("the host"))
+    let place = ns.unwrap_or("the set of namespaces");
+    feed(command.args(["-batch", "-"]), &(lines.join("\n") + "\n"), place)
 }
 
 /// Runs a tool with this text on its standard input; its failure carries what it said.
@@ -80,6 +89,27 @@ pub(super) fn sysctls(ns: &str, settings: &[(&str, &str)]) -> Result<(), Error> 
     })?
 }
 
+/// Waits until every interface that is up (or only this one) is also running: before that, packets are dropped
+/// without a word.
+pub(super) fn settle(ns: &str, only: Option<&str>) -> Result<(), Error> {
+    let running = || {
+        let wanted = |name: &str| only.is_none_or(|only| only == name);
+        let pending = InterfaceFlags::IFF_UP;
+        let mask = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+        getifaddrs().is_ok_and(|mut all| !all.any(|a| wanted(&a.interface_name) && a.flags & mask == pending))
+    };
+    within(ns, || {
+        let start = Instant::now();
+        while !running() {
+            if start.elapsed() > SETTLE {
+                return Err(Error::Settle { ns: ns.to_owned() });
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    })?
+}
+
 /// Names of the namespaces that begin like this, sorted.
 #[must_use]
 pub fn list(prefix: &str) -> Vec<String> {
@@ -98,7 +128,9 @@ pub(super) fn remove(names: &[String]) -> Result<(), Error> {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
-    ip_batch(None, &names.iter().map(|name| format!("netns del {name}")).collect::<Vec<_>>())
+    // One that somebody else has removed meanwhile must not keep the others.
+    let lines: Vec<String> = names.iter().map(|name| format!("netns del {name}")).collect();
+    feed(Command::new("ip").args(["-force", "-batch", "-"]), &(lines.join("\n") + "\n"), "the set of namespaces")
 }
 
 fn processes(ns: &str) -> Vec<nix::unistd::Pid> {

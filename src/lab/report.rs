@@ -90,6 +90,12 @@ impl Track {
         self.sent.len() as u64
     }
 
+    /// When the first packet was sent.
+    #[must_use]
+    pub fn started(&self) -> Option<Instant> {
+        self.sent.first().copied()
+    }
+
     /// Packets that never arrived.
     #[must_use]
     pub fn lost(&self) -> u64 {

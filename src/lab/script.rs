@@ -199,6 +199,11 @@ fn host_lines(lan: &LanNet) -> Vec<String> {
     lines
 }
 
+/// Settings of a provider's customer link, which a namespace has no default for: without them it answers for others
+/// only after up to 0.8 s.
+pub(super) const CUSTOMER_SYSCTLS: [(&str, &str); 2] =
+    [("ipv4/neigh/cpe0/proxy_delay", "0"), ("ipv6/neigh/cpe0/proxy_delay", "0")];
+
 /// Settings under `/proc/sys/net` that a node has from the start.
 pub(super) fn sysctls(node: &Node, proxies: bool) -> Vec<(&'static str, &'static str)> {
     // Duplicate address detection would leave addresses unusable for a second.

@@ -165,6 +165,7 @@ fn value_text(value: &Value) -> String {
             format!("{via}dev {interface}{mtu}")
         }
         Value::Route(RouteValue::Unreachable) => "unreachable".to_owned(),
+        Value::Route(RouteValue::Other { text, .. }) => text.clone(),
         Value::Rule | Value::Nft(_) => String::new(),
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{MAX_FILE_BYTES, MAX_FILES, MAX_TREE_BYTES, Snapshot};
+use crate::config::{MAX_FILE, MAX_FILES, MAX_TREE, Snapshot};
 
 pub use watch::Watcher;
 
@@ -134,8 +134,8 @@ impl Tree<'_> {
         let name = relative.to_str().ok_or_else(|| SourceError::Name { path: path.to_owned() })?;
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let length = fs::metadata(path).map_err(failed)?.len();
-        if length > MAX_FILE_BYTES as u64 {
-            return Err(self.limit(path, format!("a file has at most {MAX_FILE_BYTES} bytes, this one has {length}")));
+        if length > MAX_FILE as u64 {
+            return Err(self.limit(path, format!("a file has at most {MAX_FILE} bytes, this one has {length}")));
         }
         let content = fs::read(path).map_err(failed)?;
         self.bytes += content.len();
@@ -143,8 +143,8 @@ impl Tree<'_> {
         if self.files.len() > MAX_FILES {
             return Err(self.limit(self.root, format!("a tree has at most {MAX_FILES} files")));
         }
-        if self.bytes > MAX_TREE_BYTES {
-            return Err(self.limit(self.root, format!("a tree has at most {MAX_TREE_BYTES} bytes")));
+        if self.bytes > MAX_TREE {
+            return Err(self.limit(self.root, format!("a tree has at most {MAX_TREE} bytes")));
         }
         Ok(())
     }

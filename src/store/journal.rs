@@ -1,7 +1,10 @@
 //! The journal of applies: every step is on disk before it runs.
 //!
-//! Invariant: when a method returns Ok, what it wrote survives a crash of the process and of the machine
-//! (`synchronous=FULL`, <https://sqlite.org/pragma.html#pragma_synchronous>).
+//! Invariant: when a method returns Ok, what it wrote survives `kill -9`. What also has to outlive the
+//! machine (configuration, remembered values) is synced to the disk first
+//! (<https://sqlite.org/pragma.html#pragma_synchronous>). Runs, steps and originals of sysctls describe the
+//! state of *this* kernel, which dies with the machine: they carry the boot's id, count for no other boot,
+//! and need no fsync, which on a router's flash would take longer than the switch itself.
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +19,9 @@ use super::{StoreError, from_word, int, journal_file, move_aside, open, schema, 
 use crate::{
     clock::{self, Wall},
     engine::status::ReconcileOutcome,
+    failover::Selection,
     plan::Step,
-    state::State,
+    state::{Stamp, State},
 };
 
 /// Finished runs whose steps and plan are kept; older ones keep only their line in the history.
@@ -37,6 +41,10 @@ pub struct PlanRecord {
     pub plan: Uuid,
     /// The generation that it leads to.
     pub generation: u64,
+    /// What the nft table carried when the plan was made; an undo puts it back.
+    pub previous: Option<Stamp>,
+    /// Where its steps run (boot and network namespace), in the words of whoever applies.
+    pub place: String,
     /// The revision of its configuration.
     pub revision: Option<String>,
     /// When it begins.
@@ -106,6 +114,10 @@ pub struct Unfinished {
     pub plan: Uuid,
     /// The generation that it was to lead to.
     pub generation: u64,
+    /// What the nft table carried when the plan was made.
+    pub previous: Option<Stamp>,
+    /// Where its steps ran.
+    pub place: String,
     /// The revision of its configuration.
     pub revision: Option<String>,
     /// When it began.
@@ -130,14 +142,26 @@ pub struct LastGood {
 pub struct Journal {
     db: Connection,
     file: PathBuf,
+    boot: String,
+}
+
+/// The id that the kernel makes up at each boot (random(4)).
+fn boot() -> Result<String, StoreError> {
+    let file = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    match std::fs::read_to_string(&file) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(source) => Err(StoreError::File { doing: "read", file, source }),
+    }
 }
 
 impl Journal {
     /// Opens or creates the journal in a state directory.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let file = journal_file(dir);
-        let db = open(&file, "FULL", schema::JOURNAL)?;
-        Ok(Self { db, file })
+        let db = open(&file, schema::JOURNAL)?;
+        let journal = Self { db, file, boot: boot()? };
+        journal.close_other_boots()?;
+        Ok(journal)
     }
 
     /// Opens the journal; a damaged one is moved aside and a new one begun. The text, if any, says so.
@@ -152,21 +176,48 @@ impl Journal {
         }
     }
 
+    /// The kernel that those runs changed and those values came from is gone.
+    fn close_other_boots(&self) -> Result<(), StoreError> {
+        let closed = "UPDATE runs SET ended = started, message = 'the machine went down during it'
+            WHERE ended IS NULL AND boot <> ?";
+        self.db
+            .execute(closed, [&self.boot])
+            .and_then(|_| self.db.execute("DELETE FROM sysctl_originals WHERE boot <> ?", [&self.boot]))
+            .map(drop)
+            .map_err(self.err("close old runs of"))
+    }
+
+    /// Runs a write whose result must outlive the machine.
+    fn synced(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        const DOING: &str = "sync";
+        self.db.pragma_update(None, "synchronous", "full").map_err(self.err(DOING))?;
+        let result = write();
+        self.db.pragma_update(None, "synchronous", "normal").map_err(self.err(DOING))?;
+        result
+    }
+
     fn err(&self, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
         StoreError::database(doing, &self.file)
     }
 
-    /// Writes down a plan with all its steps before the first one runs.
+    /// Writes down a plan with all its steps before the first one runs. Runs that are still open are closed:
+    /// whoever begins has recovered before.
     pub fn begin(&self, plan: &PlanRecord) -> Result<RunId, StoreError> {
         const DOING: &str = "begin a run in";
         let document = (!plan.document.is_null()).then(|| plan.document.to_string());
+        let previous =
+            plan.previous.as_ref().map(serde_json::to_string).transpose().map_err(StoreError::value(DOING))?;
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        let closed = "UPDATE runs SET ended = ?, message = 'replaced by a later run' WHERE ended IS NULL";
+        work.execute(closed, [plan.started.as_micros()]).map_err(self.err(DOING))?;
         work.prepare_cached(
-            "INSERT INTO runs (plan, generation, revision, started, steps, document) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (boot, place, plan, previous, generation, revision, started, steps, document)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .and_then(|mut s| {
-            let (id, generation) = (plan.plan.to_string(), int(plan.generation));
-            s.execute(params![id, generation, plan.revision, plan.started.as_micros(), int(plan.steps.len()), document])
+            let (id, generation, steps) = (plan.plan.to_string(), int(plan.generation), int(plan.steps.len()));
+            let (started, place) = (plan.started.as_micros(), &plan.place);
+            s.execute(params![self.boot, place, id, previous, generation, plan.revision, started, steps, document])
         })
         .map_err(self.err(DOING))?;
         let run = RunId(work.last_insert_rowid());
@@ -190,19 +241,20 @@ impl Journal {
             .map_err(self.err("write a step to"))
     }
 
-    /// Closes a run, and forgets the details of old ones.
+    /// Closes a run, and forgets the details of old ones. No outcome means that nothing was left to finish or
+    /// undo.
     pub fn finish(
         &self,
         run: RunId,
         ended: Wall,
-        outcome: ReconcileOutcome,
+        outcome: Option<ReconcileOutcome>,
         message: Option<&str>,
     ) -> Result<(), StoreError> {
         const DOING: &str = "finish a run in";
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
         work.execute(
             "UPDATE runs SET ended = ?, outcome = ?, message = ? WHERE id = ?",
-            params![ended.as_micros(), word(&outcome), message, run.0],
+            params![ended.as_micros(), outcome.as_ref().map(word), message, run.0],
         )
         .and_then(|_| work.execute("DELETE FROM steps WHERE run <= ?", [run.0 - KEEP_STEPS]))
         .and_then(|_| {
@@ -214,19 +266,21 @@ impl Journal {
         .map_err(self.err(DOING))
     }
 
-    /// The newest run that was begun and never finished.
+    /// The newest run of this boot that was begun and never finished.
     pub fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
         const DOING: &str = "read the unfinished run of";
-        let sql =
-            "SELECT id, plan, generation, revision, started FROM runs WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
+        let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
+            WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
         let found = self.db.query_row(sql, [], |row| {
-            let plan: String = row.get(1)?;
+            let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(5)?);
             Ok(Unfinished {
                 run: RunId(row.get(0)?),
-                plan: plan.parse().unwrap_or_default(),
+                plan: plan.parse().map_err(|e| unreadable(1, e))?,
                 generation: uint(row.get(2)?),
                 revision: row.get(3)?,
                 started: Wall::from_micros(row.get(4)?),
+                previous: previous.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| unreadable(5, e))?,
+                place: row.get(6)?,
                 steps: Vec::new(),
             })
         });
@@ -275,6 +329,10 @@ impl Journal {
 
     /// Keeps this configuration as the last good one.
     pub fn set_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
+        self.synced(|| self.write_last_good(good))
+    }
+
+    fn write_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
         const DOING: &str = "write the last good configuration to";
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
         work.execute("REPLACE INTO last_good VALUES (1, ?, ?)", params![good.revision, good.at.as_micros()])
@@ -304,12 +362,12 @@ impl Journal {
     /// Keeps the value that a sysctl had before we first set it; a later call for the same key changes nothing.
     pub fn keep_sysctl(&self, key: &str, value: &str) -> Result<(), StoreError> {
         self.db
-            .execute("INSERT OR IGNORE INTO sysctl_originals VALUES (?, ?)", [key, value])
+            .execute("INSERT OR IGNORE INTO sysctl_originals VALUES (?, ?, ?)", [key, &self.boot, value])
             .map(drop)
             .map_err(self.err("write a sysctl to"))
     }
 
-    /// The sysctls as they were before us, by their path below `/proc/sys/net/`.
+    /// The sysctls as they were in this boot before us, by their path below `/proc/sys/net/`.
     pub fn sysctl_originals(&self) -> Result<BTreeMap<String, String>, StoreError> {
         const DOING: &str = "read the sysctls of";
         let mut statement = self.db.prepare("SELECT key, value FROM sysctl_originals").map_err(self.err(DOING))?;
@@ -327,23 +385,47 @@ impl Journal {
 
     /// Keeps the desired state that is now in force: what differs from it later is drift.
     pub fn set_applied(&self, state: &State) -> Result<(), StoreError> {
-        self.put("applied", state)
+        self.put_for_boot("applied", state)
     }
 
-    /// The desired state that was last put in force.
+    /// The desired state that was last put in force in this boot.
     pub fn applied(&self) -> Result<Option<State>, StoreError> {
-        self.get("applied")
+        self.get_for_boot("applied")
     }
 
-    /// Remembers a value (selection, overrides) under a key.
+    /// Keeps the choice of every rule for the next start in this boot; its moments count from the boot.
+    pub fn set_selection(&self, selection: &Selection) -> Result<(), StoreError> {
+        self.put_for_boot("selection", selection)
+    }
+
+    /// The choice of every rule as it was last kept in this boot.
+    pub fn selection(&self) -> Result<Option<Selection>, StoreError> {
+        self.get_for_boot("selection")
+    }
+
+    fn put_for_boot<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
+        const DOING: &str = "write a value to";
+        let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
+        self.db
+            .prepare_cached("REPLACE INTO this_boot VALUES (?, ?, ?)")
+            .and_then(|mut s| s.execute([key, &self.boot, &value]))
+            .map(drop)
+            .map_err(self.err(DOING))
+    }
+
+    fn get_for_boot<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        const DOING: &str = "read a value of";
+        let sql = "SELECT value FROM this_boot WHERE key = ? AND boot = ?";
+        let found = self.db.query_row(sql, [key, &self.boot], |row| row.get::<_, String>(0)).optional();
+        parsed(DOING, found.map_err(self.err(DOING))?)
+    }
+
+    /// Remembers a value (such as an operator's overrides) under a key, over reboots too. It costs an fsync.
     pub fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
         const DOING: &str = "remember a value in";
         let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
-        self.db
-            .prepare_cached("REPLACE INTO remembered VALUES (?, ?)")
-            .and_then(|mut s| s.execute([key, &value]))
-            .map(drop)
-            .map_err(self.err(DOING))
+        let write = || self.db.execute("REPLACE INTO remembered VALUES (?, ?)", [key, &value]);
+        self.synced(|| write().map(drop).map_err(self.err(DOING)))
     }
 
     /// The value remembered under a key.
@@ -351,11 +433,19 @@ impl Journal {
         const DOING: &str = "read a value of";
         let sql = "SELECT value FROM remembered WHERE key = ?";
         let found = self.db.query_row(sql, [key], |row| row.get::<_, String>(0)).optional().map_err(self.err(DOING))?;
-        found.map(|text| serde_json::from_str(&text).map_err(StoreError::value(DOING))).transpose()
+        parsed(DOING, found)
     }
 
     /// Forgets a value.
     pub fn forget(&self, key: &str) -> Result<(), StoreError> {
         self.db.execute("DELETE FROM remembered WHERE key = ?", [key]).map(drop).map_err(self.err("forget a value in"))
     }
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}
+
+fn parsed<T: DeserializeOwned>(doing: &'static str, text: Option<String>) -> Result<Option<T>, StoreError> {
+    text.map(|text| serde_json::from_str(&text).map_err(StoreError::value(doing))).transpose()
 }

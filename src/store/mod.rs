@@ -1,7 +1,7 @@
 //! What survives a restart, in `SQLite` (WAL): two files in the state directory with different promises.
 //!
-//! - `journal.db` ([`Journal`]) is written synchronously by whoever applies a plan, with an fsync per step:
-//!   after a crash it says exactly which steps were begun. It also holds what a start needs: the last good
+//! - `journal.db` ([`Journal`]) is written synchronously by whoever applies a plan, before each step: after
+//!   a crash it says exactly which steps were begun. It also holds what a start needs: the last good
 //!   configuration, the last applied state, the sysctls as they were before us.
 //! - `records.db` ([`Recorder`]) is written by a thread of its own from a bounded queue: samples, events,
 //!   runs. It may lose rows and says how many.
@@ -34,7 +34,7 @@ pub use rows::{HealthSample, Run, TransitionRecord};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// `SQLite` refused.
-    #[error("{doing} {}", file.display())]
+    #[error("cannot {doing} {}", file.display())]
     Database {
         /// What was being done.
         doing: &'static str,
@@ -64,7 +64,7 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// The state directory could not be used.
-    #[error("{doing} {}", file.display())]
+    #[error("cannot {doing} {}", file.display())]
     File {
         /// What was being done.
         doing: &'static str,
@@ -130,7 +130,7 @@ pub fn records_file(dir: &Path) -> PathBuf {
 }
 
 /// Opens a database for writing, creates the directory if needed, brings the schema up to date.
-fn open(file: &Path, synchronous: &str, migrations: &[&str]) -> Result<Connection, StoreError> {
+fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     if let Some(dir) = file.parent() {
         let failed = |source| StoreError::File { doing: "create", file: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(failed)?;
@@ -140,7 +140,7 @@ fn open(file: &Path, synchronous: &str, migrations: &[&str]) -> Result<Connectio
     // Short: the engine waits for the journal, and a reader never blocks a writer in WAL mode.
     db.busy_timeout(std::time::Duration::from_millis(250)).map_err(err())?;
     db.pragma_update(None, "journal_mode", "wal").map_err(err())?;
-    db.pragma_update(None, "synchronous", synchronous).map_err(err())?;
+    db.pragma_update(None, "synchronous", "normal").map_err(err())?;
     db.pragma_update(None, "journal_size_limit", 4 << 20).map_err(err())?;
     schema::migrate(&mut db, file, migrations)?;
     Ok(db)

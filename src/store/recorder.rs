@@ -187,7 +187,17 @@ impl Recorder {
     #[must_use]
     pub fn flush(&self, patience: Duration) -> bool {
         let (done, wait) = mpsc::sync_channel(1);
-        self.queue.try_send(Message::Flush(done)).is_ok() && wait.recv_timeout(patience).is_ok()
+        let end = std::time::Instant::now() + patience;
+        let mut message = Message::Flush(done);
+        // The queue may be full, which a writer that is at work soon changes.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if std::time::Instant::now() >= end {
+                return false;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        wait.recv_timeout(end.saturating_duration_since(std::time::Instant::now())).is_ok()
     }
 
     fn send(&self, row: Row) {

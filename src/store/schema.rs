@@ -8,11 +8,14 @@ use rusqlite::Connection;
 
 use super::StoreError;
 
-/// The journal: small, every commit synced.
+/// The journal: small.
 pub(super) const JOURNAL: &[&str] = &["
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
+        boot TEXT NOT NULL,
+        place TEXT NOT NULL,
         plan TEXT NOT NULL,
+        previous TEXT,
         generation INTEGER NOT NULL,
         revision TEXT,
         started INTEGER NOT NULL,
@@ -33,7 +36,8 @@ pub(super) const JOURNAL: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE TABLE last_good (only INTEGER PRIMARY KEY CHECK (only = 1), revision TEXT NOT NULL, at INTEGER NOT NULL);
     CREATE TABLE last_good_files (path TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE sysctl_originals (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE sysctl_originals (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE this_boot (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 "];
 

@@ -123,7 +123,7 @@ impl Writer {
     }
 
     fn connect(&self) -> Result<Open, StoreError> {
-        let db = open(&self.file, "NORMAL", schema::RECORDS)?;
+        let db = open(&self.file, schema::RECORDS)?;
         if self.limits.pages > 0 {
             let bounded = db.pragma_update(None, "max_page_count", self.limits.pages);
             bounded.map_err(StoreError::database("bound the size of", &self.file))?;

@@ -7,10 +7,12 @@ use std::{
 
 use patronus::{
     clock::{self, Wall},
-    engine::status::Status,
+    engine::status::{ReconcileOutcome, Status},
     health::PathState,
     metrics,
-    store::{HealthSample, Limits, Recorder},
+    plan::Step,
+    state::Fwmark,
+    store::{HealthSample, Journal, Limits, PlanRecord, Recorder, StepState},
     units::{Name, Ratio},
 };
 
@@ -31,10 +33,32 @@ pub fn run() {
         status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
         assert!(recorder.flush(Duration::from_secs(60)), "the batch is written");
     });
+    let journal = Journal::open(dir.path()).expect("a journal");
+    row("journal, run of 4 steps, every step marked twice", 31, "-", || journaled(&journal));
     row("store, 1,000 samples, time the engine gives", 11, "-", || {
         at += 1_000_000;
         status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
     });
+}
+
+fn journaled(journal: &Journal) {
+    let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, reason: "test".into() };
+    let plan = PlanRecord {
+        plan: uuid::Uuid::now_v7(),
+        generation: 1,
+        previous: None,
+        place: String::new(),
+        revision: None,
+        started: clock::wall(),
+        document: serde_json::Value::Null,
+        steps: (0..4).map(step).collect(),
+    };
+    let run = journal.begin(&plan).expect("begun");
+    for index in 0..4 {
+        journal.step(run, index, &StepState::Started).expect("marked");
+        journal.step(run, index, &StepState::Done).expect("marked");
+    }
+    journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).expect("finished");
 }
 
 fn row(name: &str, rounds: usize, bound: &str, mut work: impl FnMut()) {

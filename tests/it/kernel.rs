@@ -1,22 +1,25 @@
 //! The kernel port against a real kernel in namespaces.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+// Scripts are put together line by line; what that costs does not matter here.
+#![allow(clippy::format_push_string, clippy::format_collect)]
+
+use std::{collections::BTreeMap, net::IpAddr, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use patronus::{
     kernel::{
         Kernel, KernelError, KernelEvent, Scope,
-        linux::{Changes, Linux},
+        linux::{Changes, Linux, has_net_admin},
         lock::{Lock, LockError},
     },
     plan::Step,
     state::{
         Counter, Fwmark, Gateway, Key, NftTable, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, SysctlKey,
-        Target, Tunnel, Value,
+        Tunnel, Value,
     },
     units::{Family, IfName},
 };
 
-use crate::support::netns::{address6, in_netns, ip, ip_batch, nft, run, veth};
+use crate::support::netns::{address6, in_netns, ip, ip_batch, nft, run, until, veth};
 
 const RULESET: &str = r#"table inet patronus {
 	set stamp {
@@ -173,15 +176,25 @@ fn the_nft_table_comes_back_canonical_with_its_stamp_numbers_and_counters() {
     });
 }
 
-/// Everything that others may own here, as text. Our protocol and our nft table are left out.
+/// Everything that others may own here, as text: without our protocol, our nft table, our tunnel, and what the
+/// kernel adds by itself.
 fn fingerprint() -> String {
-    let ours = |line: &&str| !line.contains("proto 157");
+    let theirs = |line: &&str| !["proto 157", "proto kernel", "vx0"].iter().any(|ours| line.contains(ours));
     let mut text = String::new();
     for listing in ["-4 route show table all", "-6 route show table all", "-4 -N rule show", "-6 -N rule show"] {
         let listed = ip(listing);
-        text.extend(listed.lines().filter(ours).map(|line| format!("{}\n", line.trim_end())));
+        text.extend(listed.lines().filter(theirs).map(|line| format!("{}\n", line.trim_end())));
     }
-    text + &run("nft", &["list", "table", "ip", "foreign"], "") + &ip("-d -o link show type dummy")
+    text + &run("nft", &["list", "table", "ip", "foreign"], "") + &ip("-d -o link show type veth")
+}
+
+/// Fails with the lines that differ.
+fn same(before: &str, after: &str) {
+    let (gone, come): (Vec<_>, Vec<_>) = (
+        before.lines().filter(|line| !after.contains(line)).collect(),
+        after.lines().filter(|line| !before.contains(line)).collect(),
+    );
+    assert!(before == after, "gone: {gone:#?}, come: {come:#?}");
 }
 
 #[test]
@@ -229,7 +242,7 @@ fn a_ruleset_that_the_kernel_refuses_is_refused_with_its_line() {
         assert!(error.contains("ruleset:16:") && error.contains("policy_nobody"), "{error}");
         let looped = RULESET.replace("counter name \"policy_voice\"", "jump c_voice");
         let error = kernel.canonical(&looped).await.unwrap_err().to_string();
-        assert!(error.contains("ruleset:16:"), "{error}");
+        assert!(error.contains("ruleset:") && error.contains("Too many links"), "{error}");
         let table = Value::Nft(NftTable { canonical: String::new(), source });
         let refused = kernel.execute(&set(Key::Nft, None, Some(table)), &Ranges::default(), &stamp(1)).await;
         assert!(matches!(refused, Err(KernelError::Nft { .. })), "{refused:?}");
@@ -297,6 +310,13 @@ fn other_errors_of_the_kernel_reach_the_user_with_its_own_words() {
         assert_eq!((number, text.contains("another protocol")), (17, true), "{text}");
         execute(&kernel, &set(key(), Some(via(Some("198.51.100.9"), "wan1", None)), None)).await;
         assert!(ip("route show table 20001").contains("198.51.100.1"));
+        ip("-6 route add default via 2001:db8:1::1 dev wan1 table 20001 metric 10 proto static");
+        let key = Key::Route(route_key(Family::V6, 20_001, 10));
+        let value = || Some(via(Some("2001:db8:1::9"), "wan1", None));
+        let (number, text) = errno(kernel.execute(&set(key.clone(), None, value()), &ranges, &stamp(1)).await);
+        assert_eq!((number, text.contains("another protocol")), (17, true), "{text}");
+        execute(&kernel, &set(key, value(), None)).await;
+        assert!(ip("-6 route show table 20001").contains("2001:db8:1::1"));
     });
 }
 
@@ -353,7 +373,7 @@ fn lost_carrier_changes_facts_and_no_object() {
         execute(&kernel, &set(key.clone(), None, Some(value.clone()))).await;
         let before = observe(&kernel).await;
         ip("link set isp0 down");
-        assert!(ip("route show table 20001").contains("linkdown"));
+        until("the route is linkdown", || ip("route show table 20001").contains("linkdown")).await;
         let after = observe(&kernel).await;
         assert_eq!(after.state, before.state);
         let facts = |observed: &Observed| observed.facts.links[&name("wan0")].clone();
@@ -368,10 +388,10 @@ fn facts_hold_addresses_and_the_default_routes_of_each_link() {
         cables();
         ip("address add 192.0.2.200/32 dev wan0 scope link");
         ip("address add 192.0.2.3/24 dev wan0");
-        ip("-6 address add 2001:db8::dead/64 dev wan0 tentative");
+        ip("-6 address add 2001:db8::dead/64 dev wan0");
         ip("route add default via 192.0.2.1 dev wan0 metric 200");
         ip("route add default metric 100 nexthop via 192.0.2.7 dev wan0 nexthop via 198.51.100.7 dev wan1");
-        ip("route add default via 203.0.113.1 dev wan0 table 20001");
+        ip("route add default via 203.0.113.1 dev wan0 onlink table 20001");
         ip("-6 route add default via fe80::9 dev wan0 proto ra metric 1024");
         ip("-6 route add default dev wan1 metric 5");
         let kernel = Linux::connect().unwrap();
@@ -467,7 +487,7 @@ fn a_tunnel_that_a_kill_left_half_made_is_finished_and_a_foreign_one_is_left_alo
         execute(&kernel, &add).await;
         assert_eq!(observe(&kernel).await.state.objects.len(), 1);
         ip("link del vx0");
-        ip("link add vx0 type dummy");
+        ip("link add vx0 type veth peer name vx1");
         let shown = ip("-d -o link show vx0");
         let (number, _) = errno(kernel.execute(&add, &Ranges::default(), &stamp(1)).await);
         assert_eq!(number, 17);
@@ -483,7 +503,7 @@ fn what_others_put_into_our_ranges_is_named() {
         ip("rule add priority 20003 table 100 protocol static");
         ip("-6 rule add priority 20004 table 100 protocol 99");
         ip("rule add priority 20005 iif wan0 table 20005 protocol 157");
-        ip("rule add priority 500 fwmark 0x3000000/0xff000000 table 100");
+        ip("rule add priority 500 fwmark 0x3000000/0xff000000 table 100 protocol static");
         ip("rule add priority 501 fwmark 0x300/0xff00 table 100");
         ip("route add 203.0.113.0/24 via 192.0.2.1 dev wan0 table 20007 proto static");
         ip("-6 route add default via 2001:db8::1 dev wan0 table 20008 proto 99");
@@ -492,7 +512,7 @@ fn what_others_put_into_our_ranges_is_named() {
         assert_eq!(
             observed.intruders,
             [
-                "IPv4 rule priority 500 by protocol boot matches mark 0x03000000/0xff000000",
+                "IPv4 rule priority 500 by protocol static matches mark 0x03000000/0xff000000",
                 "IPv4 rule priority 20003 by protocol static",
                 "IPv4 rule priority 20005 with selectors that Patronus does not set",
                 "IPv6 rule priority 20004 by protocol 99",
@@ -507,17 +527,17 @@ fn what_others_put_into_our_ranges_is_named() {
 /// 1,000 routes, 1,000 rules and 1,000 nft rules of somebody else, close to ours.
 fn foreigners() {
     cables();
-    ip("link add foreign0 type dummy");
-    let mut lines = String::new();
+    ip("link add foreign0 type veth peer name foreign1");
+    let (mut lines, mut lines6) = (String::new(), String::new());
     for n in 0..500_u32 {
-        let (high, low) = (n / 250, n % 250);
-        let table = 19_000 + n;
+        let (high, low, table, priority) = (n / 250, n % 250, 19_000 + n, n + 100);
         lines += &format!("route add 10.{high}.{low}.0/24 via 192.0.2.1 dev wan0 proto static\n");
-        lines += &format!("-6 route add 2001:db8:{:x}::/64 via 2001:db8::1 dev wan0 proto 99 metric 10\n", n + 16);
-        lines += &format!("rule add priority {} fwmark {n:#x}/0xffff table {table} protocol static\n", n + 100);
-        lines += &format!("-6 rule add priority {} from 2001:db8:{n:x}::/64 table {table} protocol 99\n", n + 100);
+        lines += &format!("rule add priority {priority} fwmark {n:#x}/0xffff table {table} protocol static\n");
+        lines6 += &format!("route add 2001:db8:{:x}::/64 via 2001:db8::1 dev wan0 proto 99 metric 10\n", n + 16);
+        lines6 += &format!("rule add priority {priority} from 2001:db8:{n:x}::/64 table {table} protocol 99\n");
     }
-    ip_batch(&lines);
+    ip_batch("-4", &lines);
+    ip_batch("-6", &lines6);
     let rules: String = (0..1000).map(|n| format!("\t\tudp dport {} accept\n", n + 1)).collect();
     nft(&format!("table ip foreign {{\n\tchain input {{\n\t\ttype filter hook input priority 0;\n{rules}\t}}\n}}\n"));
 }
@@ -548,17 +568,17 @@ fn a_thousand_foreign_routes_rules_and_nft_objects_stay_byte_identical() {
         let observed = observe(&kernel).await;
         assert_eq!(observed.state.objects.len(), objects.len());
         assert_eq!(observed.intruders, Vec::<String>::new());
-        assert_eq!(fingerprint(), before);
+        same(&before, &fingerprint());
         execute(&kernel, &Step::Forget { flows: Fwmark { mark: 1 << 24, mask: 0xff00_0000 }, reason: String::new() })
             .await;
         for (key, value) in objects.iter().rev() {
             execute(&kernel, &set(key.clone(), Some(value.clone()), None)).await;
         }
         assert!(observe(&kernel).await.state.objects.is_empty());
-        assert_eq!(fingerprint(), before);
+        same(&before, &fingerprint());
         // The comparison itself sees a single missing object.
         ip("rule del priority 300");
-        assert_ne!(fingerprint(), before);
+        assert!(fingerprint() != before);
     });
 }
 
@@ -612,7 +632,9 @@ fn one_batch_switches_every_rule_of_a_path_within_five_milliseconds() {
             let started = std::time::Instant::now();
             let results = kernel.switch_routes(&steps, &ranges);
             let took = started.elapsed();
-            results.into_iter().for_each(|result| result.unwrap());
+            for result in results {
+                result.unwrap();
+            }
             took
         };
         run(None, Some("wan0"));
@@ -656,11 +678,9 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         flows(&[(0x0100_0007, 3), (0x0200_0007, 4), (0x0100_0009, 5), (0, 6)]);
         let kernel = Linux::connect().unwrap();
         let ranges = Ranges::default();
-        let count = || {
-            run("conntrack", &["-L"], "").lines().count() + run("conntrack", &["-L", "-f", "ipv6"], "").lines().count()
-        };
+        let count = || run("conntrack", &["-L"], "").lines().count();
         assert_eq!(count(), 36);
-        assert_eq!(kernel.flows_by_policy(&ranges).unwrap(), BTreeMap::from([(7, 14), (9, 10)]));
+        assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 14), (9, 10)]));
         let forget = async |mark, mask| {
             let step = Step::Forget { flows: Fwmark { mark, mask }, reason: String::new() };
             kernel.execute(&step, &ranges, &stamp(1)).await
@@ -671,7 +691,7 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         assert_eq!(count(), 36);
         assert_eq!(forget(0x0300_0000, 0xff00_0000).await.unwrap().flows, 0);
         assert_eq!(forget(0x0100_0000, 0xff00_0000).await.unwrap().flows, 16);
-        assert_eq!(kernel.flows_by_policy(&ranges).unwrap(), BTreeMap::from([(7, 8)]));
+        assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 8)]));
         assert_eq!(count(), 20);
         assert_eq!(forget(0x0100_0000, 0xff00_0000).await.unwrap().flows, 0);
     });
@@ -695,7 +715,7 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
     in_netns(|| async {
         cables();
         let mut changes = Linux::subscribe().unwrap();
-        let changed = |what: &'static str| move |event: &KernelEvent| *event == KernelEvent::Changed(what);
+        let of = |what: &'static str| move |event: &KernelEvent| *event == KernelEvent::Changed(what);
         ip("link set isp0 down");
         let lost = KernelEvent::Link { name: name("wan0"), up: true, carrier: false };
         wait_for(&mut changes, |event| *event == lost).await;
@@ -715,15 +735,15 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
             ("-6 rule add priority 20001 table 20001", "rule"),
         ] {
             ip(command);
-            wait_for(&mut changes, changed(what)).await;
+            wait_for(&mut changes, of(what)).await;
         }
         nft(RULESET);
-        wait_for(&mut changes, changed("nft")).await;
+        wait_for(&mut changes, of("nft")).await;
         // What is left of that transaction is read away, up to a mark that is known to be the last.
-        ip("link add last0 type dummy");
+        ip("link add last0 type veth peer name last1");
         wait_for(&mut changes, |event| matches!(event, KernelEvent::Link { name: n, .. } if *n == name("last0"))).await;
         nft("flush ruleset");
-        wait_for(&mut changes, changed("nft")).await;
+        wait_for(&mut changes, of("nft")).await;
         ip("link del wan1");
         wait_for(
             &mut changes,
@@ -738,11 +758,18 @@ fn foreign_tables_and_specific_routes_of_the_main_table_wake_nobody() {
     in_netns(|| async {
         cables();
         let mut changes = Linux::subscribe().unwrap();
-        nft("table ip foreign { chain x { } }");
+        nft("table ip foreign { chain x { }; }");
         ip("route add 203.0.113.0/24 via 192.0.2.1 dev wan0");
         ip("rule add priority 7 table 100");
-        let first = tokio::time::timeout(Duration::from_secs(5), changes.next()).await.unwrap();
-        assert_eq!(first, KernelEvent::Changed("rule"));
+        // The kernel's own IPv6 addresses may still come up.
+        let harmless =
+            |event: &KernelEvent| matches!(event, KernelEvent::Changed("address") | KernelEvent::Link { .. });
+        loop {
+            match tokio::time::timeout(Duration::from_secs(5), changes.next()).await.unwrap() {
+                KernelEvent::Changed("rule") => break,
+                event => assert!(harmless(&event), "{event:?}"),
+            }
+        }
     });
 }
 
@@ -754,7 +781,7 @@ fn more_changes_than_the_buffer_holds_are_reported_as_lost() {
         let mut large = Linux::subscribe().unwrap();
         let lines: String =
             (0..2000).map(|n| format!("route add unreachable 10.0.{}.{}/32 table 20001\n", n / 250, n % 250)).collect();
-        ip_batch(&lines);
+        ip_batch("-4", &lines);
         wait_for(&mut small, |event| *event == KernelEvent::Lost).await;
         // It goes on after that.
         ip("rule add priority 20001 table 20001");
@@ -764,10 +791,11 @@ fn more_changes_than_the_buffer_holds_are_reported_as_lost() {
             match tokio::time::timeout(Duration::from_secs(5), large.next()).await.unwrap() {
                 KernelEvent::Changed("route") => routes += 1,
                 KernelEvent::Changed("rule") => break,
-                other => panic!("{other:?}"),
+                KernelEvent::Lost => panic!("16 MiB ran over"),
+                _ => {}
             }
         }
-        assert_eq!(routes, 2000);
+        assert!(routes >= 2000, "{routes}");
     });
 }
 
@@ -790,4 +818,109 @@ fn the_second_in_a_namespace_is_told_who_is_first_and_another_namespace_is_free(
         child.wait().unwrap();
     });
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+/// A ruleset of so many policies, one chain, one counter and one element of a verdict map each.
+fn large(policies: usize) -> String {
+    let mut text = RULESET[..RULESET.find("\tset policies").unwrap()].to_owned();
+    let list = |item: &dyn Fn(usize) -> String| (1..=policies).map(item).collect::<Vec<_>>().join(", ");
+    let names = list(&|n| format!("{n:#010x} comment \"policy-{n}\""));
+    let jumps = list(&|n| format!("10.{}.{}.0/24 . udp . {} : jump c_{n}", n / 250, n % 250, 5000 + n));
+    text += &format!("\tset policies {{\n\t\ttype mark\n\t\telements = {{ {names} }}\n\t}}\n");
+    for n in 1..=policies {
+        text += &format!("\tcounter policy_policy-{n} {{ packets 0 bytes 0 }}\n");
+        let set = "meta mark set meta mark & 0x00ffffff | 0x01000000";
+        text += &format!("\tchain c_{n} {{\n\t\tcounter name \"policy_policy-{n}\"\n\t\t{set}\n\t}}\n");
+    }
+    text += "\tchain prerouting {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n";
+    text + &format!("\t\tip saddr . meta l4proto . th dport vmap {{ {jumps} }}\n\t}}\n}}\n")
+}
+
+#[test]
+fn a_look_at_a_thousand_policies_takes_well_under_a_quarter_of_a_second() {
+    in_netns(|| async {
+        cables();
+        let kernel = Linux::connect().unwrap();
+        let source = large(1000);
+        let started = std::time::Instant::now();
+        let canonical = kernel.canonical(&source).await.unwrap();
+        let check = started.elapsed();
+        let table = Value::Nft(NftTable { canonical: canonical.clone(), source });
+        let started = std::time::Instant::now();
+        execute(&kernel, &set(Key::Nft, None, Some(table))).await;
+        let load = started.elapsed();
+        for number in 1..=50 {
+            for (family, gateway) in [(Family::V4, "192.0.2.1"), (Family::V6, "2001:db8::1")] {
+                let table = 20_000 + number;
+                execute(&kernel, &set(Key::Rule(rule_key(family, number)), None, Some(Value::Rule))).await;
+                let key = Key::Route(route_key(family, table, 10));
+                execute(&kernel, &set(key, None, Some(via(Some(gateway), "wan0", None)))).await;
+            }
+        }
+        let mut looks = Vec::new();
+        let mut routing = Vec::new();
+        for _ in 0..9 {
+            let started = std::time::Instant::now();
+            let observed = observe(&kernel).await;
+            looks.push(started.elapsed());
+            assert_eq!((observed.counters.len(), observed.allocations.policies.len()), (1000, 1000));
+            let Value::Nft(found) = &observed.state.objects[&Key::Nft] else { panic!() };
+            assert!(found.canonical == canonical);
+            let started = std::time::Instant::now();
+            kernel.observe_routing(&scope()).unwrap();
+            routing.push(started.elapsed());
+        }
+        looks.sort();
+        routing.sort();
+        println!("check {check:?}, load {load:?}, look {:?}, routing {:?}", looks[4], routing[4]);
+        assert!(looks[4] < Duration::from_millis(250), "{looks:?}");
+        assert!(routing[4] < Duration::from_millis(20), "{routing:?}");
+    });
+}
+
+/// Runs one of the ignored tests of this binary again, in this namespace, as nobody.
+fn as_nobody(test: &str) -> String {
+    // Nobody may not be allowed to look into the build directory.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("it");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let words = ["--reuid=65534", "--regid=65534", "--clear-groups", program.to_str().unwrap(), "--exact", test];
+    run("setpriv", &[&words[..], &["--ignored", "--nocapture"]].concat(), "")
+}
+
+#[test]
+fn without_the_privilege_looking_works_as_far_as_the_kernel_allows_and_the_rest_says_what_it_needs() {
+    in_netns(|| async {
+        cables();
+        assert!(has_net_admin());
+        ip("rule add priority 20001 fwmark 0x1000000/0xff000000 table 20001 protocol 157");
+        let said = as_nobody("kernel::part_that_runs_as_nobody");
+        assert!(said.contains("1 passed"), "{said}");
+    });
+}
+
+#[test]
+#[ignore = "run by the test above, in a process without capabilities"]
+fn part_that_runs_as_nobody() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert!(!has_net_admin());
+        let kernel = Linux::connect().unwrap();
+        assert_eq!(kernel.observe_routing(&scope()).unwrap().state.objects.len(), 1);
+        assert!(kernel.canonical(RULESET).await.unwrap().contains("chain c_voice"));
+        let add = set(Key::Rule(rule_key(Family::V4, 2)), None, Some(Value::Rule));
+        let sysctl = Key::Sysctl(SysctlKey { path: "ipv4/conf/wan0/rp_filter".to_owned() });
+        let write = set(sysctl, None, Some(Value::Sysctl { value: "2".to_owned() }));
+        let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
+        let load = set(Key::Nft, None, Some(Value::Nft(table)));
+        let mut refusals = vec![kernel.observe(&scope()).await.unwrap_err(), Linux::subscribe().err().unwrap()];
+        for step in [add, load, write] {
+            refusals.push(kernel.execute(&step, &Ranges::default(), &stamp(1)).await.unwrap_err());
+        }
+        for refusal in refusals {
+            let named = matches!(&refusal, KernelError::Privilege { what } if what.contains("CAP_NET_ADMIN"));
+            assert!(named, "{refusal:?}");
+        }
+    });
 }

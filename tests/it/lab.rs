@@ -130,7 +130,7 @@ fn fleet() -> Vec<Site> {
 }
 
 fn up(sites: &[Site]) -> Lab {
-    Lab::build(lab::topology(sites).unwrap(), &Lab::unique_prefix("it")).unwrap()
+    Lab::build(lab::topology(sites).unwrap(), &Lab::unique_prefix("patronustest")).unwrap()
 }
 
 fn router() -> Node {

@@ -16,11 +16,11 @@ use patronus::{
         client::{self, ClientError},
     },
     clock::{self, Wall},
-    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status, Totals},
     health::PathState,
     metrics,
     plan::Step,
-    state::{Fwmark, State},
+    state::{Fwmark, Stamp, State},
     store::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
         read::{self, Wanted},
@@ -53,8 +53,8 @@ fn status() -> Status {
 
 // Metrics.
 
-#[test]
-fn promtool_finds_nothing_to_complain_about() {
+/// What `promtool check metrics` says; empty when it is content.
+fn promtool(text: &str) -> String {
     let mut tool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -62,10 +62,26 @@ fn promtool_finds_nothing_to_complain_about() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool: apt-get install prometheus");
-    tool.stdin.take().unwrap().write_all(metrics::render(&status()).as_bytes()).unwrap();
+    tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let out = tool.wait_with_output().unwrap();
     let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
-    assert!(out.status.success() && said.is_empty(), "{said}\n{}", metrics::render(&status()));
+    assert_eq!(out.status.success(), said.is_empty(), "{said}");
+    said
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    assert_eq!(promtool(&metrics::render(&status())), "");
+    let mut bare = status();
+    (bare.paths, bare.rules, bare.policies) = Default::default();
+    bare.totals = Totals::default();
+    assert_eq!(promtool(&metrics::render(&bare)), "", "before the first reconcile");
+}
+
+#[test]
+fn promtool_would_complain_about_counters_in_open_metrics_style() {
+    let sabotaged = metrics::render(&status()).replace("patronus_probes_total ", "patronus_probes ");
+    assert!(promtool(&sabotaged).contains("patronus_probes"));
 }
 
 #[test]
@@ -118,6 +134,8 @@ fn plan(steps: u32) -> PlanRecord {
     PlanRecord {
         plan: uuid::Uuid::now_v7(),
         generation: 7,
+        previous: Some(Stamp { generation: 6, plan: uuid::Uuid::now_v7() }),
+        place: "boot/netns".into(),
         revision: Some("abc".into()),
         started: clock::wall(),
         document: serde_json::json!({"summary": "two"}),
@@ -139,10 +157,11 @@ fn a_run_is_unfinished_until_it_is_finished() {
     let journal = Journal::open(dir.path()).unwrap();
     let found = journal.unfinished().unwrap().unwrap();
     assert_eq!((found.run, found.plan, found.generation), (run, plan.plan, 7));
+    assert_eq!((found.previous, found.place), (plan.previous, plan.place));
     assert_eq!(found.steps.iter().map(|s| s.step.clone()).collect::<Vec<_>>(), plan.steps);
     let states: Vec<_> = found.steps.iter().map(|s| s.state.clone()).collect();
     assert_eq!(states, [StepState::Done, StepState::Failed("no such device".into()), StepState::Planned]);
-    journal.finish(run, clock::wall(), ReconcileOutcome::RolledBack, Some("no such device")).unwrap();
+    journal.finish(run, clock::wall(), Some(ReconcileOutcome::RolledBack), Some("no such device")).unwrap();
     assert_eq!(journal.unfinished().unwrap(), None);
     let history = read::history(dir.path(), 10).unwrap();
     assert_eq!(history.len(), 1);
@@ -175,13 +194,38 @@ fn what_a_start_needs_is_kept() {
 }
 
 #[test]
+fn what_describes_the_kernel_of_another_boot_counts_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    let run = journal.begin(&plan(2)).unwrap();
+    journal.step(run, 0, &StepState::Started).unwrap();
+    journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "1").unwrap();
+    journal.set_applied(&State::default()).unwrap();
+    journal.put("override", &"lte").unwrap();
+    assert!(journal.unfinished().unwrap().is_some());
+    drop(journal);
+    let db = rusqlite::Connection::open(store::journal_file(dir.path())).unwrap();
+    for table in ["runs", "sysctl_originals", "this_boot"] {
+        db.execute(&format!("UPDATE {table} SET boot = 'another'"), []).unwrap();
+    }
+    drop(db);
+    let journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.unfinished().unwrap(), None, "its steps must not be undone on a fresh kernel");
+    assert!(journal.sysctl_originals().unwrap().is_empty());
+    assert_eq!(journal.applied().unwrap(), None);
+    assert_eq!(journal.get::<String>("override").unwrap().as_deref(), Some("lte"));
+    let told = &read::history(dir.path(), 1).unwrap()[0];
+    assert!(told.outcome.is_none() && told.message.as_deref().is_some_and(|m| m.contains("machine went down")));
+}
+
+#[test]
 fn old_runs_lose_their_details_but_not_their_line() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).unwrap();
     let mut runs = Vec::new();
     for _ in 0..102 {
         let run = journal.begin(&plan(1)).unwrap();
-        journal.finish(run, clock::wall(), ReconcileOutcome::Applied, None).unwrap();
+        journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
         runs.push(run);
     }
     assert!(journal.steps(runs[1]).unwrap().is_empty());
@@ -202,7 +246,7 @@ fn journal_writer_child() {
             journal.step(run, index, &StepState::Done).unwrap();
             writeln!(progress, "{} {index}", run.0).unwrap();
         }
-        journal.finish(run, clock::wall(), ReconcileOutcome::Applied, None).unwrap();
+        journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
     }
 }
 
@@ -232,7 +276,7 @@ fn a_killed_writer_leaves_an_intact_journal() {
         assert!(steps[..=index].iter().all(|s| s.state == StepState::Done), "told {last}, found {steps:?}");
         if let Some(unfinished) = journal.unfinished().unwrap() {
             assert!(unfinished.run.0 >= run && unfinished.steps.len() == 4, "{unfinished:?}");
-            journal.finish(unfinished.run, clock::wall(), ReconcileOutcome::RolledBack, None).unwrap();
+            journal.finish(unfinished.run, clock::wall(), Some(ReconcileOutcome::RolledBack), None).unwrap();
         }
     }
 }
@@ -595,7 +639,7 @@ async fn the_metrics_listener_says_whether_the_daemon_is_alive_and_ready() {
     let (code, text) = http(listener.address, "/readyz").await;
     assert!(code == 503 && text.contains("first reconcile"), "{text}");
     assert_eq!(http(listener.address, "/healthz").await.0, 200, "not ready is not dead");
-    change(|status| status.now = Default::default());
+    change(|status| status.now = clock::Instant::default());
     let (code, text) = http(listener.address, "/healthz").await;
     assert!(code == 503 && text.contains("has not moved"), "{text}");
     change(|status| status.now = clock::now());

@@ -41,7 +41,7 @@ fn scaled(n: u64, units: &[&str]) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if unit == 0 || value >= 99.95 { 0 } else { 1 };
+    let digits = usize::from(unit > 0 && value < 99.95);
     format!("{value:.digits$}{}", units[unit])
 }
 
@@ -80,7 +80,7 @@ mod tests {
     fn figures_are_short_and_keep_what_matters() {
         let d = |s| duration(Duration::from_secs(s));
         assert_eq!(
-            [d(0), d(119), d(120), d(7_199), d(7_260), d(90_000_0)],
+            [d(0), d(119), d(120), d(7_199), d(7_260), d(900_000)],
             ["0s", "119s", "2m", "119m", "2h 01m", "10d 10h"]
         );
         let l = |us| latency(Some(Duration::from_micros(us)));

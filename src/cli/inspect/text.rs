@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use super::human::{between, bytes, clean, count, duration, latency, plural, time};
 use crate::{
     clock::Instant,
-    engine::status::{Event, ReconcileOutcome, RuleStatus, Status},
+    engine::status::{Event, ReconcileOutcome, ReconcileStatus, RuleStatus, Status},
     health::PathState,
     store::Run,
     units::Name,
@@ -50,6 +50,9 @@ impl Mark {
     }
 }
 
+/// Rows per table in the overview; `get` shows all.
+const ROWS: usize = 20;
+
 const DIM: Style = Style::new().dimmed();
 const BOLD: Style = Style::new().bold();
 
@@ -60,7 +63,9 @@ pub(super) fn status(status: &Status, now: Instant) -> String {
     section(&mut out, "Drift (not as wanted right now)", status.drift.iter().map(|line| (Mark::Look, clean(line))));
     let errors = status.source.errors.iter().map(|line| (Mark::Look, clean(line)));
     section(&mut out, "Errors in the newest configuration (not in force)", errors);
-    for (title, body) in [("Paths", paths(status)), ("Rules", rules(status)), ("Policies", policies(status))] {
+    for (title, body) in
+        [("Paths", paths(status, ROWS)), ("Rules", rules(status, ROWS)), ("Policies", policies(status, ROWS))]
+    {
         let _ = write!(out, "\n{BOLD}{title}{BOLD:#}\n{body}");
     }
     out.push('\n');
@@ -105,28 +110,10 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     if age.as_secs() >= 30 {
         found.push((Mark::Broken, format!("the daemon hangs: this is its state of {} ago", duration(age))));
     }
-    found.extend(status.reconcile.as_ref().map_or_else(
-        || Some((Mark::Unknown, "the first reconcile is not done yet".to_owned())),
-        |r| {
-            outcome(r.outcome)
-                .filter(|(mark, _)| *mark > Mark::Fine)
-                .map(|(mark, text)| (mark, format!("last change {text}")))
-        },
-    ));
-    found.extend(
-        status.rules.iter().filter_map(|(name, rule)| Some((rule_mark(status, rule)?, rule_finding(name, rule)))),
-    );
-    for (state, mark, word) in [
-        (PathState::Down, Mark::Look, "down"),
-        (PathState::Degraded, Mark::Look, "degraded"),
-        (PathState::Unknown, Mark::Unknown, "not measured yet"),
-    ] {
-        let names: Vec<_> =
-            status.paths.iter().filter(|(_, p)| p.health.state == state).map(|(n, _)| n.as_str()).collect();
-        if !names.is_empty() {
-            found.push((mark, format!("{} {word}", several("path", &names))));
-        }
-    }
+    found.extend(last_change(status));
+    let rules = status.rules.iter();
+    found.extend(rules.filter_map(|(name, rule)| Some((rule_mark(status, rule)?, rule_finding(name, rule)))));
+    found.extend(path_findings(status));
     let counted = [
         (status.source.errors.len(), "error", " in the newest configuration"),
         (status.alarms.len(), "alarm", ""),
@@ -136,6 +123,28 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
         counted.into_iter().filter(|(n, ..)| *n > 0).map(|(n, noun, rest)| (Mark::Look, plural(n, noun) + rest)),
     );
     found
+}
+
+fn last_change(status: &Status) -> Option<(Mark, String)> {
+    let Some(last) = &status.reconcile else {
+        return Some((Mark::Unknown, "the first reconcile is not done yet".into()));
+    };
+    let (mark, text) = outcome(last.outcome);
+    let why = last.message.as_deref().map(|m| format!(" ({})", clean(m))).unwrap_or_default();
+    (mark > Mark::Fine).then(|| (mark, format!("the last change {text}{why}")))
+}
+
+fn path_findings(status: &Status) -> impl Iterator<Item = (Mark, String)> {
+    let shown = [
+        (PathState::Down, Mark::Look, "down"),
+        (PathState::Degraded, Mark::Look, "degraded"),
+        (PathState::Unknown, Mark::Unknown, "not measured yet"),
+    ];
+    shown.into_iter().filter_map(|(state, mark, word)| {
+        let paths = status.paths.iter().filter(|(_, p)| p.health.state == state);
+        let names: Vec<_> = paths.map(|(name, _)| name.as_str()).collect();
+        (!names.is_empty()).then(|| (mark, format!("{} {word}", several("path", &names))))
+    })
 }
 
 fn several(noun: &str, names: &[&str]) -> String {
@@ -168,7 +177,7 @@ fn rule_finding(name: &Name, rule: &RuleStatus) -> String {
 }
 
 /// The table of paths.
-pub(super) fn paths(status: &Status) -> String {
+pub(super) fn paths(status: &Status, limit: usize) -> String {
     let rows = status.paths.iter().map(|(name, path)| {
         let health = &path.health;
         let mark = match health.state {
@@ -202,7 +211,7 @@ pub(super) fn paths(status: &Status) -> String {
             ],
         )
     });
-    table(&["PATH", "STATE", ">SCORE", ">RTT", ">LOSS", ">JITTER", ">SINCE", "VIA", "WHY"], rows, "no paths")
+    table(&["PATH", "STATE", ">SCORE", ">RTT", ">LOSS", ">JITTER", ">SINCE", "VIA", "WHY"], rows, ("paths", limit))
 }
 
 fn no_carrier(reason: &str) -> String {
@@ -219,7 +228,7 @@ const fn state(state: PathState) -> &'static str {
 }
 
 /// The table of rules.
-pub(super) fn rules(status: &Status) -> String {
+pub(super) fn rules(status: &Status, limit: usize) -> String {
     let rows = status.rules.iter().map(|(name, rule)| {
         let active = rule.choice.active.as_ref().map_or("none: rejecting".into(), ToString::to_string);
         let primary = rule.members.first().filter(|p| Some(*p) != rule.choice.active.as_ref());
@@ -232,11 +241,11 @@ pub(super) fn rules(status: &Status) -> String {
         let mark = rule_mark(status, rule).unwrap_or(Mark::Fine);
         (mark, vec![name.to_string(), active, since, primary, back, next, clean(&rule.reason)])
     });
-    table(&["RULE", "USES", ">SINCE", "INSTEAD OF", ">BACK IN", "NEXT", "WHY"], rows, "no failover rules")
+    table(&["RULE", "USES", ">SINCE", "INSTEAD OF", ">BACK IN", "NEXT", "WHY"], rows, ("rules", limit))
 }
 
 /// The table of policies.
-pub(super) fn policies(status: &Status) -> String {
+pub(super) fn policies(status: &Status, limit: usize) -> String {
     let rows = status.policies.iter().map(|p| {
         let path = p.path.as_ref().map_or_else(|| "-".into(), ToString::to_string);
         let (packets, volume) = (count(p.counter.packets), bytes(p.counter.bytes));
@@ -245,7 +254,7 @@ pub(super) fn policies(status: &Status) -> String {
             vec![p.priority.to_string(), p.name.to_string(), p.action.clone(), path, count(p.flows), packets, volume],
         )
     });
-    table(&[">PRIORITY", "POLICY", "ACTION", "PATH", ">FLOWS", ">PACKETS", ">BYTES"], rows, "no policies")
+    table(&[">PRIORITY", "POLICY", "ACTION", "PATH", ">FLOWS", ">PACKETS", ">BYTES"], rows, ("policies", limit))
 }
 
 /// Where the configuration comes from.
@@ -269,7 +278,7 @@ fn daemon(status: &Status) -> String {
     let up = duration(between(status.started, status.wall));
     let last = status.reconcile.as_ref().map_or_else(String::new, |r| {
         let ago = duration(between(r.at, status.wall));
-        let text = outcome(r.outcome).map_or("", |(_, text)| text);
+        let (_, text) = outcome(r.outcome);
         let why = r.message.as_deref().map(|m| format!(": {}", clean(m))).unwrap_or_default();
         let took = latency(Some(std::time::Duration::from_micros(r.micros)));
         format!("; last reconcile {ago} ago {text} ({}, {took}){why}", plural(r.steps, "step"))
@@ -277,14 +286,14 @@ fn daemon(status: &Status) -> String {
     format!("Daemon  version {}, pid {}, running for {up}{last}\n", status.version, status.pid)
 }
 
-const fn outcome(outcome: ReconcileOutcome) -> Option<(Mark, &'static str)> {
-    Some(match outcome {
+const fn outcome(outcome: ReconcileOutcome) -> (Mark, &'static str) {
+    match outcome {
         ReconcileOutcome::Unchanged => (Mark::Fine, "found nothing to do"),
         ReconcileOutcome::Applied => (Mark::Fine, "applied"),
         ReconcileOutcome::RolledBack => (Mark::Look, "failed and was rolled back"),
         ReconcileOutcome::RollbackFailed => (Mark::Broken, "failed and could NOT be undone"),
         ReconcileOutcome::Refused => (Mark::Look, "was refused"),
-    })
+    }
 }
 
 /// One event on one line.
@@ -301,7 +310,7 @@ pub(super) fn event(event: &Event) -> String {
 /// The table of runs.
 pub(super) fn history(runs: &[Run]) -> String {
     let rows = runs.iter().map(|run| {
-        let (mark, result) = run.outcome.and_then(outcome).unwrap_or((Mark::Broken, "interrupted, or still running"));
+        let (mark, result) = run.outcome.map_or((Mark::Broken, "interrupted, or still running"), outcome);
         let took = run.ended.map_or("-".into(), |ended| latency(Some(between(run.started, ended))));
         let revision = run.revision.as_deref().map_or("-".into(), clean);
         let message = run.message.as_deref().map_or_else(String::new, clean);
@@ -318,15 +327,22 @@ pub(super) fn history(runs: &[Run]) -> String {
             ],
         )
     });
-    table(&["STARTED", ">GENERATION", "REVISION", ">STEPS", ">TOOK", "RESULT", "WHY"], rows, "nothing was ever applied")
+    table(&["STARTED", ">GENERATION", "REVISION", ">STEPS", ">TOOK", "RESULT", "WHY"], rows, ("runs", usize::MAX))
 }
 
 /// A table without borders; a mark before each row. A column whose title begins with `>` stands at the right.
-fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, none: &str) -> String {
-    let (marks, cells): (Vec<_>, Vec<_>) = rows.unzip();
-    if cells.is_empty() {
-        return format!("  {DIM}{none}{DIM:#}\n");
+/// Beyond the limit the worst rows stay.
+fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what, limit): (&str, usize)) -> String {
+    let mut rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return format!("  {DIM}no {what}{DIM:#}\n");
     }
+    let more = rows.len().saturating_sub(limit);
+    if more > 0 {
+        rows.sort_by_key(|(mark, _)| std::cmp::Reverse(*mark));
+        rows.truncate(limit);
+    }
+    let (marks, cells): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(titles.iter().map(|t| t.trim_start_matches('>'))).add_rows(cells);
@@ -341,6 +357,9 @@ fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, none:
             None => writeln!(out, "  {DIM}{line}{DIM:#}"),
             Some(mark) => writeln!(out, "{} {line}", mark.paint(mark.symbol())),
         };
+    }
+    if more > 0 {
+        let _ = writeln!(out, "  {DIM}and {more} more, none worse: patronus get {what}{DIM:#}");
     }
     out
 }
@@ -362,9 +381,8 @@ mod tests {
         let mut status = sample();
         status
             .alarms
-            .push("nothing is recorded: write to /var/lib/patronus/records.db: database or disk is full".into());
+            .push("nothing is recorded: cannot write to /var/lib/patronus/records.db: database or disk is full".into());
         let text = plain(&super::status(&status, status.now));
-        println!("{text}");
         assert_eq!(text, include_str!("../../../tests/it/records/status.txt"));
     }
 
@@ -389,7 +407,7 @@ mod tests {
         let late = plain(&verdict(&well, well.now + std::time::Duration::from_secs(300)));
         assert!(late.starts_with("BROKEN  berlin: the daemon hangs: this is its state of 5m ago"), "{late}");
         let line = first(|s| s.reconcile.as_mut().unwrap().outcome = ReconcileOutcome::RollbackFailed);
-        assert!(line.starts_with("BROKEN  berlin: last change failed and could NOT be undone; "), "{line}");
+        assert!(line.starts_with("BROKEN  berlin: the last change failed and could NOT be undone; "), "{line}");
         let line = first(|s| s.rules.get_mut("critical").unwrap().choice.active = None);
         assert!(
             line.starts_with("BROKEN  berlin: rule critical has no path: its traffic is rejected; path fiber down"),
@@ -397,6 +415,17 @@ mod tests {
         );
         let line = first(|s| s.reconcile = None);
         assert!(line.starts_with("ATTENTION") && line.contains("first reconcile"), "{line}");
+    }
+
+    #[test]
+    fn an_overview_of_a_thousand_paths_is_short_and_keeps_the_broken_one() {
+        let mut status = sample();
+        let fine = status.paths["lte"].clone();
+        status.paths.extend((0..1000).map(|n| (format!("a{n}").parse().unwrap(), fine.clone())));
+        let text = plain(&super::status(&status, status.now));
+        assert!(text.contains("x fiber") && text.contains("and 982 more, none worse: patronus get paths"), "{text}");
+        assert!(text.lines().count() < 60);
+        assert_eq!(plain(&paths(&status, usize::MAX)).lines().count(), 1003);
     }
 
     #[test]
@@ -434,8 +463,20 @@ mod tests {
         };
         let interrupted = Run { outcome: None, ended: None, ..run.clone() };
         let text = plain(&history(&[run, interrupted]));
-        println!("{text}");
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().nth(2).unwrap().starts_with('x'), "{text}");
     }
+}
+
+/// The outcome of a reconcile.
+pub fn reconciled(done: &ReconcileStatus) -> String {
+    let how = match done.outcome {
+        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
+        ReconcileOutcome::Applied => "applied",
+        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
+        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
+        ReconcileOutcome::Refused => "nothing was done",
+    };
+    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use netlink_sys::{
-    AsyncSocket, SocketAddr, TokioSocket,
+    AsyncSocket, TokioSocket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use nix::{
@@ -24,6 +24,8 @@ pub(super) const BUFFER: usize = 16 * 1024 * 1024;
 
 /// Multicast groups of rtnetlink (`linux/rtnetlink.h`).
 const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+/// A socket that fails more often than this in a row is not drained further.
+const MOST_FAILURES: u32 = 16;
 /// `NFNLGRP_NFTABLES`.
 const NFT_GROUPS: [u32; 1] = [7];
 
@@ -58,30 +60,45 @@ impl Changes {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<KernelEvent> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Poll::Ready(event);
-            }
-            let (route, nft) = (self.route.poll_recv_from_full(cx), self.nft.poll_recv_from_full(cx));
+        while self.ready.is_empty() {
+            let route = read(&self.route, cx, &mut self.ready, route_event);
+            let nft = read(&self.nft, cx, &mut self.ready, nft_event);
             if route.is_pending() && nft.is_pending() {
-                return Poll::Pending;
+                break;
             }
-            self.take(route, route_event);
-            self.take(nft, nft_event);
+        }
+        self.ready.pop_front().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+/// Reads one datagram. A socket that ran over is emptied before that is said: until then the kernel puts
+/// nothing more into it, and does not say so again.
+fn read(
+    socket: &TokioSocket,
+    cx: &mut Context<'_>,
+    ready: &mut VecDeque<KernelEvent>,
+    event: fn(u16, &[u8]) -> Option<KernelEvent>,
+) -> Poll<()> {
+    match socket.poll_recv_from_full(cx) {
+        Poll::Pending => return Poll::Pending,
+        Poll::Ready(Ok((bytes, _))) => {
+            ready.extend(wire::messages(&bytes).filter_map(|m| event(m.kind, m.payload)));
+        }
+        Poll::Ready(Err(_)) => {
+            empty(socket, cx);
+            ready.push_back(KernelEvent::Lost);
         }
     }
+    Poll::Ready(())
+}
 
-    fn take(
-        &mut self,
-        datagram: Poll<io::Result<(Vec<u8>, SocketAddr)>>,
-        event: fn(u16, &[u8]) -> Option<KernelEvent>,
-    ) {
-        match datagram {
-            Poll::Ready(Ok((bytes, _))) => {
-                self.ready.extend(wire::messages(&bytes).filter_map(|m| event(m.kind, m.payload)));
-            }
-            Poll::Ready(Err(_)) => self.ready.push_back(KernelEvent::Lost),
-            Poll::Pending => {}
+fn empty(socket: &TokioSocket, cx: &mut Context<'_>) {
+    let mut failures = 0;
+    while failures < MOST_FAILURES {
+        match socket.poll_recv_from_full(cx) {
+            Poll::Pending => return,
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(_)) => failures += 1,
         }
     }
 }

@@ -59,8 +59,8 @@ pub(super) struct Link {
     pub up: bool,
     pub carrier: bool,
     pub mtu: u32,
-    ours: bool,
-    alias: bool,
+    alias: Option<String>,
+    /// What makes it a VXLAN tunnel; empty for other kinds.
     vxlan: Vec<InfoVxlan>,
 }
 
@@ -81,10 +81,13 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             mtu: wire::find(attributes, IFLA_MTU).and_then(|v| wire::u32_at(v, 0)).unwrap_or(0),
-            ours: vxlan && alias.as_deref() == Some(ALIAS),
-            alias: alias.is_some(),
+            alias,
             vxlan: vxlan_attributes(data),
         })
+    }
+
+    fn ours(&self) -> bool {
+        !self.vxlan.is_empty() && self.alias.as_deref() == Some(ALIAS)
     }
 
     /// The tunnel, without its addresses. One that is down shows MTU 0, so that it differs from any wanted one.
@@ -137,7 +140,7 @@ struct Address {
 /// All interfaces with their addresses.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    pub links: Vec<Link>,
+    pub all: Vec<Link>,
     pub names: Names,
     addresses: Vec<Address>,
 }
@@ -148,7 +151,7 @@ pub(super) fn list(channel: &Channel) -> Result<Links, KernelError> {
     let keep = |kind: u16, payload: &[u8]| Ok((kind == NEW_LINK).then(|| Link::parse(payload)).flatten());
     let links = channel.dump(GET_LINK, &request, keep).map_err(|r| r.doing("list interfaces"))?;
     let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
-    Ok(Links { links, names, addresses: addresses(channel)? })
+    Ok(Links { all: links, names, addresses: addresses(channel)? })
 }
 
 fn addresses(channel: &Channel) -> Result<Vec<Address>, KernelError> {
@@ -195,7 +198,7 @@ impl Links {
 
     /// Our tunnels by name.
     pub(super) fn tunnels(&self) -> impl Iterator<Item = (IfName, Tunnel)> {
-        self.links.iter().filter(|link| link.ours).filter_map(|link| Some((link.name.clone(), self.tunnel(link)?)))
+        self.all.iter().filter(|link| link.ours()).filter_map(|link| Some((link.name.clone(), self.tunnel(link)?)))
     }
 
     fn tunnel(&self, link: &Link) -> Option<Tunnel> {
@@ -232,11 +235,12 @@ pub(super) fn index(channel: &Channel, name: &IfName) -> Result<u32, Refusal> {
 /// Brings a tunnel from one value to another: adjusted where that is possible, made again where not.
 pub(super) fn set(channel: &Channel, name: &IfName, after: Option<&Tunnel>) -> Result<(), KernelError> {
     let links = list(channel)?;
-    let found = links.links.iter().find(|link| link.name == *name);
-    let before = found.filter(|link| link.ours).and_then(|link| links.tunnel(link));
+    let found = links.all.iter().find(|link| link.name == *name);
+    let before = found.filter(|link| link.ours()).and_then(|link| links.tunnel(link));
     let doing = |what: &str| format!("{what} tunnel {name}");
     match (found, before, after) {
-        (None, _, None) => Ok(()),
+        // An interface of that name that is not ours: nothing to delete, and nothing to take over.
+        (None, _, None) | (Some(_), None, None) => Ok(()),
         (Some(link), Some(before), Some(after)) if same_outside(&before, after) => {
             adjust(channel, link.index, &before, after).map_err(|r| r.doing(doing("change")))
         }
@@ -247,8 +251,6 @@ pub(super) fn set(channel: &Channel, name: &IfName, after: Option<&Tunnel>) -> R
         (Some(link), None, Some(after)) if half_made(&links, link, after) => {
             finish(channel, link.index, after).map_err(|r| r.doing(doing("finish")))
         }
-        // An interface of that name that is not ours: nothing to delete, and nothing to take over.
-        (Some(_), None, None) => Ok(()),
         (Some(_), None, Some(_)) => {
             let text = "an interface of that name exists and is not ours".to_owned();
             Err(Refusal { errno: Errno::EEXIST as i32, text }.doing(doing("create")))
@@ -264,7 +266,7 @@ fn same_outside(before: &Tunnel, after: &Tunnel) -> bool {
 
 /// A tunnel gets its alias in a second request; a kill in between leaves one exactly as wanted, but without it.
 fn half_made(links: &Links, link: &Link, after: &Tunnel) -> bool {
-    !link.alias && link.tunnel(&links.names).is_some_and(|tunnel| same_outside(&tunnel, after))
+    link.alias.is_none() && link.tunnel(&links.names).is_some_and(|tunnel| same_outside(&tunnel, after))
 }
 
 fn create(channel: &Channel, name: &IfName, tunnel: &Tunnel) -> Result<(), Refusal> {

@@ -77,7 +77,8 @@ impl Linux {
         Self { nft: Nft::new(program), ..self }
     }
 
-    /// Subscribes to what changes in the calling thread's network namespace. Do so before the first look.
+    /// Subscribes to what changes in the calling thread's network namespace. Do so before the first look, and
+    /// within a tokio runtime. Needs `CAP_NET_ADMIN`, for the nft table.
     pub fn subscribe() -> Result<Changes, KernelError> {
         Changes::open(events::BUFFER)
     }
@@ -114,7 +115,7 @@ impl Linux {
     fn add_facts(&self, scope: &Scope, links: &Links, observed: &mut Observed) -> Result<(), KernelError> {
         let facts = &mut observed.facts.links;
         let wanted = |name: &IfName| scope.interfaces.is_empty() || scope.interfaces.contains(name);
-        for link in links.links.iter().filter(|link| wanted(&link.name)) {
+        for link in links.all.iter().filter(|link| wanted(&link.name)) {
             facts.insert(link.name.clone(), links.facts(link));
         }
         for (index, family, _, gateway) in route::defaults(&self.route)? {
@@ -135,10 +136,20 @@ impl Linux {
         nft::generation(&self.netfilter)
     }
 
-    /// Active flows by policy number, as the connection marks say. The kernel cannot count; this reads its
-    /// whole table of connections, about a microsecond each, on a socket and with a result of its own.
-    pub fn flows_by_policy(&self, ranges: &Ranges) -> Result<BTreeMap<u32, u64>, KernelError> {
-        conntrack::by_policy(&Channel::open(NETLINK_NETFILTER, false)?, ranges)
+    /// Active flows by policy number, as the connection marks say. The kernel cannot count by a part of the
+    /// mark: this reads its whole table of connections, on a thread for such work.
+    pub async fn flows_by_policy(&self, ranges: &Ranges) -> Result<BTreeMap<u32, u64>, KernelError> {
+        let ranges = *ranges;
+        Self::with_connections(move |channel| conntrack::by_policy(channel, &ranges)).await
+    }
+
+    /// Runs a long look at the table of connections aside, on a socket that was opened in this namespace.
+    async fn with_connections<T: Send + 'static>(
+        work: impl FnOnce(&Channel) -> Result<T, KernelError> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let channel = Channel::open(NETLINK_NETFILTER, false)?;
+        let ended = |e: tokio::task::JoinError| Refusal::text(e.to_string()).doing("look at the connections");
+        tokio::task::spawn_blocking(move || work(&channel)).await.map_err(ended)?
     }
 
     /// Carries out steps that set routes, all in one go: one result for each, in order. A step of another
@@ -191,16 +202,16 @@ impl Linux {
         match after {
             None if refusal.is(Errno::ESRCH) || refusal.is(Errno::ENOENT) => Ok(()),
             None => Err(refusal.doing(doing("delete", key))),
-            Some(_) if before.is_none() && refusal.is(Errno::EEXIST) => self.add_over(step, key, ranges, refusal),
+            Some(_) if before.is_none() && refusal.is(Errno::EEXIST) => self.add_over(step, key, ranges, &refusal),
             Some(_) => Err(refusal.doing(doing("set", key))),
         }
     }
 
     /// The key is taken: by ourselves, then it is replaced; by somebody else, then it is an error.
-    fn add_over(&self, step: &Step, key: &RouteKey, ranges: &Ranges, refusal: Refusal) -> Result<(), KernelError> {
+    fn add_over(&self, step: &Step, key: &RouteKey, ranges: &Ranges, refusal: &Refusal) -> Result<(), KernelError> {
         if !route::holds(&self.route, key, ranges).map_err(|r| r.doing(doing("look for", key)))? {
             let text = format!("{}: a route of another protocol has this key", refusal.text);
-            return Err(Refusal { text, ..refusal }.doing(doing("add", key)));
+            return Err(Refusal { text, errno: refusal.errno }.doing(doing("add", key)));
         }
         let mut request = self.prepare(step, ranges, &mut BTreeMap::new())?;
         request.flags = wire::CREATE | wire::REPLACE;
@@ -250,8 +261,9 @@ impl Linux {
         }
     }
 
-    fn forget(&self, flows: Fwmark) -> Result<Executed, KernelError> {
-        conntrack::forget(&self.netfilter, flows).map(|flows| Executed { flows })
+    async fn forget(flows: Fwmark) -> Result<Executed, KernelError> {
+        let flows = Self::with_connections(move |channel| conntrack::forget(channel, flows)).await?;
+        Ok(Executed { flows })
     }
 
     /// Tables in which routes of others matter: those in use, and the first ones of the range.
@@ -289,7 +301,7 @@ impl Kernel for Linux {
     async fn execute(&self, step: &Step, ranges: &Ranges, stamp: &Stamp) -> Result<Executed, KernelError> {
         match step {
             Step::Set { .. } => self.set(step, ranges, stamp).await.map(|()| Executed::default()),
-            Step::Forget { flows, .. } => self.forget(*flows),
+            Step::Forget { flows, .. } => Self::forget(*flows).await,
         }
     }
 
@@ -319,7 +331,7 @@ pub fn has_net_admin() -> bool {
 
 fn privilege(doing: &str) -> KernelError {
     let what = format!(
-        "to {doing} needs the capability CAP_NET_ADMIN: run as root, or as a service with `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW`"
+        "cannot {doing}: that needs the capability CAP_NET_ADMIN; run as root, or as a service with `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW`"
     );
     KernelError::Privilege { what }
 }

@@ -33,12 +33,12 @@ const COUNTER_PREFIX: &str = "policy_";
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NFPROTO_INET: u8 = 1;
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-const NEW_ELEMENTS: u16 = SUBSYSTEM | 12;
-const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
-const NEW_OBJECT: u16 = SUBSYSTEM | 18;
-const GET_OBJECT: u16 = SUBSYSTEM | 19;
+const GET_TABLE: u16 = SUBSYSTEM | 0x01;
+const NEW_ELEMENTS: u16 = SUBSYSTEM | 0x0c;
+const GET_ELEMENTS: u16 = SUBSYSTEM | 0x0d;
+const GET_GENERATION: u16 = SUBSYSTEM | 0x10;
+const NEW_OBJECT: u16 = SUBSYSTEM | 0x12;
+const GET_OBJECT: u16 = SUBSYSTEM | 0x13;
 /// `struct nfgenmsg`.
 pub(super) const HEADER: usize = 4;
 /// Every kind of nft object names its table in attribute 1.
@@ -214,7 +214,9 @@ pub(super) fn generation(channel: &Channel) -> Result<u32, KernelError> {
 fn about(attributes: &[(u16, &str)]) -> Vec<u8> {
     let mut request = vec![NFPROTO_INET, 0, 0, 0];
     wire::put_text(&mut request, TABLE_NAME, TABLE);
-    attributes.iter().for_each(|(kind, text)| wire::put_text(&mut request, *kind, text));
+    for (kind, text) in attributes {
+        wire::put_text(&mut request, *kind, text);
+    }
     request
 }
 
@@ -318,4 +320,56 @@ fn started(line: &str, counters: &BTreeMap<Name, Counter>) -> Option<String> {
     let Counter { packets, bytes } = counters.get(name)?;
     let close = if body.trim_end().ends_with('}') { " }" } else { "" };
     Some(format!("\tcounter {COUNTER_PREFIX}{name} {{ packets {packets} bytes {bytes}{close}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: &str = "table inet patronus {
+\tset stamp { type mark; elements = { 0x1 comment \"generation 0 plan x\" }
+\t}
+\tset policies { type mark; elements = { 0x1 comment \"voice\" }
+\t}
+\tcounter policy_voice { packets 0 bytes 0 }
+\tcounter policy_voice-2 {
+\t}
+}
+";
+
+    #[test]
+    fn only_the_stamp_gets_another_text() {
+        let stamped = with_stamp(SOURCE, "generation 7 plan y");
+        assert_eq!(stamped, SOURCE.replace("generation 0 plan x", "generation 7 plan y"));
+        assert_eq!(with_stamp(&stamped, NO_STAMP), with_stamp(SOURCE, NO_STAMP));
+        let without = SOURCE.replace("set stamp", "set other");
+        assert_eq!(with_stamp(&without, NO_STAMP), without);
+        let empty = "set stamp {\n\ttype mark\n}\nset x { elements = { 1 comment \"a\" } }";
+        assert_eq!(with_stamp(empty, NO_STAMP), empty);
+    }
+
+    #[test]
+    fn known_counters_go_on_in_both_spellings_and_unknown_ones_begin() {
+        let counter = Counter { packets: 3, bytes: 90 };
+        let counters = BTreeMap::from([("voice-2".parse().unwrap(), counter)]);
+        let text = with_counters(SOURCE, &counters);
+        assert_eq!(text, SOURCE.replace("policy_voice-2 {", "policy_voice-2 { packets 3 bytes 90"));
+        let counters = BTreeMap::from([("voice".parse().unwrap(), counter)]);
+        let text = with_counters(SOURCE, &counters);
+        assert_eq!(text, SOURCE.replace("packets 0 bytes 0", "packets 3 bytes 90"));
+    }
+
+    #[test]
+    fn a_stamp_is_read_as_it_is_written() {
+        let stamp = Stamp { generation: 12, plan: uuid::Uuid::from_u128(5) };
+        assert_eq!(parse_stamp(&stamp.to_string()), Some(stamp));
+        assert_eq!(parse_stamp("-"), None);
+    }
+
+    #[test]
+    fn comments_of_any_bytes_end() {
+        assert_eq!(comment(&[1, 2, 9, 9, 0, 3, b'a', b'b', 0]), "ab");
+        assert_eq!(comment(&[0, 200, b'a']), "a");
+        assert_eq!(comment(&[7]), "");
+    }
 }

@@ -93,7 +93,8 @@ impl Seen {
             match attribute {
                 RouteAttribute::Oif(index) => interface = names.get(index),
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => gateway = Some(address(attribute)?),
-                RouteAttribute::Metrics(metrics) => mtu = only_mtu(metrics)?,
+                RouteAttribute::Metrics(metrics) if metrics.is_empty() => {}
+                RouteAttribute::Metrics(metrics) => mtu = Some(only_mtu(metrics)?),
                 other if says_nothing(other) => {}
                 _ => return None,
             }
@@ -150,11 +151,10 @@ fn says_nothing(attribute: &RouteAttribute) -> bool {
     }
 }
 
-/// The MTU if the metrics hold nothing else; the outer nothing means that they do.
-fn only_mtu(metrics: &[RouteMetric]) -> Option<Option<u32>> {
+/// The MTU if the metrics hold it and nothing else.
+fn only_mtu(metrics: &[RouteMetric]) -> Option<u32> {
     match metrics {
-        [] => Some(None),
-        [RouteMetric::Mtu(mtu)] => Some(Some(*mtu)),
+        [RouteMetric::Mtu(mtu)] => Some(*mtu),
         _ => None,
     }
 }
@@ -211,11 +211,13 @@ fn dump(channel: &Channel, family: Family, table: u32, protocol: u8, defaults: b
     let keep = |kind: u16, payload: &[u8]| {
         // Byte 1 is the destination's prefix length, byte 8 and on the flags: both are cheap to ask first.
         let cloned = wire::u32_at(payload, 8).is_some_and(|flags| flags & RouteFlags::Cloned.bits() != 0);
-        let skipped = kind != NEW || cloned || (defaults && payload.get(1) != Some(&0));
+        // A kernel without IPv6 answers for all families that it has.
+        let other = payload.first().copied() != Some(u8::from(address_family(family)));
+        let skipped = kind != NEW || other || cloned || (defaults && payload.get(1) != Some(&0));
         if skipped { Ok(None) } else { Seen::parse(family, payload).map(Some) }
     };
     match channel.dump(GET, &request, keep) {
-        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(Vec::new()),
+        Err(refusal) if refusal.is(Errno::ENOENT) || refusal.is(Errno::EAFNOSUPPORT) => Ok(Vec::new()),
         result => result,
     }
 }

@@ -2,10 +2,10 @@
 
 use netlink_packet_core::{Emitable as _, Parseable as _};
 use netlink_packet_route::{
-    AddressFamily,
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
+use nix::errno::Errno;
 
 use super::{
     route::{address_family, protocol},
@@ -41,8 +41,12 @@ pub(super) fn list(channel: &Channel, ranges: &Ranges) -> Result<Rules, KernelEr
                 let parsed = || RuleMessage::parse(payload).map_err(|e| e.to_string());
                 if kind == NEW { parsed().map(Some) } else { Ok(None) }
             })
+            // A kernel without IPv6 has no IPv6 rules.
+            .or_else(|r| if r.is(Errno::EAFNOSUPPORT) { Ok(Vec::new()) } else { Err(r) })
             .map_err(|r| r.doing(format!("list the {family} rules")))?;
-        seen.iter().for_each(|message| rules.sort_in(family, message, ranges));
+        for message in &seen {
+            rules.sort_in(family, message, ranges);
+        }
     }
     Ok(rules)
 }
@@ -79,27 +83,31 @@ impl Seen {
     fn of(family: Family, message: &RuleMessage) -> Self {
         let header = &message.header;
         let table = header.table.into();
-        let key = RuleKey { priority: 0, family, fwmark: None, table, suppress_prefixlength: None };
+        let key = RuleKey { priority: 0, family, fwmark: None, oif: None, table, suppress_prefixlength: None };
         let plain = header.dst_len == 0
             && header.src_len == 0
             && header.tos == 0
             && header.action == RuleAction::ToTable
             && !header.flags.contains(RuleFlags::Invert);
         let mut seen = Self { key, protocol: RouteProtocol::Unspec, plain };
-        let (mut mark, mut mask) = (0, 0);
+        let mut fwmark = Fwmark { mark: 0, mask: 0 };
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => seen.key.priority = *priority,
                 RuleAttribute::Table(table) => seen.key.table = *table,
-                RuleAttribute::FwMark(value) => mark = *value,
-                RuleAttribute::FwMask(value) => mask = *value,
+                RuleAttribute::FwMark(value) => fwmark.mark = *value,
+                RuleAttribute::FwMask(value) => fwmark.mask = *value,
                 RuleAttribute::Protocol(value) => seen.protocol = *value,
+                RuleAttribute::Oifname(name) => match name.parse() {
+                    Ok(name) => seen.key.oif = Some(name),
+                    Err(_) => seen.plain = false,
+                },
                 RuleAttribute::SuppressPrefixLen(UNSET) | RuleAttribute::SuppressIfGroup(UNSET) => {}
                 RuleAttribute::SuppressPrefixLen(length) => seen.key.suppress_prefixlength = Some(*length),
                 _ => seen.plain = false,
             }
         }
-        seen.key.fwmark = (mask != 0).then_some(Fwmark { mark, mask });
+        seen.key.fwmark = (fwmark.mask != 0).then_some(fwmark);
         seen
     }
 }
@@ -116,16 +124,16 @@ pub(super) fn delete(key: &RuleKey, ranges: &Ranges) -> Request {
 
 fn message(key: &RuleKey, ranges: &Ranges) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = match key.family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
+    message.header.family = address_family(key.family);
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Priority(key.priority),
         RuleAttribute::Table(key.table),
         RuleAttribute::Protocol(ranges.protocol.into()),
     ];
+    if let Some(oif) = &key.oif {
+        message.attributes.push(RuleAttribute::Oifname(oif.to_string()));
+    }
     if let Some(fwmark) = key.fwmark {
         message.attributes.extend([RuleAttribute::FwMark(fwmark.mark), RuleAttribute::FwMask(fwmark.mask)]);
     }

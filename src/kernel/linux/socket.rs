@@ -170,7 +170,9 @@ impl Channel {
     /// Many requests, sent together; one answer for each, in order. The kernel carries out all of them, also
     /// after one that failed.
     pub(super) fn ask_all(&self, mut requests: Vec<Request>) -> Vec<Result<(), Refusal>> {
-        requests.iter_mut().for_each(|request| request.flags |= REQUEST | ACK);
+        for request in &mut requests {
+            request.flags |= REQUEST | ACK;
+        }
         let mut inner = self.inner();
         let mut answers = Vec::with_capacity(requests.len());
         for part in requests.chunks(PIPELINED) {

@@ -30,9 +30,18 @@ pub fn ip(words: &str) -> String {
     run("ip", &words.split_whitespace().collect::<Vec<_>>(), "")
 }
 
-/// Runs `ip -batch` here.
-pub fn ip_batch(lines: &str) -> String {
-    run("ip", &["-batch", "-"], lines)
+/// Runs `ip -batch` here, with `-4` or `-6` for all lines.
+pub fn ip_batch(family: &str, lines: &str) -> String {
+    run("ip", &[family, "-batch", "-"], lines)
+}
+
+/// Waits until something holds, at most five seconds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "not within five seconds: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 /// Loads an nft script here.
