@@ -392,3 +392,58 @@ fn an_nft_that_outlives_its_parent_is_waited_for() {
         assert_eq!(router.settle(0, "killed while nft runs").await, 1, "nft has committed, so recovery went forward");
     });
 }
+
+/// Refuses the k-th step, with or without its effect.
+struct Refusing<'a> {
+    kernel: &'a Linux,
+    count: Cell<usize>,
+    at: usize,
+    after: bool,
+}
+
+impl Kernel for Refusing<'_> {
+    async fn observe(&self, scope: &Scope) -> Result<Observed, KernelError> {
+        self.kernel.observe(scope).await
+    }
+
+    async fn execute(&self, step: &Step, ranges: &Ranges, stamp: &Stamp) -> Result<Executed, KernelError> {
+        self.count.set(self.count.get() + 1);
+        let refused = self.count.get() == self.at;
+        if refused && !self.after {
+            return Err(KernelError::Injected { at: format!("step {}", self.at) });
+        }
+        let executed = self.kernel.execute(step, ranges, stamp).await?;
+        if refused { Err(KernelError::Injected { at: format!("step {}", self.at) }) } else { Ok(executed) }
+    }
+
+    async fn canonical(&self, source: &str) -> Result<String, KernelError> {
+        self.kernel.canonical(source).await
+    }
+}
+
+#[test]
+fn an_error_at_any_step_brings_the_old_state_back() {
+    in_netns(|| async {
+        let mut router = Router::new().await;
+        for from in [0, 1] {
+            let old = router.look().await;
+            let steps = diff(&router.states[1 - from], &old.state).len();
+            for (at, after) in (1..=steps).flat_map(|at| [(at, false), (at, true)]) {
+                let observed = router.look().await;
+                let refusing = Refusing { kernel: &router.kernel, count: Cell::new(0), at, after };
+                router.generation += 1;
+                let (desired, journal) = (&router.states[1 - from], &mut Memory::default());
+                let report = apply_to(&refusing, journal, desired, observed, router.generation).await;
+                let Outcome::RolledBack { cause } = report.outcome else { panic!("step {at}: {report:?}") };
+                assert!(cause.to_string().starts_with(&format!("step {at} of {steps} failed: ")), "{cause}");
+                let seen = router.look().await;
+                assert_eq!((&seen.state, &seen.stamp), (&old.state, &old.stamp), "step {at} from {from}");
+                assert_untouched(&router.foreign, &foreign(), &format!("step {at} from {from}"));
+            }
+            router.generation += 1;
+            let (desired, journal) = (&router.states[1 - from], &mut Memory::default());
+            let report = apply_to(&router.kernel, journal, desired, old, router.generation).await;
+            assert!(matches!(report.outcome, Outcome::Applied), "{report:?}");
+        }
+    });
+}
