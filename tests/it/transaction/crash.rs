@@ -191,7 +191,7 @@ fn furnish() {
     let routes =
         (0..800).map(|n| format!("route add 10.{}.{}.0/24 dev wan0 table {}\n", n / 256, n % 256, 100 + n % 7));
     let rules = (0..100).map(|n| format!("rule add priority {} fwmark {} lookup 100\n", 5_000 + n, n + 1));
-    ip_batch(&routes.chain(rules).collect::<String>());
+    ip_batch("-4", &routes.chain(rules).collect::<String>());
     let elements: Vec<String> = (0..100).map(|n| format!("192.0.2.{n}")).collect();
     nft(&format!("table inet other {{ set s {{ type ipv4_addr; elements = {{ {} }}; }}; }}", elements.join(", ")));
 }
