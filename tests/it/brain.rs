@@ -1,6 +1,13 @@
 //! Probing against real namespaces; health and failover stories.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use patronus::{
     clock,
@@ -160,11 +167,13 @@ fn an_answer_over_another_path_does_not_count() {
     });
 }
 
-/// Answers echo requests to 10.50.0.1 from user space, with the nonce changed by `forge`.
-fn responder(provider: &Provider, forge: u8) {
+/// Answers echo requests to 10.50.0.1 from user space, with the nonce changed by `forge`, after as many milliseconds
+/// as `delay` says at the time.
+fn responder(provider: &Provider, forge: u8, delay: &Arc<AtomicU64>) {
     use socket2::{Domain, Protocol, Socket, Type};
     use std::{io::Read, net::SocketAddr};
     provider.sh("sysctl -qw net.ipv4.icmp_echo_ignore_all=1");
+    let delay = Arc::clone(delay);
     provider.spawn(move || {
         let mut socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
         socket.bind(&SocketAddr::from(([10, 50, 0, 1], 0)).into()).unwrap();
@@ -177,10 +186,13 @@ fn responder(provider: &Provider, forge: u8) {
             let reply = &mut packet[20..length];
             reply[0] = 0;
             reply[8] ^= forge;
-            let from = IpAddr::from([198, 51, 100, 2]);
-            if socket.send_to(reply, &SocketAddr::new(from, 0).into()).is_err() {
-                return;
-            }
+            let (reply, out) = (reply.to_vec(), socket.try_clone().unwrap());
+            let wait = Duration::from_millis(delay.load(Ordering::Relaxed));
+            thread::spawn(move || {
+                thread::sleep(wait);
+                // The test may be over.
+                let _ = out.send_to(&reply, &SocketAddr::from(([198, 51, 100, 2], 0)).into());
+            });
         }
     });
 }
@@ -190,7 +202,7 @@ fn a_reply_with_a_wrong_nonce_does_not_count() {
     with_two_uplinks(|provider| async move {
         sh("nft 'table inet t { counter back0 {}; chain c { type filter hook prerouting priority -300;
               icmp type echo-reply iifname wan0 counter name back0; }; }'");
-        responder(&provider, 0x01);
+        responder(&provider, 0x01, &Arc::default());
         let mut bench = Bench::new(vec![spec(0, &["10.50.0.1"])]);
         assert!(bench.take(10).await.iter().all(lost));
         assert!(wire::count("back0") >= 5, "the forged answers do arrive");
@@ -201,7 +213,7 @@ fn a_reply_with_a_wrong_nonce_does_not_count() {
 #[test]
 fn a_reply_with_the_right_nonce_counts() {
     with_two_uplinks(|provider| async move {
-        responder(&provider, 0);
+        responder(&provider, 0, &Arc::default());
         let mut bench = Bench::new(vec![spec(0, &["10.50.0.1"])]);
         bench.until("an answer", answered).await;
     });
@@ -305,5 +317,27 @@ fn faults_are_found_in_time_and_the_path_recovers() {
             provider.sh("nft flush chain inet t fault");
             until_state(&mut bench, &mut monitor, PathState::Up).await;
         }
+    });
+}
+
+#[test]
+fn two_hundred_milliseconds_more_are_found_in_half_a_second() {
+    with_two_uplinks(|provider| async move {
+        let delay = Arc::new(AtomicU64::new(0));
+        responder(&provider, 0, &delay);
+        // The timeout spans several rounds, so that late ones are measured and not lost.
+        let spec = ProbeSpec { timeout: Duration::from_millis(500), ..spec(0, &["10.50.0.1"]) };
+        let mut site = site(&spec);
+        site.paths.get_mut("fiber").unwrap().health.latency = Duration::from_millis(100);
+        let mut monitor = Monitor::new(&site, clock::now());
+        let mut bench = Bench::new(vec![spec]);
+        until_state(&mut bench, &mut monitor, PathState::Up).await;
+        bench.until("a quick answer", answered).await;
+        delay.store(200, Ordering::Relaxed);
+        let took = until_state(&mut bench, &mut monitor, PathState::Down).await;
+        let reason = &monitor.healths()["fiber"].reason;
+        println!("200 ms more: down after {took:?}: {reason}");
+        assert!(reason.starts_with("latency 20"), "{reason}");
+        assert!(took < Duration::from_millis(700), "{took:?}");
     });
 }
