@@ -1,6 +1,7 @@
 //! `patronus lab demo`: the newcomer's first minute, as a story in steps.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io,
     os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
@@ -177,9 +178,15 @@ impl<'a> Story<'a> {
         rest(CALM)?;
         let mended = self.lab.clear(site.as_str(), endpoint.as_str()).map_err(|e| failure("mending the link", &e))?;
         self.wait_for_active(primary.as_str(), true)?;
+        let back = Instant::now();
         anstream::println!("  back on {primary} {:.1} s after the repair", mended.elapsed().as_secs_f64());
         rest(CALM)?;
         tally(&finish(flow)?, None);
+        let call = self.flow()?;
+        rest(CALM / 3)?;
+        let arrived = finish(call)?.there.crossings_between(back, Instant::now());
+        anstream::println!("  A call begun now: {}.", shares(&arrived));
+        anstream::println!("  One begun earlier stays where its address was translated: moving it would cut it off.");
         self.why(since)
     }
 
@@ -255,12 +262,7 @@ impl<'a> Story<'a> {
 fn tally(report: &Report, fault: Option<Instant>) {
     let track = &report.there;
     let (now, past) = (Instant::now(), track.started());
-    let name = |crossing: &Option<Crossing>| crossing.as_ref().map_or("?".to_owned(), |c| c.endpoint.to_string());
-    let by = |from, until| {
-        let crossed = track.crossings_between(from, until);
-        let shares: Vec<String> = crossed.iter().map(|(by, n)| format!("{n} by {}", name(by))).collect();
-        if shares.is_empty() { "none".to_owned() } else { shares.join(", ") }
-    };
+    let by = |from, until| shares(&track.crossings_between(from, until));
     let (outage, lost) = (track.longest_outage(), track.lost());
     anstream::println!("  sent {}, lost {lost}, longest silence {:.0} ms", track.sent(), millis(outage));
     match (fault, past) {
@@ -273,6 +275,13 @@ fn tally(report: &Report, fault: Option<Instant>) {
         (_, Some(start)) => anstream::println!("  arrived: {}", by(start, now)),
         _ => {}
     }
+}
+
+/// How many packets came by which endpoint.
+fn shares(crossed: &BTreeMap<Option<Crossing>, u64>) -> String {
+    let name = |crossing: &Option<Crossing>| crossing.as_ref().map_or("?".to_owned(), |c| c.endpoint.to_string());
+    let shares: Vec<String> = crossed.iter().map(|(by, n)| format!("{n} by {}", name(by))).collect();
+    if shares.is_empty() { "none".to_owned() } else { shares.join(", ") }
 }
 
 /// Begun milliseconds, so that a single lost packet is not 0 ms.
