@@ -1,12 +1,30 @@
 //! Windows, statistics, score and state of each path. Pure: `now` is an argument.
+//!
+//! [`Monitor`] takes samples and link changes and publishes [`Healths`] and [`Measures`]. How figures and score
+//! come about is told in [`estimate`].
+//!
+//! Invariant: a path becomes worse at once and better only on evidence. One that was down, or lost its link, has to
+//! answer `down_after` rounds in a row first; its score then still remembers what the window saw before that outage.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
+
+pub mod estimate;
+mod track;
+
+pub use estimate::{Figures, Stats, points, score};
+use track::Track;
+pub(crate) use track::explain;
 
 use crate::{
     clock::Instant,
     units::{Name, Ratio},
+    validate::intent::Site,
 };
 
 /// The result of one probe round of one path.
@@ -63,3 +81,160 @@ pub struct PathHealth {
 
 /// Health of all paths of the site.
 pub type Healths = BTreeMap<Name, PathHealth>;
+
+/// Figures of all paths, to score them against other thresholds than their own.
+pub type Measures = BTreeMap<Name, Stats>;
+
+impl PathState {
+    /// The state that a score means: up from 80, degraded from 50, else down.
+    #[must_use]
+    pub const fn of(score: u8) -> Self {
+        match score {
+            80.. => Self::Up,
+            50.. => Self::Degraded,
+            _ => Self::Down,
+        }
+    }
+}
+
+impl std::fmt::Display for PathState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        })
+    }
+}
+
+/// What the kernel says of a path's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// It is there, up and has a carrier.
+    Ready,
+    /// It is up and has no carrier.
+    NoCarrier,
+    /// It is administratively down.
+    Disabled,
+    /// There is no such interface.
+    Missing,
+}
+
+/// A change of a path's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthEvent {
+    /// The path.
+    pub path: Name,
+    /// Its state before.
+    pub from: PathState,
+    /// Its state now.
+    pub to: PathState,
+    /// Why, for a person.
+    pub reason: String,
+    /// When.
+    pub at: Instant,
+}
+
+/// The health of all paths of one site.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    tracks: BTreeMap<Name, Track>,
+    healths: Healths,
+    measures: Measures,
+    events: VecDeque<HealthEvent>,
+}
+
+impl Monitor {
+    /// Begins with every path unknown and its link taken to be ready until told otherwise.
+    #[must_use]
+    pub fn new(site: &Site, now: Instant) -> Self {
+        let mut monitor = Self::default();
+        monitor.reconfigure(site, now);
+        monitor
+    }
+
+    /// Takes over new settings. A path whose probing and interface did not change keeps its history.
+    pub fn reconfigure(&mut self, site: &Site, now: Instant) {
+        self.tracks.retain(|name, _| site.paths.contains_key(name));
+        self.healths.retain(|name, _| site.paths.contains_key(name));
+        self.measures.retain(|name, _| site.paths.contains_key(name));
+        for (name, path) in &site.paths {
+            match self.tracks.get_mut(name) {
+                Some(track) => track.reconfigure(path, now),
+                None => drop(self.tracks.insert(name.clone(), Track::new(path, now))),
+            }
+            self.look(name, now);
+        }
+    }
+
+    /// Takes in the result of a probe round. Samples of unknown paths are dropped.
+    pub fn handle_sample(&mut self, sample: &Sample, now: Instant) {
+        if let Some(track) = self.tracks.get_mut(&sample.path) {
+            track.add(sample, now);
+            self.look(&sample.path, now);
+        }
+    }
+
+    /// Takes in whether a path's interface is there, up and has a carrier.
+    pub fn set_carrier(&mut self, path: &Name, carrier: bool, now: Instant) {
+        self.set_link(path, if carrier { Link::Ready } else { Link::NoCarrier }, now);
+    }
+
+    /// Takes in what the kernel says of a path's interface.
+    pub fn set_link(&mut self, path: &Name, link: Link, now: Instant) {
+        if let Some(track) = self.tracks.get_mut(path) {
+            track.set_link(link);
+            self.look(path, now);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`], and what for.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let at = self.tracks.values().filter_map(Track::silent_at).min()?;
+        Some((at, "a path of which the prober reports nothing"))
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due = |track: &Track| track.silent_at().is_some_and(|at| at <= now);
+        let names: Vec<Name> = self.tracks.iter().filter(|(_, t)| due(t)).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.look(&name, now);
+        }
+    }
+
+    /// The next change of a path's state that was not yet fetched.
+    pub fn poll_event(&mut self) -> Option<HealthEvent> {
+        self.events.pop_front()
+    }
+
+    /// All paths.
+    #[must_use]
+    pub const fn healths(&self) -> &Healths {
+        &self.healths
+    }
+
+    /// The figures behind the scores.
+    #[must_use]
+    pub const fn measures(&self) -> &Measures {
+        &self.measures
+    }
+
+    fn look(&mut self, name: &Name, now: Instant) {
+        let Some(track) = self.tracks.get_mut(name) else { return };
+        let before = self.healths.get(name);
+        let from = before.map_or(PathState::Unknown, |h| h.state);
+        let view = track.look(before, now);
+        if view.health.state != from {
+            let (to, reason) = (view.health.state, view.health.reason.clone());
+            self.events.push_back(HealthEvent { path: name.clone(), from, to, reason, at: now });
+        }
+        self.measures.insert(name.clone(), view.stats);
+        self.healths.insert(name.clone(), view.health);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

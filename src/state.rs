@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Family, IfName, MarkMask};
+use crate::units::{Family, IfName, MarkMask, Name, UnitError};
 
 /// The ranges of marks, tables, priorities and the protocol number that belong to Patronus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,9 @@ pub struct RuleKey {
     pub family: Family,
     /// Mark and mask that the packet must carry, if any.
     pub fwmark: Option<Fwmark>,
+    /// Interface that the sender is bound to, if the rule asks for one: sockets with `SO_BINDTODEVICE` and
+    /// tunnels over it.
+    pub oif: Option<IfName>,
     /// The table to look up.
     pub table: u32,
     /// `suppress_prefixlength`: routes whose prefix is this long or shorter are passed over.
@@ -177,6 +180,14 @@ pub enum RouteValue {
     },
     /// Answer with an ICMP error (`RTN_UNREACHABLE`), so that nothing falls through to the main table.
     Unreachable,
+    /// A route with our marks that somebody changed beyond what the other variants can say. Never desired;
+    /// observed, so that it differs, and kept whole, so that undo can put it back.
+    Other {
+        /// What it is, for a person.
+        text: String,
+        /// Its rtnetlink message in hexadecimal.
+        message: String,
+    },
 }
 
 /// A VXLAN tunnel of ours: point to point, no learning, no flooding (RFC 7348).
@@ -199,7 +210,7 @@ pub struct Tunnel {
 }
 
 /// The table `inet patronus`. Equality is by `canonical`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NftTable {
     /// What `nft -s list table inet patronus` prints for it, without the table's own comment. It is compared
     /// and shown, never parsed. The desired side gets it by loading `source` in a throw-away namespace.
@@ -207,6 +218,26 @@ pub struct NftTable {
     /// The text that creates it: the rendered template on the desired side; on the observed side equal to
     /// `canonical`, so that undo can load it again.
     pub source: String,
+}
+
+impl PartialEq for NftTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.canonical == other.canonical
+    }
+}
+
+impl Eq for NftTable {}
+
+impl PartialOrd for NftTable {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for NftTable {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.canonical.cmp(&other.canonical)
+    }
 }
 
 /// Everything that is ours on one router, wanted or found.
@@ -243,11 +274,11 @@ mod pairs {
 #[serde(rename_all = "lowercase")]
 pub enum Target {
     /// A path, alone: probes and policies with `action: {path}`.
-    Path(crate::units::Name),
+    Path(Name),
     /// A failover rule: whatever path it uses now.
-    Rule(crate::units::Name),
+    Rule(Name),
     /// A path as chosen by a rule, for flows that NAT binds to it.
-    Member(crate::units::Name, crate::units::Name),
+    Member(Name, Name),
 }
 
 impl fmt::Display for Target {
@@ -261,15 +292,15 @@ impl fmt::Display for Target {
 }
 
 impl std::str::FromStr for Target {
-    type Err = crate::units::UnitError;
+    type Err = UnitError;
 
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
+    fn from_str(s: &str) -> Result<Self, UnitError> {
         let parts: Vec<&str> = s.split('/').collect();
         match parts[..] {
             ["path", path] => Ok(Self::Path(path.parse()?)),
             ["failover", rule] => Ok(Self::Rule(rule.parse()?)),
             ["member", rule, path] => Ok(Self::Member(rule.parse()?, path.parse()?)),
-            _ => Err(crate::units::UnitError(format!("`{s}` is not a target"))),
+            _ => Err(UnitError(format!("`{s}` is not a target"))),
         }
     }
 }
@@ -282,26 +313,19 @@ pub struct Allocations {
     #[serde(with = "by_text")]
     pub targets: BTreeMap<Target, u32>,
     /// Number of each policy, from 1.
-    pub policies: BTreeMap<crate::units::Name, u32>,
+    pub policies: BTreeMap<Name, u32>,
 }
 
-impl Serialize for Named<'_> {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_map(self.0.iter().map(|(target, number)| (target.to_string(), number)))
-    }
-}
-
-struct Named<'a>(&'a BTreeMap<Target, u32>);
-
+/// A map with targets as keys, written as JSON with their text as keys.
 mod by_text {
     use std::collections::BTreeMap;
 
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use super::{Named, Target};
+    use super::Target;
 
     pub fn serialize<S: Serializer>(map: &BTreeMap<Target, u32>, s: S) -> Result<S::Ok, S::Error> {
-        Named(map).serialize(s)
+        s.collect_map(map.iter().map(|(target, number)| (target.to_string(), number)))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Target, u32>, D::Error> {
@@ -365,7 +389,7 @@ pub struct Observed {
     /// Generation and plan id that the nft table carries, if it exists.
     pub stamp: Option<Stamp>,
     /// Counters by policy name.
-    pub counters: BTreeMap<crate::units::Name, Counter>,
+    pub counters: BTreeMap<Name, Counter>,
     /// Objects that others put into our ranges; shown and refused, never deleted. One line each.
     pub intruders: Vec<String>,
 }

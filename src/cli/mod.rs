@@ -1,11 +1,21 @@
 //! The command line: one file per verb; the only place that prints, and that knows exit codes.
 
-use std::{fmt, io::Write as _, process::ExitCode};
+use std::{
+    fmt,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+use tracing_subscriber::EnvFilter;
 
+pub mod apply;
+mod context;
 pub mod inspect;
 pub mod lab;
+pub mod plan;
+mod reference;
+pub mod run;
 pub mod schema;
 pub mod validate;
 
@@ -71,15 +81,31 @@ pub enum Format {
     Json,
 }
 
+/// Software-defined WAN on plain Linux, driven from Git
 #[derive(Debug, Parser)]
-#[command(name = "patronus", version, about = "Software-defined WAN on plain Linux, driven from Git")]
+#[command(name = "patronus", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {}
+enum Verb {
+    Validate(validate::Args),
+    Plan(plan::Args),
+    Apply(apply::ApplyArgs),
+    Teardown(apply::TeardownArgs),
+    Run(run::Args),
+    Status(inspect::StatusArgs),
+    Get(inspect::GetArgs),
+    Events(inspect::EventsArgs),
+    History(inspect::HistoryArgs),
+    Reconcile(inspect::ReconcileArgs),
+    Schema(schema::Args),
+    Lab(lab::LabArgs),
+    Completions(reference::CompletionsArgs),
+    Man(reference::ManArgs),
+}
 
 /// Runs the command line of this process to its end.
 #[must_use]
@@ -87,10 +113,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            // Nothing is left to say when the terminal is gone.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 });
         }
     };
+    log(matches!(cli.verb, Verb::Run(_)));
     match run(cli.verb) {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
@@ -100,6 +128,47 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Logs go to standard error: text, or JSON with `PATRONUS_LOG_FORMAT=json`; `PATRONUS_LOG` filters them as
+/// `RUST_LOG` does elsewhere.
+fn log(daemon: bool) {
+    let default = if daemon { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("PATRONUS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    // The global subscriber is set once, here.
+    let _ = match std::env::var("PATRONUS_LOG_FORMAT").as_deref() {
+        Ok("json") => builder.json().try_init(),
+        _ => builder.with_target(false).try_init(),
+    };
+}
+
 fn run(verb: Verb) -> Outcome {
-    match verb {}
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::error("cannot start", &e))?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Validate(args) => validate::run(&args),
+            Verb::Plan(args) => plan::run(args).await,
+            Verb::Apply(args) => apply::apply(args).await,
+            Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Run(args) => run::run(args).await,
+            Verb::Status(args) => inspect::status(args).await,
+            Verb::Get(args) => inspect::get(args).await,
+            Verb::Events(args) => inspect::events(args).await,
+            Verb::History(args) => inspect::history(args).await,
+            Verb::Reconcile(args) => inspect::reconcile(args).await,
+            Verb::Schema(args) => schema::run(&args),
+            Verb::Lab(args) => lab::run(&args, &context::sites),
+            Verb::Completions(args) => reference::completions(&args),
+            Verb::Man(args) => reference::man(&args),
+        }
+    })
+}
+
+/// The command line's own description, for completions, manual pages and the reference.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }

@@ -1,3 +1,304 @@
-//! The only loop.
+//! The only loop: events come in, one pass brings kernel and configuration together, one status goes out.
+//!
+//! Invariant: triggers carry no meaning. Whatever wakes the engine leads to the same pass over fresh inputs; the
+//! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
+//! followed by the full pass.
 
+mod pass;
+mod publish;
+pub mod router;
+mod source;
 pub mod status;
+mod switch;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    api::Command,
+    clock::{self, Instant},
+    failover::{self, Selection},
+    health::{Monitor, Sample},
+    kernel::{
+        KernelEvent,
+        linux::{Changes, Linux},
+    },
+    plan::Step,
+    probe::{ProbeError, Prober},
+    source::Watcher,
+    state::Observed,
+    store::Recorder,
+    units::Name,
+};
+
+pub use self::source::{Active, ConfigError, Origin, activate};
+use self::{
+    router::Router,
+    status::{ReconcileStatus, SourceStatus, Status, Totals},
+};
+pub(crate) use self::pass::told;
+pub use self::status::ReconcileOutcome;
+
+/// Notifications that come in a burst lead to one pass.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// A full pass happens at least this often, whatever the kernel says.
+const AUDIT: Duration = Duration::from_secs(60);
+/// The source is looked at this often even if nothing tells of a change.
+const SOURCE_AUDIT: Duration = Duration::from_secs(5);
+/// The status is published at least this often.
+const PUBLISH: Duration = Duration::from_secs(1);
+/// Counters and flows are read from the kernel this often.
+const COUNT: Duration = Duration::from_secs(10);
+/// First wait after a pass that failed; it doubles up to [`AUDIT`].
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the engine is made of.
+pub struct Parts {
+    /// Which site this is, and where its configuration comes from.
+    pub origin: Origin,
+    /// Its kernel and journal.
+    pub router: Router<Linux>,
+    /// Where events and samples go.
+    pub recorder: Recorder,
+    /// Things that went wrong before the engine started.
+    pub alarms: Vec<String>,
+}
+
+/// What connects the engine to the world around it.
+pub struct Wires {
+    /// Notifications, subscribed to before the first look.
+    pub changes: Changes,
+    /// Requests from the API.
+    pub commands: mpsc::Receiver<Command>,
+    /// Requests to read everything again (SIGHUP).
+    pub reload: mpsc::Receiver<()>,
+    /// Resolves when the loop shall end.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// The engine.
+pub struct Engine {
+    origin: Origin,
+    router: Router<Linux>,
+    recorder: Recorder,
+    active: Option<Active>,
+    source: SourceStatus,
+    monitor: Monitor,
+    selection: Selection,
+    prober: Prober,
+    samples: mpsc::Receiver<Sample>,
+    observed: Observed,
+    flows: BTreeMap<u32, u64>,
+    probes: BTreeMap<Name, publish::Probes>,
+    reasons: BTreeMap<Name, String>,
+    last: Option<ReconcileStatus>,
+    drift: Vec<String>,
+    totals: Totals,
+    alarms: Alarms,
+    started: clock::Wall,
+    timers: Timers,
+    /// Forgetting that is repeated for flows that were born between the decision and the switch.
+    sweeps: Vec<(Instant, Step)>,
+    status: watch::Sender<Arc<Status>>,
+}
+
+/// What a person should look at, by origin.
+#[derive(Debug, Default)]
+struct Alarms {
+    start: Vec<String>,
+    kernel: Option<String>,
+    journal: Option<String>,
+}
+
+/// When the loop has to do something by itself.
+#[derive(Debug)]
+struct Timers {
+    pass: Option<Instant>,
+    publish: Instant,
+    count: Instant,
+    audit: Instant,
+    source: Instant,
+    retry: Duration,
+}
+
+impl Timers {
+    fn new(now: Instant) -> Self {
+        Self { pass: Some(now), publish: now, count: now, audit: now + AUDIT, source: now, retry: RETRY }
+    }
+
+    fn pass_at(&mut self, at: Instant) {
+        self.pass = Some(self.pass.map_or(at, |old| old.min(at)));
+    }
+}
+
+/// Who wakes the loop.
+enum Wake {
+    Stop,
+    Kernel(KernelEvent),
+    Sample(Sample),
+    Source,
+    Command(Command),
+    Time,
+}
+
+impl Engine {
+    /// Makes an engine; nothing happens before [`Engine::run`].
+    pub fn new(parts: Parts) -> Result<Self, ProbeError> {
+        let (sender, samples) = mpsc::channel(4096);
+        let now = clock::now();
+        let source = SourceStatus {
+            location: parts.origin.dir.display().to_string(),
+            desired: None,
+            applied: None,
+            last_success: None,
+            errors: Vec::new(),
+        };
+        let blank = publish::blank(&parts.origin.site, source.clone());
+        Ok(Self {
+            selection: parts.router.remembered_selection().unwrap_or_default(),
+            origin: parts.origin,
+            router: parts.router,
+            recorder: parts.recorder,
+            active: None,
+            source,
+            monitor: Monitor::default(),
+            prober: Prober::start(sender)?,
+            samples,
+            observed: Observed::default(),
+            flows: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            last: None,
+            drift: Vec::new(),
+            totals: Totals::default(),
+            alarms: Alarms { start: parts.alarms, ..Alarms::default() },
+            started: clock::wall(),
+            timers: Timers::new(now),
+            sweeps: Vec::new(),
+            status: watch::Sender::new(Arc::new(blank)),
+        })
+    }
+
+    /// The published status.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
+    /// Adds alarms that stand for as long as the daemon runs.
+    pub fn alarm_at_start(&mut self, alarms: Vec<String>) {
+        self.alarms.start.extend(alarms);
+    }
+
+    /// Runs until told to stop. The data plane stays as it is when it ends.
+    pub async fn run(mut self, mut wires: Wires) {
+        let mut watcher = Watcher::new(&self.origin.dir);
+        self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
+        self.start_from_last_good();
+        loop {
+            self.on_time(&mut watcher).await;
+            match self.wake(&mut wires, &mut watcher).await {
+                Wake::Stop => break,
+                Wake::Kernel(event) => self.on_kernel(event).await,
+                Wake::Sample(sample) => self.on_sample(sample).await,
+                Wake::Source => self.read_source_at(clock::now()),
+                Wake::Command(command) => self.on_command(command).await,
+                Wake::Time => {}
+            }
+        }
+        self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
+        self.router.remember_selection(&self.selection);
+        if !self.recorder.flush(Duration::from_secs(2)) {
+            tracing::warn!("the last records could not be written in time");
+        }
+    }
+
+    async fn wake(&mut self, wires: &mut Wires, watcher: &mut Watcher) -> Wake {
+        let wait = self.next_wake().since(clock::now());
+        tokio::select! {
+            biased;
+            _ = &mut wires.stop => Wake::Stop,
+            event = wires.changes.next() => Wake::Kernel(event),
+            Some(sample) = self.samples.recv() => Wake::Sample(sample),
+            Some(()) = wires.reload.recv() => Wake::Source,
+            Some(command) = wires.commands.recv() => Wake::Command(command),
+            () = watcher.changed() => Wake::Source,
+            () = tokio::time::sleep(wait) => Wake::Time,
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let t = &self.timers;
+        let failover = self.active.as_ref().and_then(|a| failover::next_deadline(&a.site, &self.selection));
+        let health = self.monitor.poll_timeout();
+        let sweep = self.sweeps.iter().map(|(at, _)| *at).min();
+        let optional = [t.pass, failover.map(|(at, _)| at), health.map(|(at, _)| at), sweep];
+        optional.into_iter().flatten().fold(t.publish.min(t.count).min(t.audit).min(t.source), Instant::min)
+    }
+
+    /// Does whatever is due.
+    async fn on_time(&mut self, watcher: &mut Watcher) {
+        let now = clock::now();
+        self.monitor.handle_timeout(now);
+        self.decide(now).await;
+        self.sweep(now).await;
+        if self.timers.source <= now {
+            watcher.refresh();
+            self.timers.source = now + SOURCE_AUDIT;
+            self.read_source().await;
+        }
+        if self.timers.audit <= now {
+            self.timers.pass_at(now);
+        }
+        if self.timers.pass.is_some_and(|at| at <= now) {
+            self.pass().await;
+        }
+        if self.timers.count <= now {
+            self.timers.count = now + COUNT;
+            self.count().await;
+        }
+        if self.timers.publish <= now {
+            self.publish();
+        }
+    }
+
+    async fn on_kernel(&mut self, event: KernelEvent) {
+        let now = clock::now();
+        match event {
+            KernelEvent::Link { name, up, carrier } => {
+                self.link_changed(&name, up, carrier, now);
+                self.decide(now).await;
+            }
+            KernelEvent::Changed(_) => {}
+            KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
+        }
+        self.timers.pass_at(now + DEBOUNCE);
+    }
+
+    async fn on_sample(&mut self, first: Sample) {
+        let now = clock::now();
+        let mut next = Some(first);
+        while let Some(sample) = next {
+            self.take_sample(&sample, now);
+            next = self.samples.try_recv().ok();
+        }
+        self.decide(now).await;
+    }
+
+    async fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Reconcile { reply } => {
+                self.read_source().await;
+                self.pass().await;
+                // Whoever asked may have gone away.
+                let _ = self.last.clone().map(|status| reply.send(status));
+            }
+        }
+    }
+
+    fn read_source_at(&mut self, at: Instant) {
+        self.timers.source = at;
+    }
+}

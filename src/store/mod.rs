@@ -1,1 +1,186 @@
-//! SQLite: journal, runs, samples, transitions, last good snapshot.
+//! What survives a restart, in `SQLite` (WAL): two files in the state directory with different promises.
+//!
+//! - `journal.db` ([`Journal`]) is written synchronously by whoever applies a plan, before each step: after
+//!   a crash it says exactly which steps were begun. It also holds what a start needs: the last good
+//!   configuration, the last applied state, the sysctls as they were before us.
+//! - `records.db` ([`Recorder`]) is written by a thread of its own from a bounded queue: samples, events,
+//!   runs. It may lose rows and says how many.
+//!
+//! Invariant: nothing that happens to `records.db` (full disk, lock, corruption, deletion) blocks or fails a
+//! caller of [`Recorder`], and none of it can touch the journal, which is another file.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode};
+use serde::{Serialize, de::DeserializeOwned};
+
+mod flush;
+mod journal;
+mod ledger;
+pub mod read;
+mod recorder;
+mod records;
+mod rows;
+mod schema;
+mod writer;
+
+pub use flush::{FlushPolicy, Thinning};
+pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
+pub use ledger::Ledger;
+pub use recorder::{Limits, Recorder};
+pub use rows::{HealthSample, Run, TransitionRecord};
+
+/// A database that could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// `SQLite` refused.
+    #[error("cannot {doing} {}", file.display())]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// The database.
+        file: PathBuf,
+        /// The cause.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The file is from a newer version.
+    #[error("{} has format {found} and this Patronus knows formats up to {known}: run the newer version, or move the file away", file.display())]
+    Newer {
+        /// The database.
+        file: PathBuf,
+        /// Its `user_version`.
+        found: u32,
+        /// The newest that this program knows.
+        known: u32,
+    },
+    /// A value did not have the shape that this version writes.
+    #[error("{doing}: a stored value is not readable")]
+    Value {
+        /// What was being read or written.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The state directory could not be used.
+    #[error("cannot {doing} {}", file.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        file: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no database.
+    #[error("there are no records in {}: has the daemon run on this machine? (--state-dir names another directory)", dir.display())]
+    Missing {
+        /// Where one was looked for.
+        dir: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// Whether the file itself is damaged, so that only a new one helps.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self.code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Database { source, .. } => source.sqlite_error_code(),
+            _ => None,
+        }
+    }
+
+    fn database(doing: &'static str, file: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |source| Self::Database { doing, file: file.to_owned(), source }
+    }
+
+    fn value(doing: &'static str) -> impl FnOnce(serde_json::Error) -> Self {
+        move |source| Self::Value { doing, source }
+    }
+
+    /// The error and its causes on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text = format!("{text}: {cause}");
+            next = cause.source();
+        }
+        text
+    }
+}
+
+/// The journal's file in a state directory.
+#[must_use]
+pub fn journal_file(dir: &Path) -> PathBuf {
+    dir.join("journal.db")
+}
+
+/// The records' file in a state directory.
+#[must_use]
+pub fn records_file(dir: &Path) -> PathBuf {
+    dir.join("records.db")
+}
+
+/// Opens a database for writing, creates the directory if needed, brings the schema up to date.
+fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
+    if let Some(dir) = file.parent() {
+        let failed = |source| StoreError::File { doing: "create", file: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    let err = || StoreError::database("open", file);
+    let mut db = Connection::open(file).map_err(err())?;
+    // Short: the engine waits for the journal, and a reader never blocks a writer in WAL mode.
+    db.busy_timeout(std::time::Duration::from_millis(250)).map_err(err())?;
+    db.pragma_update(None, "journal_mode", "wal").map_err(err())?;
+    db.pragma_update(None, "synchronous", "normal").map_err(err())?;
+    db.pragma_update(None, "journal_size_limit", 4 << 20).map_err(err())?;
+    schema::migrate(&mut db, file, migrations)?;
+    Ok(db)
+}
+
+/// Moves a damaged database with its write-ahead log out of the way; returns where it went.
+fn move_aside(file: &Path, now: crate::clock::Wall) -> Result<PathBuf, StoreError> {
+    let suffixed = |suffix: &str| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = suffixed(&format!(".corrupt-{}", now.as_micros() / 1_000_000));
+    let failed = |source| StoreError::File { doing: "move aside", file: file.to_owned(), source };
+    std::fs::rename(file, &aside).map_err(failed)?;
+    for suffix in ["-wal", "-shm"] {
+        let mut to = aside.as_os_str().to_owned();
+        to.push(suffix);
+        let _ = std::fs::rename(suffixed(suffix), PathBuf::from(to));
+    }
+    Ok(aside)
+}
+
+/// `SQLite` integers are signed.
+fn int(n: impl TryInto<i64>) -> i64 {
+    n.try_into().unwrap_or(i64::MAX)
+}
+
+fn uint(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+/// The word that serde gives a unit variant.
+fn word<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+fn from_word<T: DeserializeOwned>(word: String) -> Option<T> {
+    serde_json::from_value(serde_json::Value::String(word)).ok()
+}

@@ -2,16 +2,12 @@
 //!
 //! Invariant: only [`super::check`] builds an [`Intent`], so whoever holds one need not doubt a reference.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::units::{Dscp, IfName, Name, PortRange, Rate, Ratio};
+use crate::units::{Dscp, IfName, Name, PortRange, Rate, Ratio, Span};
 
 /// A whole valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,6 +25,7 @@ impl Intent {
 
 /// One site with everything that applies to it: its own objects and the fleet's that select it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Site {
     /// Its name.
     pub name: Name,
@@ -44,9 +41,9 @@ pub struct Site {
     pub rules: BTreeMap<Name, Rule>,
     /// Policies, enabled ones only, in the order in which they match (priority, ascending).
     pub policies: Vec<Policy>,
-    /// LAN prefixes of other sites that a tunnel path of this site leads towards, sorted; replies to them
-    /// are classified, since the main table does not know them.
-    pub beyond: BTreeSet<IpNet>,
+    /// LAN prefixes of other sites that a tunnel path of this site leads to, with that site's name; replies
+    /// to them are steered back, since the main table does not know them.
+    pub beyond: BTreeMap<IpNet, Name>,
 }
 
 /// A network behind the router.
@@ -60,6 +57,7 @@ pub struct Lan {
 
 /// An uplink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Its interface.
     pub interface: IfName,
@@ -89,6 +87,7 @@ pub enum GatewaySpec {
 
 /// What traffic can be steered onto: one direction seen from one site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Path {
     /// Its name.
     pub name: Name,
@@ -167,14 +166,17 @@ pub enum Nat {
 
 /// How a path is probed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Probe {
     /// The method.
     pub method: Method,
     /// Addresses probed in parallel in each round; empty switches probing off (then only the carrier counts).
     pub targets: Vec<IpAddr>,
     /// From round to round.
+    #[serde(serialize_with = "duration")]
     pub interval: Duration,
     /// After which an answer no longer counts.
+    #[serde(serialize_with = "duration")]
     pub timeout: Duration,
     /// How many targets must answer for a round to succeed.
     pub quorum: u32,
@@ -184,6 +186,15 @@ pub struct Probe {
     pub window: u32,
     /// ICMP payload in bytes, at least 16 (the nonce and the time).
     pub size: u16,
+}
+
+impl Probe {
+    /// The longest time from a total loss of the path to its being called down: the loss may begin right after
+    /// an answer, then `down_after` rounds have to be sent and the last one has to time out.
+    #[must_use]
+    pub fn detection_time(&self) -> Duration {
+        self.interval.saturating_mul(self.down_after) + self.timeout
+    }
 }
 
 /// A probe method.
@@ -196,17 +207,21 @@ pub enum Method {
 
 /// What counts as healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Health {
     /// Above it latency costs score.
+    #[serde(serialize_with = "duration")]
     pub latency: Duration,
     /// Above it loss costs score.
     pub loss: Ratio,
     /// Above it jitter costs score.
+    #[serde(serialize_with = "duration")]
     pub jitter: Duration,
 }
 
 /// Which path of several a policy uses now, and when that changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Its name.
     pub name: Name,
@@ -219,6 +234,7 @@ pub struct Rule {
     /// The primary is returned to when its score stays at or above.
     pub failback_threshold: u8,
     /// For how long it has to stay there.
+    #[serde(serialize_with = "duration")]
     pub failback_delay: Duration,
     /// Thresholds for this rule's traffic in place of the paths' own.
     pub sla: Option<Health>,
@@ -248,12 +264,14 @@ pub enum NoPath {
 
 /// Which traffic, and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Policy {
     /// Its name.
     pub name: Name,
     /// Smaller matches first; unique in a site.
     pub priority: u32,
     /// Which traffic.
+    #[serde(rename = "match")]
     pub matches: Match,
     /// Where it goes.
     pub action: Action,
@@ -263,6 +281,7 @@ pub struct Policy {
 
 /// Which traffic: every non-empty field must match; all empty is everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Match {
     /// Source prefixes, sorted.
     pub source: Vec<IpNet>,
@@ -294,10 +313,15 @@ pub enum Action {
     Reject,
 }
 
+/// A duration as the configuration language writes it.
+fn duration<S: Serializer>(value: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&Span::from(*value))
+}
+
 macro_rules! serialize_as_text {
     ($($type:ty),*) => {$(
         impl Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
             }
         }

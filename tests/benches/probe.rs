@@ -1,1 +1,164 @@
 //! Probing many paths.
+//!
+//! Ten uplinks between two network namespaces, the far one answering from the kernel; each path has its own mark and
+//! target. CPU time is that of the probing thread with the health of all paths kept, and includes what the kernel
+//! does in its context: on a veth pair also the far side's receiving and answering.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use patronus::{
+    clock,
+    health::Monitor,
+    probe::{ProbeSpec, Prober},
+    units::Ratio,
+    validate::intent::{Destination, Health, Method, Nat, Path, Probe, Site},
+};
+use tokio::sync::mpsc;
+
+#[allow(dead_code)]
+#[path = "../it/support/wire.rs"]
+mod wire;
+
+const UPLINKS: usize = 10;
+
+/// Measures and prints one row per bound.
+///
+/// # Panics
+/// When it cannot run: it needs root, `ip` and `nft`.
+pub fn run() {
+    for row in thread::spawn(measure).join().expect("the measurement") {
+        println!("{row}");
+    }
+}
+
+fn measure() -> Vec<String> {
+    let provider = wire::two_uplinks();
+    for n in 2..UPLINKS {
+        wire::plug(&provider, u8::try_from(n).expect("few uplinks"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        // Long enough to fill the windows of 20 rounds.
+        let none = probe(0, Duration::from_secs(2)).await;
+        let hundred = probe(100, Duration::from_secs(22)).await;
+        let thousand = probe(1000, Duration::from_secs(22)).await;
+        let more = hundred.rss.saturating_sub(none.rss);
+        vec![
+            row("probe/1000-paths-1s/cpu", format!("{:.1} % of a core", thousand.cpu * 100.0), "<= 10 %"),
+            row("probe/1000-paths-1s/rss", format!("{} kB", thousand.rss), "<= 60 MB"),
+            row("probe/1000-paths-1s/lost", format!("{} of {}", thousand.lost, thousand.probes), "0"),
+            row("probe/1000-paths-1s/rtt", format!("{} us median", thousand.rtt), "-"),
+            row("probe/100-paths-over-none/rss", format!("{more} kB"), "< 1 MB"),
+        ]
+    })
+}
+
+fn row(name: &str, value: String, bound: &str) -> String {
+    format!("{name:<32} {value:>18}   bound {bound}")
+}
+
+struct Figures {
+    cpu: f64,
+    rss: u64,
+    probes: usize,
+    lost: usize,
+    rtt: u128,
+}
+
+/// Probes so many paths every second for a while.
+async fn probe(paths: usize, time: Duration) -> Figures {
+    let specs: Vec<ProbeSpec> = (0..paths).map(spec).collect();
+    let mut monitor = Monitor::new(&site(&specs), clock::now());
+    let (sender, mut samples) = mpsc::channel(1024);
+    let prober = Prober::start(sender).expect("the privilege to probe");
+    prober.configure(specs);
+    // The first second fills neighbour tables and allocates.
+    let warm = Instant::now() + Duration::from_secs(1);
+    let (mut answers, mut cpu, mut began) = (Vec::new(), cpu_time(), Instant::now());
+    let mut warming = true;
+    while let Some(left) = (warm + time).checked_duration_since(Instant::now()) {
+        let sample = tokio::time::timeout(left, samples.recv()).await.ok().flatten();
+        if warming && Instant::now() >= warm {
+            (cpu, began, warming) = (cpu_time(), Instant::now(), false);
+            answers.clear();
+        }
+        if let Some(sample) = sample {
+            answers.extend(sample.answers.iter().map(|(_, rtt)| rtt.map(|rtt| rtt.as_micros())));
+            monitor.handle_sample(&sample, clock::now());
+        }
+    }
+    let share = (cpu_time() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let mut rtts: Vec<u128> = answers.iter().copied().flatten().collect();
+    rtts.sort_unstable();
+    let (asked, lost) = (answers.len(), answers.len() - rtts.len());
+    Figures { cpu: share, rss: rss(), probes: asked, lost, rtt: rtts.get(rtts.len() / 2).copied().unwrap_or(0) }
+}
+
+fn spec(i: usize) -> ProbeSpec {
+    let uplink = i % UPLINKS;
+    let [.., high, low] = i.to_be_bytes();
+    ProbeSpec {
+        path: format!("path-{i}").parse().expect("a name"),
+        interface: format!("wan{uplink}").parse().expect("a name"),
+        mark: u32::try_from(((uplink + 1) << 24) | i).expect("a mark"),
+        sources: vec![format!("198.51.10{uplink}.2").parse().expect("an address")],
+        targets: vec![IpAddr::V4(Ipv4Addr::new(10, 50, high, low))],
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(800),
+        size: 56,
+    }
+}
+
+fn site(specs: &[ProbeSpec]) -> Site {
+    let path = |spec: &ProbeSpec| Path {
+        name: spec.path.clone(),
+        from: spec.path.clone(),
+        to: Destination::Internet,
+        interface: spec.interface.clone(),
+        nat: Nat::None,
+        mtu: None,
+        probe: Probe {
+            method: Method::Icmp,
+            targets: spec.targets.clone(),
+            interval: spec.interval,
+            timeout: spec.timeout,
+            quorum: 1,
+            down_after: 3,
+            window: 20,
+            size: spec.size,
+        },
+        health: Health {
+            latency: Duration::from_millis(150),
+            loss: Ratio::from_ppm(50_000).expect("a ratio"),
+            jitter: Duration::from_millis(30),
+        },
+    };
+    Site {
+        name: "bench".parse().expect("a name"),
+        labels: std::iter::empty().collect(),
+        lan: vec![],
+        endpoints: std::iter::empty().collect(),
+        paths: specs.iter().map(|s| (s.path.clone(), path(s))).collect(),
+        rules: std::iter::empty().collect(),
+        policies: vec![],
+        beyond: std::iter::empty().collect(),
+    }
+}
+
+/// Time this thread has run on a CPU (`schedstat`, first field, in nanoseconds).
+fn cpu_time() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+    Duration::from_nanos(text.split_whitespace().next().and_then(|ns| ns.parse().ok()).expect("a number"))
+}
+
+/// Resident memory in kB.
+fn rss() -> u64 {
+    let text = fs::read_to_string("/proc/self/status").expect("status");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number")
+}

@@ -101,7 +101,7 @@ impl<'a> Story<'a> {
         heading("2", "What Patronus would do to the router  (patronus plan)");
         let mut command = self.patronus("plan");
         command.arg(self.place.repository()).args(["--site", self.cast.site.as_str()]);
-        self.show(command, 28)
+        self.show(command, 15)
     }
 
     fn daemon(&mut self) -> Result<(), Failure> {
@@ -115,14 +115,14 @@ impl<'a> Story<'a> {
         command.stdin(Stdio::null()).stdout(copy).stderr(log);
         let child = self.lab.spawn_in(&self.router(), command).map_err(|e| failure("starting the daemon", &e))?;
         self.daemon = Some(Daemon(child));
-        let (primary, backup) = (self.cast.primary.clone(), self.cast.backup.clone());
-        self.wait("both paths to be up", |status| {
-            let up = |path: &str| word(status, &format!("/paths/{path}/health/state")).is_some_and(|s| s == "up");
-            up(primary.as_str()) && up(backup.as_str())
-        })?;
-        self.wait_for_active(&primary.to_string(), true)?;
-        anstream::println!("  {primary} and {backup} are up after {:.1} s.", start.elapsed().as_secs_f64());
-        self.show(self.patronus("status"), 14)
+        for path in [self.cast.primary.to_string(), self.cast.backup.to_string()] {
+            let pointer = format!("/paths/{path}/health/state");
+            let what = format!("{path} to be up");
+            self.wait(&what, |status| word(status, &pointer).is_some_and(|state| state == "up"))?;
+            anstream::println!("  {path} is known to be good after {:.1} s", start.elapsed().as_secs_f64());
+        }
+        self.wait_for_active(self.cast.primary.as_str(), true)?;
+        self.show(self.patronus("status"), 10)
     }
 
     fn good(&self) -> Result<(), Failure> {
@@ -211,16 +211,18 @@ impl<'a> Story<'a> {
         command
     }
 
-    /// Runs a verb in the router and shows the beginning of what it prints.
+    /// Runs a verb in the router and shows the first lines and the last one of what it prints.
     fn show(&self, command: Command, lines: usize) -> Result<(), Failure> {
         let output = self.lab.run_in(&self.router(), command).map_err(|e| failure("running patronus", &e))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let all: Vec<&str> = text.lines().collect();
-        for line in all.iter().take(lines) {
+        let hidden = all.len().saturating_sub(lines + 1);
+        let (head, end) = all.split_at(if hidden > 1 { lines } else { all.len() });
+        for line in head {
             anstream::println!("  | {line}");
         }
-        if all.len() > lines {
-            anstream::println!("  | … {} more lines", all.len() - lines);
+        if let Some(last) = end.last() {
+            anstream::println!("  | … {hidden} more lines …\n  | {last}");
         }
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -1,1 +1,4 @@
 //! Helpers that several test modules share.
+
+pub mod netns;
+pub mod wire;

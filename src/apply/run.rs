@@ -1,0 +1,263 @@
+//! One run: forward over its steps, backward over those that ran.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{
+    Cause, Ending, Journal, JournalError, Outcome, Report, RunId, RunRecord, StepState,
+    look::{Goal, describe, in_words},
+};
+use crate::{
+    kernel::{Kernel, KernelError, Scope},
+    plan::Step,
+    state::{Key, Observed, Stamp},
+};
+
+/// How often the kernel is read back before a run gives up.
+pub const ROUNDS: u32 = 5;
+
+/// The time between two read-backs.
+pub const WAIT: Duration = Duration::from_secs(1);
+
+/// The journal of one run. It swallows errors after keeping the first: see the module's documentation.
+pub(super) struct Log<'a, J> {
+    journal: &'a mut J,
+    run: Option<RunId>,
+    alarm: Option<JournalError>,
+}
+
+impl<'a, J: Journal> Log<'a, J> {
+    pub(super) async fn begin(journal: &'a mut J, record: &RunRecord) -> Self {
+        let (run, alarm) = match journal.begin(record).await {
+            Ok(run) => (Some(run), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self { journal, run, alarm }
+    }
+
+    pub(super) const fn resume(journal: &'a mut J, run: RunId) -> Self {
+        Self { journal, run: Some(run), alarm: None }
+    }
+
+    async fn step(&mut self, index: usize, state: StepState) {
+        if let Some(run) = self.run {
+            let written = self.journal.step(run, index, state).await;
+            self.keep(written);
+        }
+    }
+
+    async fn finish(&mut self, ending: Ending, message: &str) {
+        if let Some(run) = self.run {
+            let written = self.journal.finish(run, ending, message).await;
+            self.keep(written);
+        }
+    }
+
+    fn keep(&mut self, written: Result<(), JournalError>) {
+        if let Err(error) = written {
+            self.alarm.get_or_insert(error);
+        }
+    }
+}
+
+/// A run that is under way.
+pub(super) struct Run<'a, K, J> {
+    kernel: &'a K,
+    scope: &'a Scope,
+    record: &'a RunRecord,
+    log: Log<'a, J>,
+    states: Vec<Option<StepState>>,
+    executed: usize,
+    flows: u64,
+}
+
+/// An undo that did not reach its goal.
+struct Stuck {
+    error: Option<KernelError>,
+    left: Vec<String>,
+}
+
+impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
+    pub(super) const fn new(
+        kernel: &'a K,
+        scope: &'a Scope,
+        record: &'a RunRecord,
+        log: Log<'a, J>,
+        states: Vec<Option<StepState>>,
+    ) -> Self {
+        Self { kernel, scope, record, log, states, executed: 0, flows: 0 }
+    }
+
+    /// Forward to the goal, or back.
+    pub(super) async fn drive(&mut self, goal: &Goal<'_>) -> Outcome {
+        let reached = match self.forward().await {
+            Ok(()) => self.settle(goal).await,
+            Err(cause) => Err(cause),
+        };
+        match reached {
+            Ok(()) => Outcome::Applied,
+            Err(cause) => self.back(cause).await,
+        }
+    }
+
+    /// Writes the ending down.
+    pub(super) async fn close(mut self, outcome: Outcome) -> Report {
+        let (ending, message) = match &outcome {
+            Outcome::Unchanged | Outcome::Applied => (Ending::Applied, String::new()),
+            Outcome::RolledBack { cause } => (Ending::RolledBack, chain(cause)),
+            Outcome::RollbackFailed { cause, left, .. } => {
+                (Ending::RollbackFailed, format!("{}; not undone: {}", chain(cause), left.join("; ")))
+            }
+        };
+        self.log.finish(ending, &message).await;
+        Report { run: self.log.run, outcome, steps: self.executed, flows: self.flows, alarm: self.log.alarm }
+    }
+
+    async fn mark(&mut self, index: usize, state: StepState) {
+        self.states[index] = Some(state);
+        self.log.step(index, state).await;
+    }
+
+    async fn execute(&mut self, step: &Step, stamp: &Stamp) -> Result<(), KernelError> {
+        let executed = self.kernel.execute(step, &self.scope.ranges, stamp).await?;
+        self.executed += 1;
+        self.flows += executed.flows;
+        Ok(())
+    }
+
+    /// Every step that is not known to be done. One that only started is done again, which the port allows.
+    async fn forward(&mut self) -> Result<(), Cause> {
+        let record = self.record;
+        let total = record.steps.len();
+        for (index, step) in record.steps.iter().enumerate() {
+            if self.states[index] == Some(StepState::Done) {
+                continue;
+            }
+            self.mark(index, StepState::Started).await;
+            if let Err(error) = self.execute(step, &record.stamp).await {
+                self.mark(index, StepState::Failed).await;
+                return Err(Cause::Step { number: index + 1, total, step: in_words(step), error });
+            }
+            self.mark(index, StepState::Done).await;
+        }
+        Ok(())
+    }
+
+    /// Reads back until the goal shows. A failure is noted at the last step, so that a kill during the undo
+    /// that follows finds the direction in the journal.
+    async fn settle(&mut self, goal: &Goal<'_>) -> Result<(), Cause> {
+        let mut cause = Cause::ReadBack { left: Vec::new() };
+        for round in 0..ROUNDS {
+            pause(round).await;
+            cause = match self.look().await {
+                Ok(observed) => match lines(goal.missed(&observed.state)) {
+                    left if left.is_empty() => return Ok(()),
+                    left => Cause::ReadBack { left },
+                },
+                Err(error) => Cause::Look { error },
+            };
+        }
+        self.mark(self.states.len() - 1, StepState::Failed).await;
+        Err(cause)
+    }
+
+    async fn look(&self) -> Result<Observed, KernelError> {
+        self.kernel.observe(self.scope).await
+    }
+
+    /// Undoes what ran and says how that went.
+    pub(super) async fn back(&mut self, cause: Cause) -> Outcome {
+        match self.undo().await {
+            Ok(()) => Outcome::RolledBack { cause },
+            Err(Stuck { error, left }) => Outcome::RollbackFailed { cause, undo: error, left },
+        }
+    }
+
+    /// Undoes what ran until every object of the plan is as it was. What one change takes away besides its own
+    /// object (a link that is made anew takes its routes along, also those whose step has not run yet) is
+    /// put back in the next round.
+    async fn undo(&mut self) -> Result<(), Stuck> {
+        let record = self.record;
+        let goal = Goal::before(&record.steps);
+        let mut stuck = Stuck { error: None, left: Vec::new() };
+        for round in 0..ROUNDS {
+            pause(round).await;
+            let error = self.undo_once().await.err();
+            stuck = match self.look().await {
+                Ok(observed) => {
+                    let missed = goal.missed(&observed.state);
+                    if missed.is_empty() && error.is_none() {
+                        return Ok(());
+                    }
+                    self.again(&missed);
+                    Stuck { error, left: lines(missed) }
+                }
+                Err(look) => Stuck { error: Some(error.unwrap_or(look)), left: self.not_undone() },
+            };
+        }
+        Err(stuck)
+    }
+
+    /// Stops at the first error: the steps before it are what the state now in force rests on, and taking
+    /// the routes away from under a ruleset that still marks for them would leak traffic.
+    async fn undo_once(&mut self) -> Result<(), KernelError> {
+        let record = self.record;
+        let old = previous(record);
+        for (index, step) in record.steps.iter().enumerate().rev() {
+            if matches!(self.states[index], None | Some(StepState::Undone)) {
+                continue;
+            }
+            if let Some(inverse) = step.inverse() {
+                self.execute(&inverse, &old).await?;
+            }
+            self.mark(index, StepState::Undone).await;
+        }
+        Ok(())
+    }
+
+    fn again(&mut self, missed: &[(&Key, String)]) {
+        for (step, state) in self.record.steps.iter().zip(&mut self.states) {
+            let Step::Set { key, .. } = step else { continue };
+            if missed.iter().any(|(other, _)| *other == key) {
+                *state = Some(StepState::Done);
+            }
+        }
+    }
+
+    fn not_undone(&self) -> Vec<String> {
+        let steps = self.record.steps.iter().zip(&self.states);
+        let open = steps.filter(|(_, state)| !matches!(state, None | Some(StepState::Undone)));
+        open.filter_map(|(step, _)| match step {
+            Step::Set { key, .. } => Some(format!("{} not undone", describe(key))),
+            Step::Forget { .. } => None,
+        })
+        .collect()
+    }
+}
+
+fn lines(missed: Vec<(&Key, String)>) -> Vec<String> {
+    missed.into_iter().map(|(_, line)| line).collect()
+}
+
+async fn pause(round: u32) {
+    if round > 0 {
+        tokio::time::sleep(WAIT).await;
+    }
+}
+
+/// The stamp that an undo puts back: a table without one gets the nil plan.
+pub(super) fn previous(record: &RunRecord) -> Stamp {
+    record.previous.clone().unwrap_or(Stamp { generation: 0, plan: Uuid::nil() })
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,190 @@
+//! What `plan`, `apply`, `teardown` and `run` have in common: settings, configuration, kernel, journal.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use super::{Exit, Failure};
+use crate::{
+    apply::{Outcome as Applied, Recovery},
+    clock,
+    diag::{self, Diagnostic},
+    engine::{self, Active, ConfigError, Origin, router::Router},
+    failover::{self, Selection},
+    health::{Healths, Measures},
+    kernel::{
+        KernelError,
+        linux::Linux,
+        lock::{Lock, LockError},
+    },
+    settings::{Settings, Source},
+    source,
+    store::{self, Ledger},
+    units::Name,
+    validate::{self, intent::Site},
+};
+
+/// Where this router's own settings come from.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RouterArgs {
+    /// Settings of this router [default: /etc/patronus/patronus.yaml if it is there]
+    #[arg(long, value_name = "FILE", env = "PATRONUS_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Site that this router is, in place of the settings' one
+    #[arg(long, value_name = "NAME", env = "PATRONUS_SITE")]
+    pub site: Option<Name>,
+    /// State directory, in place of the settings' one
+    #[arg(long, value_name = "DIR", env = "PATRONUS_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory for the lock and the socket, in place of the settings' one
+    #[arg(long, value_name = "DIR", env = "PATRONUS_RUNTIME_DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Settings with what the command line says in their place; `dir` is the configuration to use instead of the
+/// settings' source.
+pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Failure> {
+    let mut settings = Settings::load(args.config.as_deref(), |name| std::env::var(name).ok())
+        .map_err(|error| Failure { exit: Exit::Settings, ..Failure::error("reading the settings", &error) })?;
+    settings.source = dir.map(Source::Dir).or(settings.source);
+    settings.site = args.site.clone().or(settings.site);
+    if let Some(dir) = &args.state_dir {
+        settings.state_dir.clone_from(dir);
+    }
+    if let Some(dir) = &args.runtime_dir {
+        settings.socket = dir.join("patronus.sock");
+        settings.runtime_dir.clone_from(dir);
+    }
+    Ok(settings)
+}
+
+fn directory(settings: &Settings) -> Result<&Path, Failure> {
+    let missing = "no configuration: name a directory, or give the settings a `source: {dir: PATH}`";
+    match &settings.source {
+        Some(Source::Dir(dir)) => Ok(dir),
+        None => Err(Failure::new(Exit::Settings, missing)),
+    }
+}
+
+/// Which site the daemon is for, and where its configuration comes from.
+pub fn origin(settings: &Settings) -> Result<Origin, Failure> {
+    let missing = "which site is this router? Give the settings a `site: NAME`, or add --site NAME";
+    Ok(Origin {
+        site: settings.site.clone().ok_or_else(|| Failure::new(Exit::Settings, missing))?,
+        dir: directory(settings)?.to_owned(),
+        options: settings.check_options(),
+    })
+}
+
+/// Stands for the site where none is named.
+pub fn nameless() -> Name {
+    "this-router".parse().unwrap_or_else(|_| unreachable!("a constant name is valid"))
+}
+
+/// Reads and checks the configuration; prints what it finds to standard error.
+pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
+    let dir = directory(settings)?;
+    let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
+    activate(snapshot, settings).map_err(|error| match error {
+        ConfigError::Invalid(config, found) => {
+            show(&found, &config);
+            let errors = found.iter().filter(|d| d.severity == diag::Severity::Error).count();
+            let plural = if errors == 1 { "" } else { "s" };
+            let text = format!("{} has {errors} error{plural}; nothing was changed", dir.display());
+            Failure::new(Exit::Config, text)
+        }
+        ConfigError::NoSite(..) => {
+            let lines = error.lines().join("\n");
+            Failure::new(Exit::Settings, format!("{lines}; name one with --site or in the settings"))
+        }
+    })
+}
+
+fn activate(snapshot: crate::config::Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+    engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
+}
+
+fn show(found: &[Diagnostic], config: &crate::config::Config) {
+    let text = diag::terminal(found, config.sources(), true);
+    // A closed standard error is nobody's loss.
+    let _ = write!(anstream::stderr(), "{text}");
+}
+
+/// Connects to the kernel.
+pub fn kernel() -> Result<Linux, Failure> {
+    Linux::connect().map_err(|error| from_kernel("cannot use this machine's kernel", &error))
+}
+
+/// A kernel error with the right exit status.
+pub fn from_kernel(doing: &str, error: &KernelError) -> Failure {
+    match error {
+        KernelError::Privilege { .. } => Failure::new(Exit::Privilege, error.to_string()),
+        KernelError::Missing { .. } => Failure::new(Exit::Error, error.to_string()),
+        other => Failure::error(doing, other),
+    }
+}
+
+/// Takes the lock of this network namespace.
+pub fn lock(settings: &Settings, command: &str) -> Result<Lock, Failure> {
+    Lock::acquire(&settings.runtime_dir, command).map_err(|error| match error {
+        LockError::Busy { .. } => Failure::new(Exit::Busy, error.to_string()),
+        other => Failure::error("cannot take the lock of this router", &other),
+    })
+}
+
+/// The journal as `plan` may use it: it creates nothing.
+pub fn existing_ledger(settings: &Settings) -> Ledger {
+    if store::journal_file(&settings.state_dir).exists() { ledger(settings) } else { Ledger::memory() }
+}
+
+/// The journal.
+pub fn ledger(settings: &Settings) -> Ledger {
+    let (ledger, alarm) = Ledger::open(&settings.state_dir);
+    if let Some(alarm) = alarm {
+        tracing::warn!("{alarm}");
+    }
+    ledger
+}
+
+/// Settles what an earlier process left open, and says so.
+pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
+    let recovery =
+        router.recover().await.map_err(|error| Failure::error("cannot settle an interrupted change", &error))?;
+    if let Recovery::Settled { stamp, report } = recovery {
+        let how = match report.outcome {
+            Applied::Applied => "finished",
+            Applied::RolledBack { .. } => "undone",
+            _ => return Err(Failure::new(Exit::Error, format!("{stamp} was interrupted and could be neither finished nor undone: {:?}", report.outcome))),
+        };
+        tracing::warn!(%stamp, "an interrupted change was {how}");
+    }
+    Ok(())
+}
+
+/// The path choice that holds for a site: the remembered one where it still fits, else the primaries.
+pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
+    let remembered = router.remembered_selection().unwrap_or_default();
+    let (selection, _) =
+        failover::select(&active.site, &Healths::new(), &Measures::new(), &remembered, clock::now());
+    selection
+}
+
+/// The configuration in force before, if it is known and still valid.
+pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
+    let good = router.ledger.last_good()?;
+    let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
+    activate(snapshot, settings).ok()
+}
+
+/// The sites of a directory, for the lab.
+pub fn sites(dir: &Path) -> Result<BTreeMap<Name, Site>, Failure> {
+    let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
+    let (config, mut found) = crate::config::load(&snapshot);
+    let (intent, more) = validate::check(&config);
+    found.extend(more);
+    show(&found, &config);
+    let invalid = || Failure::new(Exit::Config, format!("{} has errors", dir.display()));
+    Ok(intent.ok_or_else(invalid)?.sites().clone())
+}

@@ -1,0 +1,141 @@
+//! `patronus run`: the daemon.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+};
+
+use super::{
+    Exit, Failure, Outcome,
+    context::{self, RouterArgs},
+};
+use crate::{
+    api::{self, ApiState, Listen},
+    engine::{Engine, Parts, Wires, router::Router, status::Status},
+    kernel::linux::Linux,
+    settings::Settings,
+    store::{Limits, Recorder},
+};
+
+/// A status older than this means that the loop hangs; it is published every second.
+const MAX_AGE: Duration = Duration::from_secs(15);
+
+/// Run the daemon: watch, reconcile, probe, fail over, record, serve
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Configuration to use instead of the settings' source
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    router: RouterArgs,
+}
+
+/// Runs the verb until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Outcome {
+    let settings = context::settings(&args.router, args.dir)?;
+    let origin = context::origin(&settings)?;
+    let _lock = context::lock(&settings, "run")?;
+    let changes = Linux::subscribe().map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
+    let kernel = context::kernel()?;
+    let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
+    let mut router = Router::new(kernel, ledger, settings.ranges);
+    context::recover(&mut router).await?;
+    let limits = Limits { retention: settings.retention, ..Limits::default() };
+    let recorder = Recorder::start(&settings.state_dir, limits);
+    let mut alarms: Vec<String> = alarm.into_iter().collect();
+    let (send, commands) = mpsc::channel(16);
+    let signals = Signals::new()?;
+    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new() };
+    let mut engine = Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
+    let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
+    let listeners = listen(&settings, state, &mut alarms).await;
+    engine.alarm_at_start(alarms);
+    let supervisor = tokio::spawn(supervise(engine.status()));
+    let (reload, stop) = signals.spawn();
+    engine.run(Wires { changes, commands, reload, stop }).await;
+    supervisor.abort();
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    drop(listeners);
+    Ok(Exit::Done)
+}
+
+/// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.
+async fn listen(
+    settings: &Settings, state: ApiState, alarms: &mut Vec<String>,
+) -> (Option<api::ControlSocket>, Option<api::MetricsListener>) {
+    let listen = Listen { socket: settings.socket.clone(), group: None, metrics: settings.metrics };
+    let mut note = |error: api::ApiError| {
+        let text = Failure::error("a listener is missing", &error).message;
+        tracing::error!("{text}");
+        alarms.push(text);
+    };
+    let control = api::control(&listen, state.clone()).await.map_err(&mut note).ok();
+    let metrics = match listen.metrics {
+        Some(address) => api::metrics(address, state).await.map_err(&mut note).ok(),
+        None => None,
+    };
+    (control, metrics)
+}
+
+/// Tells systemd that the daemon is ready and alive. The watchdog is fed by published statuses only, so a loop
+/// that hangs is restarted.
+async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
+    let mut ready = false;
+    while status.changed().await.is_ok() {
+        let now = Arc::clone(&status.borrow_and_update());
+        let line = summary(&now);
+        let mut states = vec![NotifyState::Status(&line), NotifyState::Watchdog];
+        if !ready && (now.reconcile.is_some() || !now.source.errors.is_empty()) {
+            ready = true;
+            states.push(NotifyState::Ready);
+        }
+        if let Err(error) = sd_notify::notify(&states) {
+            tracing::debug!(%error, "systemd cannot be told");
+        }
+    }
+}
+
+fn summary(status: &Status) -> String {
+    let up = status.paths.values().filter(|p| p.health.state == crate::health::PathState::Up).count();
+    let alarms = status.alarms.len() + status.source.errors.len();
+    format!("site {}, generation {}, {up} of {} paths up, {alarms} alarms", status.site, status.generation, status.paths.len())
+}
+
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|e| Failure::error("cannot handle signals", &e));
+        Ok(Self {
+            term: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Requests to reload (SIGHUP) and the one to stop (SIGTERM, SIGINT).
+    fn spawn(mut self) -> (mpsc::Receiver<()>, oneshot::Receiver<()>) {
+        let (reload_to, reload) = mpsc::channel(1);
+        let (stop_to, stop) = oneshot::channel();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = self.term.recv() => break,
+                    _ = self.interrupt.recv() => break,
+                    // One waiting reload is enough.
+                    _ = self.hangup.recv() => drop(reload_to.try_send(())),
+                }
+            }
+            // The engine may have ended by itself.
+            let _ = stop_to.send(());
+        });
+        (reload, stop)
+    }
+}

@@ -1,0 +1,364 @@
+//! JSON Schemas (draft 2020-12) of the kinds, made from the types, and what their errors mean to a person.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use jsonschema::{ValidationError, Validator, error::ValidationErrorKind as Fault};
+use schemars::{JsonSchema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde_json::{Value, json};
+
+use super::{
+    scalars,
+    types::{FailoverSpec, Metadata, PathSpec, PolicySpec, SiteSpec, SlaSpec},
+};
+use crate::diag::{Code, listed, suggest};
+
+/// The one version of the language.
+pub const API_VERSION: &str = "patronus.network/v1alpha1";
+/// How many faults of one object are shown.
+const MAX_FAULTS: usize = 50;
+
+/// The kinds of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A place with one router.
+    Site,
+    /// What traffic can be steered onto.
+    Path,
+    /// Which path of several is used now.
+    FailoverRule,
+    /// Thresholds of a kind of traffic.
+    SlaClass,
+    /// Which traffic, and where it goes.
+    Policy,
+}
+
+impl Kind {
+    /// All kinds in the order of the reference.
+    pub const ALL: [Self; 5] = [Self::Site, Self::Path, Self::FailoverRule, Self::SlaClass, Self::Policy];
+
+    /// The word in `kind:`.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Site => "Site",
+            Self::Path => "Path",
+            Self::FailoverRule => "FailoverRule",
+            Self::SlaClass => "SlaClass",
+            Self::Policy => "Policy",
+        }
+    }
+
+    /// In a sentence.
+    #[must_use]
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Path => "path",
+            Self::FailoverRule => "failover rule",
+            Self::SlaClass => "SLA class",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+/// A schema and its compiled form.
+#[derive(Debug)]
+pub struct Schema {
+    value: Value,
+    validator: Validator,
+}
+
+/// One fault of a value, at a JSON pointer into it.
+#[derive(Debug)]
+pub struct Problem {
+    /// Which kind of fault.
+    pub code: Code,
+    /// Where, as a JSON pointer.
+    pub pointer: String,
+    /// Whether the key is meant rather than its value.
+    pub on_key: bool,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+static SCHEMAS: LazyLock<BTreeMap<Kind, Schema>> =
+    LazyLock::new(|| Kind::ALL.into_iter().map(|kind| (kind, Schema::new(document(kind)))).collect());
+
+/// The schema of a document of this kind.
+#[must_use]
+pub fn of(kind: Kind) -> &'static Schema {
+    &SCHEMAS[&kind]
+}
+
+/// The schema of a document of any kind.
+#[must_use]
+pub fn any() -> Value {
+    let branches = Kind::ALL.map(|kind| {
+        let mut then = document(kind);
+        if let Some(object) = then.as_object_mut() {
+            object.remove("$schema");
+        }
+        json!({"if": {"properties": {"kind": {"const": kind.text()}}}, "then": then})
+    });
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A Patronus document",
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {"kind": {"enum": Kind::ALL.map(Kind::text)}},
+        "allOf": branches,
+    })
+}
+
+fn document(kind: Kind) -> Value {
+    let spec = match kind {
+        Kind::Site => generate::<SiteSpec>(),
+        Kind::Path => generate::<PathSpec>(),
+        Kind::FailoverRule => generate::<FailoverSpec>(),
+        Kind::SlaClass => generate::<SlaSpec>(),
+        Kind::Policy => generate::<PolicySpec>(),
+    };
+    let description = spec["description"].clone();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": kind.text(),
+        "description": description,
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": {"const": API_VERSION, "description": "The version of the language."},
+            "kind": {"const": kind.text(), "description": "What the object is."},
+            "metadata": generate::<Metadata>(),
+            "spec": spec,
+        },
+        "additionalProperties": false,
+    })
+}
+
+/// The schema of a type: everything in place, and no `null` beside what an optional field holds.
+pub(crate) fn generate<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|s| {
+        s.inline_subschemas = true;
+        s.meta_schema = None;
+    });
+    let settings = settings.with_transform(RecursiveTransform(tidy));
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    if let Some(object) = schema.as_object_mut() {
+        object.remove("title");
+    }
+    schema
+}
+
+fn tidy(schema: &mut schemars::Schema) {
+    let Some(object) = schema.as_object_mut() else { return };
+    let dispensable = |v: &Value| *v == json!({"type": "null"});
+    if let Some(Value::Array(branches)) = object.get("anyOf")
+        && let [one, null] = &branches[..]
+        && dispensable(null)
+        && let Value::Object(one) = one.clone()
+    {
+        object.remove("anyOf");
+        for (key, value) in one {
+            object.entry(key).or_insert(value);
+        }
+    }
+    if let Some(Value::Array(types)) = object.get_mut("type") {
+        types.retain(|t| t != "null");
+        if let [one] = &types[..] {
+            let one = one.clone();
+            object.insert("type".into(), one);
+        }
+    }
+    if let Some(Value::Array(options)) = object.get_mut("enum") {
+        options.retain(|o| !o.is_null());
+    }
+    for noise in ["default", "format"] {
+        let known = object.get(noise).and_then(Value::as_str).is_some_and(|f| scalars::FORMATS.contains(&f));
+        if !known {
+            object.remove(noise);
+        }
+    }
+    let names = object
+        .remove("patternProperties")
+        .and_then(|p| p.as_object()?.iter().next().map(|(k, v)| (k.clone(), v.clone())));
+    if let Some((pattern, values)) = names {
+        object.insert(
+            "propertyNames".into(),
+            json!({"pattern": pattern, "x-expects": "a name: a-z, 0-9 and `-`, at most 63 characters"}),
+        );
+        object.insert("additionalProperties".into(), values);
+    }
+    if let Some(Value::String(pattern)) = object.get_mut("pattern")
+        && !pattern.contains(r"\$\{")
+    {
+        *pattern = format!(r"({pattern})|\$\{{[A-Za-z0-9_-]+\}}");
+    }
+}
+
+impl Schema {
+    /// Compiles a schema that this program generated.
+    pub(crate) fn new(value: Value) -> Self {
+        let mut options =
+            jsonschema::options().with_draft(jsonschema::Draft::Draft202012).should_validate_formats(true);
+        for format in scalars::FORMATS {
+            options = options.with_format(format, move |text: &str| scalars::check(format, text).is_ok());
+        }
+        // The schema comes from our own types, not from input; a test builds every one of them.
+        let validator =
+            options.build(&value).unwrap_or_else(|error| unreachable!("a generated schema is valid: {error}"));
+        Self { value, validator }
+    }
+
+    /// The schema itself.
+    #[must_use]
+    pub const fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// All that is wrong with a value.
+    pub fn problems(&self, value: &Value) -> Vec<Problem> {
+        if self.validator.is_valid(value) {
+            return Vec::new();
+        }
+        let mut out = Vec::new();
+        for error in self.validator.iter_errors(value).take(MAX_FAULTS) {
+            self.explain(&error, &mut out);
+        }
+        // A value of the wrong type breaks several rules at once; the first says it best.
+        let mut seen = std::collections::BTreeSet::new();
+        out.retain(|p| seen.insert((p.pointer.clone(), p.on_key, p.code == Code::MissingField, p.message.clone())));
+        out
+    }
+
+    fn explain(&self, error: &ValidationError<'_>, out: &mut Vec<Problem>) {
+        let pointer = error.instance_path().as_str().to_owned();
+        let around = error.schema_path().as_str().rsplit_once('/').map_or("", |(around, _)| around);
+        let schema = self.value.pointer(around).unwrap_or(&Value::Null);
+        match error.kind() {
+            Fault::AdditionalProperties { unexpected } => {
+                let fields: Vec<&str> = properties(schema);
+                out.extend(unexpected.iter().take(MAX_FAULTS).map(|name| unknown_field(&pointer, name, &fields)));
+            }
+            Fault::Required { property } => {
+                let name = property.as_str().unwrap_or_default();
+                out.push(missing(pointer, name, schema));
+            }
+            Fault::PropertyNames { error } => {
+                let name = error.instance().as_str().unwrap_or_default().to_owned();
+                let message = format!("`{name}` is not a name: use 1 to 63 of a-z, 0-9 and `-`");
+                let pointer = format!("{pointer}/{}", escape(&name));
+                out.push(Problem { code: Code::WrongValue, pointer, on_key: true, message, help: None });
+            }
+            kind => out.push(wrong(pointer, error.instance(), schema, kind, &error.to_string())),
+        }
+    }
+}
+
+fn properties(schema: &Value) -> Vec<&str> {
+    schema["properties"].as_object().map(|fields| fields.keys().map(String::as_str).collect()).unwrap_or_default()
+}
+
+/// A part of a JSON pointer (RFC 6901).
+pub fn escape(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+fn unknown_field(pointer: &str, name: &str, fields: &[&str]) -> Problem {
+    let help = match suggest(name, fields.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("the fields here are {}", listed(fields, 20)),
+    };
+    let message = format!("unknown field `{}`", short(name));
+    let pointer = format!("{pointer}/{}", escape(name));
+    Problem { code: Code::UnknownField, pointer, on_key: true, message, help: Some(help) }
+}
+
+fn missing(pointer: String, name: &str, schema: &Value) -> Problem {
+    let about = schema["properties"][name]["description"].as_str().map(|text| format!("`{name}`: {text}"));
+    let message = format!("the field `{name}` is missing");
+    Problem { code: Code::MissingField, pointer, on_key: true, message, help: about }
+}
+
+fn wrong(pointer: String, value: &Value, schema: &Value, kind: &Fault, fallback: &str) -> Problem {
+    let shown = show(value);
+    let expects = schema["x-expects"].as_str();
+    let mut help = hint(value, schema);
+    let mut code = Code::WrongValue;
+    let message = match (kind, value.as_str()) {
+        (Fault::Format { format }, Some(text)) => {
+            let found =
+                scalars::check(format, text).err().map_or_else(|| fallback.to_owned(), |error| error.to_string());
+            if found.contains("host bits") {
+                code = Code::HostBits;
+            }
+            found
+        }
+        (Fault::Enum { options }, _) => {
+            let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            help = value
+                .as_str()
+                .and_then(|v| suggest(v, options.iter().copied()))
+                .map(|near| format!("did you mean `{near}`?"));
+            format!("{shown} is not one of {}", listed(&options, 20))
+        }
+        (Fault::Constant { expected_value }, _) => format!("{shown} must be {}", show(expected_value)),
+        (Fault::Minimum { limit }, _) if expects.is_none() => format!("{shown} is below the smallest value, {limit}"),
+        (Fault::Maximum { limit }, _) if expects.is_none() => format!("{shown} is above the largest value, {limit}"),
+        (Fault::MinItems { limit }, _) => format!("the list needs at least {limit} entries"),
+        (Fault::MaxItems { limit }, _) => format!("the list has more than {limit} entries"),
+        (_, _) if value.is_null() => "a value is missing".to_owned(),
+        _ => match (expects, schema["type"].as_str()) {
+            (Some(expects), _) => format!("{shown} is not {expects}"),
+            (None, Some(wanted)) => format!("{shown} is not {}", article(wanted)),
+            (None, None) => fallback.to_owned(),
+        },
+    };
+    Problem { code, pointer, on_key: false, message, help }
+}
+
+fn article(kind: &str) -> &str {
+    match kind {
+        "object" => "a mapping",
+        "array" => "a list",
+        "string" => "text",
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "`true` or `false`",
+        other => other,
+    }
+}
+
+fn hint(value: &Value, schema: &Value) -> Option<String> {
+    let wanted = schema["type"].as_str().unwrap_or_default();
+    match value {
+        Value::Null => Some("give it a value, or delete the field".into()),
+        Value::String(text) if wanted == "boolean" => match text.to_lowercase().as_str() {
+            "yes" | "on" | "y" => Some("write `true`".into()),
+            "no" | "off" | "n" => Some("write `false`".into()),
+            _ => None,
+        },
+        Value::Number(_) | Value::Bool(_) if wanted == "string" && schema["x-expects"].is_null() => {
+            Some(format!("quote it: \"{value}\""))
+        }
+        _ if wanted == "array" && !value.is_array() => {
+            Some(format!("write it as a list: [{}]", show(value).trim_matches('`')))
+        }
+        _ => None,
+    }
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("`{}`", short(text)),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "a mapping".into(),
+        other => format!("`{other}`"),
+    }
+}
+
+/// At most 60 characters of a text.
+fn short(text: &str) -> String {
+    if text.chars().count() <= 60 { text.to_owned() } else { text.chars().take(59).chain(['…']).collect() }
+}

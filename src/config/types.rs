@@ -1,0 +1,317 @@
+//! The five kinds as they are written. The JSON Schema is generated from these types, comments included.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::scalars::{Address, Addresses, DscpName, Gateway, Inner, Nat, Ports, Prefix, ProtocolName, To};
+use crate::units::{IfName, Name, Rate, Ratio, Span};
+
+/// Who an object is.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Its name, unique in its kind and scope.
+    pub name: Name,
+    /// What selectors match.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Free text for other programs.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A place with one Patronus router.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct SiteSpec {
+    /// Where it is, for people.
+    pub location: Option<String>,
+    /// What it is, for people.
+    pub description: Option<String>,
+    /// Interfaces and prefixes behind the router.
+    pub lan: Vec<LanSpec>,
+    /// Uplinks by name.
+    pub endpoints: BTreeMap<Name, EndpointSpec>,
+    /// Values that replace `${name}` in what applies to this site: text, numbers, `true` or `false`.
+    #[schemars(schema_with = "vars_schema")]
+    pub vars: BTreeMap<String, Value>,
+    /// Paths of this site by name.
+    pub paths: BTreeMap<Name, PathSpec>,
+    /// Failover rules of this site by name.
+    pub failover: BTreeMap<Name, FailoverSpec>,
+    /// Policies of this site by name.
+    pub policies: BTreeMap<Name, PolicySpec>,
+}
+
+fn vars_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Values that replace `${name}` in what applies to this site: text, numbers, `true` or `false`.",
+        "additionalProperties": {
+            "type": ["string", "number", "boolean"], "x-expects": "a text, a number, `true` or `false`",
+        },
+    })
+}
+
+/// A network behind the router.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LanSpec {
+    /// The interface towards it.
+    pub interface: IfName,
+    /// Its prefixes.
+    #[schemars(length(min = 1))]
+    pub prefixes: Vec<Prefix>,
+}
+
+/// An uplink.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointSpec {
+    /// Its interface.
+    pub interface: IfName,
+    /// Its address, where it is fixed; observed when absent. The far ends of tunnels need it.
+    pub address: Option<Address>,
+    /// The next hop: an address, `auto` (from the kernel's own routes: DHCP, RA, PPP), or one address per family. Default `auto`.
+    pub gateway: Option<Gateway>,
+    /// What the provider sells.
+    pub bandwidth: Option<BandwidthSpec>,
+    /// Relative cost; smaller is cheaper. Default 1.
+    pub cost: Option<u32>,
+    /// Whether volume costs money. Default false.
+    #[serde(default)]
+    pub metered: bool,
+}
+
+/// Rates of an uplink.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BandwidthSpec {
+    /// Towards the router.
+    pub down: Option<Rate>,
+    /// Away from the router.
+    pub up: Option<Rate>,
+}
+
+/// What traffic can be steered onto: one direction seen from one site.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PathSpec {
+    /// The site it belongs to; only in a document of its own.
+    pub site: Option<Name>,
+    /// What it is, for people.
+    pub description: Option<String>,
+    /// The endpoint it leaves by.
+    pub from: Name,
+    /// `internet`, or `site/endpoint` of another site.
+    pub to: To,
+    /// How packets get to another site.
+    pub tunnel: Option<TunnelSpec>,
+    /// How it is probed. Without it, only the loss of the carrier is noticed; a tunnel path whose far end is known is probed anyway.
+    pub probe: Option<ProbeSpec>,
+    /// What counts as healthy.
+    pub health: Option<HealthSpec>,
+    /// An `SlaClass` whose thresholds count where `health` gives none.
+    pub sla_class: Option<Name>,
+    /// `masquerade`, `none` (the default), or `{snat: ADDRESS}`.
+    pub nat: Option<Nat>,
+    /// Largest packet in bytes.
+    #[schemars(range(min = 1280, max = 65535))]
+    pub mtu: Option<u32>,
+}
+
+/// A tunnel: one that Patronus makes (`type`), or one that something else keeps up (`interface`).
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelSpec {
+    /// The kind of tunnel that Patronus makes.
+    #[serde(rename = "type")]
+    pub kind: Option<TunnelKind>,
+    /// VXLAN network identifier, the same at both ends and nowhere else.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub id: Option<u32>,
+    /// Outer UDP port, the same at both ends. Default 4789.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Inner addresses of this end, one per family. Default: derived from the id.
+    pub local: Option<Vec<Inner>>,
+    /// Inner addresses of the other end, one per family. Default: derived from the id.
+    pub remote: Option<Vec<Address>>,
+    /// The interface of a tunnel that something else keeps up (WireGuard, IPsec, GRE).
+    pub interface: Option<IfName>,
+    /// Next hops on that interface, one per family; none on a point-to-point link.
+    pub gateway: Option<Addresses>,
+}
+
+/// A kind of tunnel that Patronus makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum TunnelKind {
+    /// VXLAN (RFC 7348), point to point.
+    Vxlan,
+}
+
+/// How a path is probed. A silent failure is noticed after `interval` x `downAfter` + `timeout` at worst.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ProbeSpec {
+    /// The method. Default `icmp`; others are not supported yet.
+    pub method: Option<String>,
+    /// Addresses, probed in parallel. Default for a tunnel: its far end.
+    pub targets: Vec<Address>,
+    /// From round to round, at least 10ms. Default 1s.
+    pub interval: Option<Span>,
+    /// After which an answer no longer counts, at most `interval`. Default 800ms, or 80 % of a shorter `interval`.
+    pub timeout: Option<Span>,
+    /// How many targets must answer. Default 1.
+    #[schemars(range(min = 1))]
+    pub quorum: Option<u32>,
+    /// Rounds lost in a row until the path is down. Default 3.
+    #[schemars(range(min = 1, max = 100))]
+    pub down_after: Option<u32>,
+    /// Rounds that loss, latency and jitter look back over. Default 20.
+    #[schemars(range(min = 1, max = 1000))]
+    pub window: Option<u32>,
+    /// ICMP payload in bytes. Default 56.
+    #[schemars(range(min = 16, max = 1452))]
+    pub size: Option<u16>,
+}
+
+/// What counts as healthy.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthSpec {
+    /// Above it latency costs score. Default 150ms.
+    pub latency: Option<Span>,
+    /// Above it jitter costs score. Default 30ms.
+    pub jitter: Option<Span>,
+    /// Above it loss costs score. Default 2%.
+    pub loss: Option<Ratio>,
+}
+
+/// Which path of several a policy uses now, and when that changes.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FailoverSpec {
+    /// The site it belongs to; only in a document of its own.
+    pub site: Option<Name>,
+    /// Labels of the sites it applies to; only in a document of its own. `{}` is every site.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// What it is for, for people.
+    pub description: Option<String>,
+    /// The path to use while it is healthy.
+    pub primary: Name,
+    /// The others, in order of preference.
+    #[serde(default)]
+    pub backups: Vec<Name>,
+    /// How a backup is chosen: `ordered` (the first healthy one; the default) or `best-score`.
+    pub strategy: Option<String>,
+    /// The active path is left when its score falls below. Default 50.
+    #[schemars(range(min = 1, max = 100))]
+    pub failover_threshold: Option<u8>,
+    /// The primary is returned to when its score stays at or above. Default 80.
+    #[schemars(range(min = 1, max = 100))]
+    pub failback_threshold: Option<u8>,
+    /// For how long it has to stay there. Default 60s.
+    pub failback_delay: Option<Span>,
+    /// An `SlaClass` that counts for this rule in place of the paths' own thresholds.
+    pub sla_class: Option<Name>,
+    /// What happens when no path is up: `keep` the last one (the default), or `reject`.
+    pub no_path: Option<String>,
+    /// Not supported yet.
+    #[serde(default)]
+    #[schemars(schema_with = "reserved")]
+    pub flow_action: Option<Value>,
+    /// Not supported yet.
+    #[serde(default)]
+    #[schemars(schema_with = "reserved")]
+    pub damping: Option<Value>,
+    /// `false` takes the rule away without deleting its text. Default true.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+fn reserved(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"description": "Not supported yet."})
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Thresholds that a kind of traffic needs.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SlaSpec {
+    /// What it is for, for people.
+    pub description: Option<String>,
+    /// Above it latency costs score. Default 150ms.
+    pub latency: Option<Span>,
+    /// Above it jitter costs score. Default 30ms.
+    pub jitter: Option<Span>,
+    /// Above it loss costs score. Default 2%.
+    pub loss: Option<Ratio>,
+}
+
+/// Which traffic, and where it goes.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySpec {
+    /// The site it belongs to; only in a document of its own.
+    pub site: Option<Name>,
+    /// Labels of the sites it applies to; only in a document of its own. `{}` is every site.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// What it is for, for people.
+    pub description: Option<String>,
+    /// Smaller matches first; unique in a site.
+    #[schemars(range(max = 1_000_000))]
+    pub priority: u32,
+    /// Which traffic; empty is everything.
+    #[serde(default, rename = "match")]
+    pub matches: MatchSpec,
+    /// Where it goes.
+    pub action: ActionSpec,
+    /// `false` takes the policy away without deleting its text. Default true.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+/// Which traffic: every field that is given must match.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MatchSpec {
+    /// Source prefixes.
+    pub source: Vec<Prefix>,
+    /// Destination prefixes.
+    pub destination: Vec<Prefix>,
+    /// IP protocol; with ports and no protocol, TCP and UDP are meant.
+    pub protocol: Option<ProtocolName>,
+    /// Source ports.
+    pub source_ports: Vec<Ports>,
+    /// Destination ports.
+    pub destination_ports: Vec<Ports>,
+    /// DSCP names or numbers.
+    pub dscp: Vec<DscpName>,
+    /// The interface that the packet came in by.
+    pub in_interface: Option<IfName>,
+}
+
+/// Where traffic goes: exactly one of `failover`, `path`, `drop` and `reject`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ActionSpec {
+    /// Onto whatever path the failover rule uses.
+    pub failover: Option<Name>,
+    /// Onto one path.
+    pub path: Option<Name>,
+    /// Silently away.
+    pub drop: Option<bool>,
+    /// Away, with an ICMP error or a TCP reset.
+    pub reject: Option<bool>,
+    /// DSCP to set, beside `failover` or `path`.
+    pub dscp: Option<DscpName>,
+}

@@ -1,0 +1,364 @@
+//! YAML text to JSON values that remember their places: one pass over parser events, with budgets.
+//!
+//! Invariant: arbitrary text yields documents and diagnostics, never a panic, in time linear in its length.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use granit_parser::{Event, Parser, ScalarStyle};
+use serde_json::{Map, Number, Value};
+
+use crate::diag::{Code, Diagnostic, Span};
+
+/// How deep a document may nest.
+const MAX_DEPTH: usize = 32;
+/// How many nodes aliases of one document may expand to.
+const MAX_ALIASED: usize = 10_000;
+/// How many syntax errors of one file are shown.
+const MAX_FAULTS: usize = 20;
+
+/// The places of a value and of everything in it.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    key: Option<Range<usize>>,
+    value: Range<usize>,
+    children: Vec<(String, Places)>,
+}
+
+/// One document of a file.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// The file.
+    pub file: Arc<str>,
+    /// What it says.
+    pub value: Value,
+    /// Where it says it.
+    pub places: Places,
+}
+
+impl Document {
+    fn find(&self, pointer: &str) -> Option<&Places> {
+        let mut at = &self.places;
+        for part in pointer.split('/').skip(1) {
+            let name = part.replace("~1", "/").replace("~0", "~");
+            at = &at.children.iter().find(|(key, _)| *key == name)?.1;
+        }
+        Some(at)
+    }
+
+    /// The place of the value at a JSON pointer, or of the nearest thing around it.
+    #[must_use]
+    pub fn value_at(&self, pointer: &str) -> Span {
+        self.nearest(pointer, |places| Some(places.value.clone()))
+    }
+
+    /// The place of the key at a JSON pointer, or of its value where it has no key.
+    #[must_use]
+    pub fn key_at(&self, pointer: &str) -> Span {
+        self.nearest(pointer, |places| places.key.clone().or(Some(places.value.clone())))
+    }
+
+    fn nearest(&self, pointer: &str, get: impl Fn(&Places) -> Option<Range<usize>>) -> Span {
+        let mut pointer = pointer;
+        loop {
+            if let Some(range) = self.find(pointer).and_then(&get) {
+                return Span::new(&self.file, range);
+            }
+            match pointer.rsplit_once('/') {
+                Some((parent, _)) => pointer = parent,
+                None => return Span::new(&self.file, self.places.value.clone()),
+            }
+        }
+    }
+}
+
+/// What one file holds.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// Its documents, empty ones left out.
+    pub documents: Vec<Document>,
+    /// What is wrong with it.
+    pub found: Vec<Diagnostic>,
+    /// Whether a document or more could not be read.
+    pub incomplete: bool,
+}
+
+/// Reads all documents of a text.
+#[must_use]
+pub fn parse(file: &Arc<str>, text: &str) -> Parsed {
+    let mut reader = Reader {
+        file,
+        text,
+        out: Parsed::default(),
+        stack: Vec::new(),
+        anchors: BTreeMap::new(),
+        aliased: 0,
+        root: None,
+    };
+    let options = granit_parser::options! { flow_nesting_limit: 64, block_nesting_limit: 64 };
+    let mut parser = Parser::new_from_str_with_options(text, options);
+    let mut faults = 0;
+    while let Some(next) = parser.next() {
+        let go_on = match next {
+            Ok((event, span)) => reader.event(event, span.byte_range().unwrap_or_default()),
+            Err(error) => {
+                faults += 1;
+                reader.syntax(&error);
+                faults < MAX_FAULTS && matches!(parser.proceed_next_document(), Ok(true))
+            }
+        };
+        if !go_on {
+            break;
+        }
+    }
+    reader.out
+}
+
+/// A finished value: what it says, where, and how many nodes it has.
+#[derive(Clone)]
+struct Node {
+    value: Value,
+    places: Places,
+    size: usize,
+}
+
+struct Key {
+    text: String,
+    at: Range<usize>,
+    keep: bool,
+}
+
+struct Frame {
+    start: usize,
+    anchor: usize,
+    size: usize,
+    places: Vec<(String, Places)>,
+    kind: Kind,
+}
+
+enum Kind {
+    List(Vec<Value>),
+    Map(Map<String, Value>, Option<Key>),
+}
+
+struct Reader<'a> {
+    file: &'a Arc<str>,
+    text: &'a str,
+    out: Parsed,
+    stack: Vec<Frame>,
+    anchors: BTreeMap<usize, Node>,
+    aliased: usize,
+    root: Option<Node>,
+}
+
+impl Reader<'_> {
+    /// Takes one event; false ends the reading of this file.
+    fn event(&mut self, event: Event<'_>, at: Range<usize>) -> bool {
+        match event {
+            Event::DocumentStart(..) => self.begin(),
+            Event::DocumentEnd => self.finish(),
+            Event::Scalar(text, style, anchor, tag) => {
+                self.tag(tag.is_some(), &at);
+                self.scalar(&text, style, anchor, at);
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                return self.open(Kind::List(Vec::new()), anchor, tag.is_some(), at);
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                return self.open(Kind::Map(Map::new(), None), anchor, tag.is_some(), at);
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(at),
+            Event::Alias(id) => return self.alias(id, at),
+            _ => {}
+        }
+        true
+    }
+
+    fn report(&mut self, code: Code, message: impl Into<String>, at: Range<usize>, help: &str) {
+        let found = Diagnostic::error(code, message).at(Span::new(self.file, at));
+        self.out.found.push(if help.is_empty() { found } else { found.help(help) });
+    }
+
+    fn begin(&mut self) {
+        self.stack.clear();
+        self.anchors.clear();
+        self.aliased = 0;
+        self.root = None;
+    }
+
+    fn finish(&mut self) {
+        if let Some(node) = self.root.take()
+            && !node.value.is_null()
+        {
+            self.out.documents.push(Document { file: Arc::clone(self.file), value: node.value, places: node.places });
+        }
+    }
+
+    fn syntax(&mut self, error: &granit_parser::ScanError) {
+        let at = error.marker().byte_offset().unwrap_or(0).min(self.text.len());
+        let info = error.info();
+        let limit = info.contains("limit") || info.contains("nest");
+        let code = if limit { Code::Limit } else { Code::Syntax };
+        self.report(code, format!("not YAML: {info}"), at..at + 1, "");
+        self.out.incomplete = true;
+        self.begin();
+    }
+
+    fn tag(&mut self, tagged: bool, at: &Range<usize>) {
+        if tagged {
+            self.report(Code::Tag, "a tag is not allowed", at.clone(), "delete the tag; quote the value if it is text");
+        }
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, anchor: usize, at: Range<usize>) {
+        let at = self.trimmed(at);
+        if self.wants_key() {
+            self.key(text, style, at);
+        } else {
+            let places = Places { key: None, value: at, children: Vec::new() };
+            self.done(Node { value: resolve(text, style), places, size: 1 }, anchor);
+        }
+    }
+
+    fn wants_key(&self) -> bool {
+        matches!(self.stack.last(), Some(Frame { kind: Kind::Map(_, None), .. }))
+    }
+
+    fn key(&mut self, text: &str, style: ScalarStyle, at: Range<usize>) {
+        let Some(Frame { kind: Kind::Map(map, _), places, .. }) = self.stack.last() else { return };
+        let mut keep = true;
+        let mut found = None;
+        if map.contains_key(text) {
+            keep = false;
+            let first = places.iter().find(|(key, _)| key == text).and_then(|(_, p)| p.key.clone());
+            let here = Diagnostic::error(Code::DuplicateKey, format!("`{text}` is given twice"));
+            let here = here.at(Span::new(self.file, at.clone())).help("delete one of the two");
+            found = Some(match first {
+                Some(first) => here.note(Span::new(self.file, first), "first given here"),
+                None => here,
+            });
+        } else if text == "<<" && style == ScalarStyle::Plain {
+            keep = false;
+            let help = "share objects with `selector` and values with `vars`, or write the fields out";
+            let here = Diagnostic::error(Code::MergeKey, "merge keys are not allowed");
+            found = Some(here.at(Span::new(self.file, at.clone())).help(help));
+        }
+        // Many repetitions in one file say nothing new, and finding the first one costs a search.
+        if self.out.found.len() < 100 {
+            self.out.found.extend(found);
+        }
+        self.set_key(Key { text: text.to_owned(), at, keep });
+    }
+
+    fn set_key(&mut self, new: Key) {
+        if let Some(Frame { kind: Kind::Map(_, key), .. }) = self.stack.last_mut() {
+            *key = Some(new);
+        }
+    }
+
+    fn open(&mut self, kind: Kind, anchor: usize, tagged: bool, at: Range<usize>) -> bool {
+        self.tag(tagged, &at);
+        if self.stack.len() >= MAX_DEPTH {
+            self.report(Code::Limit, format!("nested more than {MAX_DEPTH} levels deep"), at, "");
+            self.out.incomplete = true;
+            return false;
+        }
+        self.stack.push(Frame { start: at.start, anchor, size: 1, places: Vec::new(), kind });
+        true
+    }
+
+    fn close(&mut self, at: Range<usize>) {
+        let Some(frame) = self.stack.pop() else { return };
+        let value = match frame.kind {
+            Kind::List(items) => Value::Array(items),
+            Kind::Map(map, _) => Value::Object(map),
+        };
+        let value_at = self.trimmed(frame.start..at.end);
+        let places = Places { key: None, value: value_at, children: frame.places };
+        self.done(Node { value, places, size: frame.size }, frame.anchor);
+    }
+
+    fn alias(&mut self, id: usize, at: Range<usize>) -> bool {
+        let Some(node) = self.anchors.get(&id).cloned() else {
+            self.report(Code::Syntax, "an alias inside its own anchor", at, "");
+            self.out.incomplete = true;
+            return false;
+        };
+        self.aliased += node.size;
+        if self.aliased > MAX_ALIASED {
+            self.report(Code::Limit, format!("aliases expand to more than {MAX_ALIASED} nodes"), at, "");
+            self.out.incomplete = true;
+            return false;
+        }
+        self.done(node, 0);
+        true
+    }
+
+    /// Puts a finished value where it belongs.
+    fn done(&mut self, mut node: Node, anchor: usize) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        if self.wants_key() {
+            self.report(Code::ComplexKey, "a key must be a plain word", node.places.value.clone(), "");
+            self.set_key(Key { text: String::new(), at: node.places.value, keep: false });
+            return;
+        }
+        let Some(frame) = self.stack.last_mut() else {
+            self.root = Some(node);
+            return;
+        };
+        frame.size += node.size;
+        match &mut frame.kind {
+            Kind::List(items) => {
+                frame.places.push((items.len().to_string(), node.places));
+                items.push(node.value);
+            }
+            Kind::Map(map, key) => {
+                if let Some(key) = key.take().filter(|key| key.keep) {
+                    node.places.key = Some(key.at);
+                    frame.places.push((key.text.clone(), node.places));
+                    map.insert(key.text, node.value);
+                }
+            }
+        }
+    }
+
+    /// The range without white space at its end, within the text.
+    fn trimmed(&self, at: Range<usize>) -> Range<usize> {
+        let end = at.end.min(self.text.len());
+        let start = at.start.min(end);
+        let kept = self.text.get(start..end).map_or(end - start, |text| text.trim_end().len());
+        start..start + kept
+    }
+}
+
+/// What a scalar is by the core schema of YAML 1.2 (section 10.3): `yes` and `on` are text.
+fn resolve(text: &str, style: ScalarStyle) -> Value {
+    if style != ScalarStyle::Plain {
+        return Value::String(text.to_owned());
+    }
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" => return Value::Bool(true),
+        "false" | "False" | "FALSE" => return Value::Bool(false),
+        _ => {}
+    }
+    number(text).map_or_else(|| Value::String(text.to_owned()), Value::Number)
+}
+
+fn number(text: &str) -> Option<Number> {
+    let first = text.bytes().next()?;
+    if !first.is_ascii_digit() && !matches!(first, b'-' | b'+' | b'.') {
+        return None;
+    }
+    let radix =
+        |prefix: &str, radix| text.strip_prefix(prefix).and_then(|digits| u64::from_str_radix(digits, radix).ok());
+    if let Ok(whole) = text.parse::<i64>() {
+        return Some(whole.into());
+    }
+    if let Some(whole) = text.parse().ok().or_else(|| radix("0x", 16)).or_else(|| radix("0o", 8)) {
+        return Some(Number::from(whole));
+    }
+    let digits = |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'-' | b'+');
+    if text.bytes().all(digits) { text.parse().ok().and_then(Number::from_f64) } else { None }
+}

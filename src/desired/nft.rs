@@ -1,0 +1,460 @@
+//! Renders the nftables table through `templates/patronus.nft.j2`.
+//!
+//! Invariant: nothing reaches the text that has not passed a filter for its alphabet. The formatter refuses
+//! every value that no filter has marked, since nft knows no escapes.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use ipnet::IpNet;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use serde::Serialize;
+
+use super::{
+    CompileError, Inputs, address_on,
+    classify::{Block, Field, Interval, layout},
+};
+use crate::{
+    state::{Allocations, Ranges, Target},
+    units::{Family, Name},
+    validate::intent::{Action, Destination, Nat, Path, Policy, Site, TunnelSpec},
+};
+
+/// Stands in the rendered text where the kernel port puts the generation and the plan's id.
+pub const NIL_STAMP: &str = "generation 0 plan 00000000-0000-0000-0000-000000000000";
+
+const TEMPLATE: &str = include_str!("../../templates/patronus.nft.j2");
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
+
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.set_formatter(|out, _, value| {
+        if !value.is_safe() {
+            return Err(refuse("unfiltered value", &value.to_string()));
+        }
+        out.write_str(value.as_str().unwrap_or_default()).map_err(|_| refuse("write", ""))
+    });
+    for (filter, allowed) in ALPHABETS {
+        env.add_filter(filter, move |value: &Value| checked(filter, allowed, value));
+    }
+    env
+}
+
+type Allowed = fn(char) -> bool;
+
+/// What each kind of value may consist of.
+const ALPHABETS: [(&str, Allowed); 13] = [
+    ("comment", |c| c.is_ascii_alphanumeric() || " /-".contains(c)),
+    ("name", is_name),
+    ("chain", |c| is_name(c) || c == '_'),
+    ("mark", |c| c.is_ascii_hexdigit() || c == 'x'),
+    ("word", |c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+    ("number", |c| c.is_ascii_digit()),
+    ("address", |c| c.is_ascii_hexdigit() || ".:".contains(c)),
+    ("prefix", is_prefix),
+    ("prefixes", |c| is_prefix(c) || ", ".contains(c)),
+    ("interface", is_interface),
+    ("interfaces", |c| is_interface(c) || ", ".contains(c)),
+    ("values", |c| is_prefix(c) || is_interface(c) || ", ".contains(c)),
+    ("fields", |c| c.is_ascii_lowercase() || c.is_ascii_digit() || " .".contains(c)),
+];
+
+const fn is_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
+}
+
+fn is_prefix(c: char) -> bool {
+    c.is_ascii_hexdigit() || ".:/".contains(c)
+}
+
+fn is_interface(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "\"._+-".contains(c)
+}
+
+fn refuse(what: &str, value: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("refused to print {what} `{value}` into the ruleset"))
+}
+
+/// nft's comments end at 128 bytes (`NFTNL_UDATA_COMMENT_MAXLEN`).
+const MAX_COMMENT: usize = 127;
+
+fn checked(filter: &str, allowed: Allowed, value: &Value) -> Result<Value, Error> {
+    let text = value.to_string();
+    let too_long = filter == "comment" && text.len() > MAX_COMMENT;
+    if text.is_empty() || too_long || !text.chars().all(allowed) {
+        return Err(refuse(filter, &text));
+    }
+    Ok(Value::from_safe_string(text))
+}
+
+fn hex(mark: u32) -> String {
+    format!("{mark:#010x}")
+}
+
+fn quoted(interface: &crate::units::IfName) -> String {
+    format!("\"{interface}\"")
+}
+
+fn chain(target: &Target) -> String {
+    target.to_string().replace('/', "_")
+}
+
+/// What the template sees.
+#[derive(Serialize)]
+struct Ruleset {
+    stamp: &'static str,
+    t: String,
+    t_inverse: String,
+    p: String,
+    p_inverse: String,
+    targets: Vec<TargetContext>,
+    steering: Vec<PolicyContext>,
+    policies: Vec<PolicyContext>,
+    families: [FamilyContext; 2],
+    arrivals: Vec<ArrivalContext>,
+    outer: Vec<OuterContext>,
+    pins: Vec<PinContext>,
+    nat: Vec<NatContext>,
+    clamps: Vec<ClampContext>,
+}
+
+#[derive(Serialize)]
+struct TargetContext {
+    mark: String,
+    label: String,
+    chain: String,
+    interfaces: String,
+}
+
+#[derive(Serialize)]
+struct PolicyContext {
+    name: String,
+    mark: String,
+    dscp: Option<u8>,
+    verdict: &'static str,
+    chain: String,
+}
+
+#[derive(Serialize)]
+struct FamilyContext {
+    word: &'static str,
+    beyond: Vec<BeyondContext>,
+    lan: Option<String>,
+    blocks: Vec<BlockContext>,
+}
+
+#[derive(Serialize)]
+struct BeyondContext {
+    prefix: String,
+    chain: String,
+}
+
+#[derive(Serialize, Default)]
+struct BlockContext {
+    key: String,
+    entries: Vec<EntryContext>,
+    conditions: Vec<ConditionContext>,
+    policy: String,
+}
+
+#[derive(Serialize)]
+struct EntryContext {
+    key: String,
+    policy: String,
+}
+
+#[derive(Serialize)]
+struct ConditionContext {
+    field: &'static str,
+    values: String,
+}
+
+#[derive(Serialize)]
+struct ArrivalContext {
+    path: String,
+    interface: String,
+    chain: String,
+    transit: bool,
+}
+
+#[derive(Serialize)]
+struct OuterContext {
+    word: &'static str,
+    local: String,
+    remote: String,
+    port: u16,
+    verdict: &'static str,
+    chain: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PinContext {
+    path: String,
+    interface: String,
+    entries: Vec<PinEntry>,
+}
+
+#[derive(Serialize)]
+struct PinEntry {
+    mark: String,
+    chain: String,
+}
+
+#[derive(Serialize)]
+struct NatContext {
+    interface: String,
+    word: &'static str,
+    snat: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ClampContext {
+    interface: String,
+    mtu: Option<u32>,
+}
+
+/// Renders the table with the nil stamp.
+pub(super) fn render(site: &Site, inputs: &Inputs<'_>, numbers: &Allocations) -> Result<String, CompileError> {
+    let failed = |source| CompileError::Template { site: site.name.clone(), source };
+    let template = ENVIRONMENT.template_from_str(TEMPLATE).map_err(failed)?;
+    let b = Build { site, numbers, ranges: inputs.ranges };
+    let ruleset = Ruleset {
+        stamp: NIL_STAMP,
+        t: hex(inputs.ranges.target_mask.bits()),
+        t_inverse: hex(inputs.ranges.target_mask.inverse()),
+        p: hex(inputs.ranges.policy_mask.bits()),
+        p_inverse: hex(inputs.ranges.policy_mask.inverse()),
+        targets: b.targets(),
+        steering: b.policies().into_iter().filter(|p| p.verdict == "steer").collect(),
+        policies: b.policies(),
+        families: Family::ALL.map(|f| b.family(f)),
+        arrivals: b.arrivals(),
+        outer: b.outer(inputs),
+        pins: b.pins(),
+        nat: b.nat(),
+        clamps: b.clamps(),
+    };
+    template.render(minijinja::value::Serde(&ruleset)).map_err(failed)
+}
+
+const fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+struct Build<'a> {
+    site: &'a Site,
+    numbers: &'a Allocations,
+    ranges: &'a Ranges,
+}
+
+impl Build<'_> {
+    fn mark(&self, target: &Target) -> String {
+        let number = self.numbers.targets.get(target).copied().unwrap_or_default();
+        hex(self.ranges.target_mask.mark(number))
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.site.paths.values()
+    }
+
+    fn members(&self, rule: &Name) -> impl Iterator<Item = &Path> {
+        let names = self.site.rules.get(rule).map(|r| r.members.iter()).unwrap_or_default();
+        names.filter_map(|name| self.site.paths.get(name))
+    }
+
+    fn targets(&self) -> Vec<TargetContext> {
+        let interfaces = |target: &Target| match target {
+            Target::Path(path) => self.site.paths.get(path).map(|p| quoted(&p.interface)).unwrap_or_default(),
+            Target::Rule(rule) | Target::Member(rule, _) => {
+                let mut all: Vec<String> = self.members(rule).map(|p| quoted(&p.interface)).collect();
+                all.sort();
+                all.join(", ")
+            }
+        };
+        let context = |target: &Target| TargetContext {
+            mark: self.mark(target),
+            label: target.to_string(),
+            chain: chain(target),
+            interfaces: interfaces(target),
+        };
+        self.numbers.targets.keys().map(context).collect()
+    }
+
+    fn policies(&self) -> Vec<PolicyContext> {
+        let mut all: Vec<&Policy> = self.site.policies.iter().collect();
+        all.sort_by_key(|p| &p.name);
+        all.into_iter().map(|p| self.policy(p)).collect()
+    }
+
+    fn policy(&self, policy: &Policy) -> PolicyContext {
+        let number = self.numbers.policies.get(&policy.name).copied().unwrap_or_default();
+        let (verdict, target) = match &policy.action {
+            Action::Failover(rule) => ("steer", Some(Target::Rule(rule.clone()))),
+            Action::Path(path) => ("steer", Some(Target::Path(path.clone()))),
+            Action::Drop => ("drop", None),
+            Action::Reject => ("reject", None),
+        };
+        PolicyContext {
+            name: policy.name.to_string(),
+            mark: hex(self.ranges.policy_mask.mark(number)),
+            dscp: policy.set_dscp.map(crate::units::Dscp::value),
+            verdict,
+            chain: target.as_ref().map(chain).unwrap_or_default(),
+        }
+    }
+
+    fn family(&self, family: Family) -> FamilyContext {
+        let mine = |net: &&IpNet| Family::of_net(net) == family;
+        let lan: Vec<String> =
+            self.site.lan.iter().flat_map(|l| &l.prefixes).filter(mine).map(ToString::to_string).collect();
+        let beyond = self.site.beyond.iter().filter(|(net, _)| mine(net)).filter_map(|(net, site)| {
+            Some(BeyondContext { prefix: net.to_string(), chain: chain(&self.towards(site)?) })
+        });
+        FamilyContext {
+            word: word(family),
+            beyond: beyond.collect(),
+            lan: (!lan.is_empty()).then(|| lan.join(", ")),
+            blocks: layout(&self.site.policies, family).iter().map(|b| block(b, family)).collect(),
+        }
+    }
+
+    /// What leads to another site: whatever the first tunnel path towards it answers to.
+    fn towards(&self, site: &Name) -> Option<Target> {
+        let leads = |p: &&Path| matches!(&p.to, Destination::Site { site: s, .. } if s == site);
+        self.paths().find(leads).map(|path| self.answer(path))
+    }
+
+    /// What replies to a flow that came in by a path are sent to: the path itself where addresses are
+    /// translated; else the first rule in use that has it, so that they follow when the path is left.
+    fn answer(&self, path: &Path) -> Target {
+        let has = |rule: &&Name| self.site.rules.get(*rule).is_some_and(|r| r.members.contains(&path.name));
+        let used = self.site.policies.iter().filter_map(|p| match &p.action {
+            Action::Failover(rule) => Some(rule),
+            _ => None,
+        });
+        match &path.to {
+            Destination::Internet => Target::Path(path.name.clone()),
+            Destination::Site { .. } => used
+                .chain(self.site.rules.keys())
+                .find(has)
+                .map_or_else(|| Target::Path(path.name.clone()), |rule| Target::Rule(rule.clone())),
+        }
+    }
+
+    fn arrivals(&self) -> Vec<ArrivalContext> {
+        let arrival = |path: &Path| ArrivalContext {
+            path: path.name.to_string(),
+            interface: quoted(&path.interface),
+            chain: chain(&self.answer(path)),
+            transit: path.to != Destination::Internet,
+        };
+        self.paths().map(arrival).collect()
+    }
+
+    /// Outer packets of our tunnels: over their own endpoint, whatever the policies say.
+    fn outer(&self, inputs: &Inputs<'_>) -> Vec<OuterContext> {
+        self.paths().filter_map(|path| self.outer_of(path, inputs)).collect()
+    }
+
+    fn outer_of(&self, path: &Path, inputs: &Inputs<'_>) -> Option<OuterContext> {
+        let Destination::Site { tunnel: TunnelSpec::Vxlan { over, local, remote, port, .. }, .. } = &path.to else {
+            return None;
+        };
+        let family = Family::of(remote);
+        let uplink = self.paths().find(|p| p.to == Destination::Internet && p.interface == *over);
+        Some(OuterContext {
+            word: word(family),
+            local: local.or_else(|| address_on(inputs.facts, over, family))?.to_string(),
+            remote: remote.to_string(),
+            port: *port,
+            verdict: if uplink.is_some() { "goto" } else { "return" },
+            chain: uplink.map(|p| chain(&Target::Path(p.name.clone()))),
+        })
+    }
+
+    fn pins(&self) -> Vec<PinContext> {
+        let pin = |path: &Path| PinContext {
+            path: path.name.to_string(),
+            interface: quoted(&path.interface),
+            entries: self.pin_entries(path),
+        };
+        self.paths().map(pin).collect()
+    }
+
+    fn pin_entries(&self, path: &Path) -> Vec<PinEntry> {
+        let bound = |target: &Target| match target {
+            Target::Path(name) => (*name == path.name).then(|| target.clone()),
+            Target::Rule(rule) | Target::Member(rule, _) => {
+                let member = self.members(rule).any(|p| p.name == path.name);
+                member.then(|| match path.nat {
+                    Nat::None => Target::Rule(rule.clone()),
+                    Nat::Masquerade | Nat::Snat(_) => Target::Member(rule.clone(), path.name.clone()),
+                })
+            }
+        };
+        let entry = |target: &Target| Some(PinEntry { mark: self.mark(target), chain: chain(&bound(target)?) });
+        self.numbers.targets.keys().filter_map(entry).collect()
+    }
+
+    fn nat(&self) -> Vec<NatContext> {
+        let nat = |path: &Path| {
+            let (family, snat) = match path.nat {
+                Nat::None => return None,
+                Nat::Masquerade => (Family::V4, None),
+                Nat::Snat(address) => (Family::of(&address), Some(address.to_string())),
+            };
+            Some(NatContext { interface: quoted(&path.interface), word: word(family), snat })
+        };
+        self.paths().filter_map(nat).collect()
+    }
+
+    fn clamps(&self) -> Vec<ClampContext> {
+        let by_interface: BTreeMap<_, _> = self.paths().map(|p| (&p.interface, p.mtu)).collect();
+        by_interface.into_iter().map(|(i, mtu)| ClampContext { interface: quoted(i), mtu }).collect()
+    }
+}
+
+const fn field_text(field: Field, family: Family) -> &'static str {
+    match (field, family) {
+        (Field::InInterface, _) => "iifname",
+        (Field::Protocol, _) => "meta l4proto",
+        (Field::Source, Family::V4) => "ip saddr",
+        (Field::Source, Family::V6) => "ip6 saddr",
+        (Field::Destination, Family::V4) => "ip daddr",
+        (Field::Destination, Family::V6) => "ip6 daddr",
+        (Field::SourcePort, _) => "th sport",
+        (Field::DestinationPort, _) => "th dport",
+        (Field::Dscp, Family::V4) => "ip dscp",
+        (Field::Dscp, Family::V6) => "ip6 dscp",
+    }
+}
+
+fn texts(values: &[Interval], between: &str) -> String {
+    values.iter().map(|v| v.text.as_str()).collect::<Vec<_>>().join(between)
+}
+
+fn block(block: &Block, family: Family) -> BlockContext {
+    match block {
+        Block::Map { fields, entries } => BlockContext {
+            key: fields.iter().map(|f| field_text(*f, family)).collect::<Vec<_>>().join(" . "),
+            entries: entries
+                .iter()
+                .map(|(key, policy)| EntryContext { key: texts(key, " . "), policy: policy.to_string() })
+                .collect(),
+            ..BlockContext::default()
+        },
+        Block::Single(rule) => BlockContext {
+            conditions: rule
+                .fields
+                .iter()
+                .map(|(f, values)| ConditionContext { field: field_text(*f, family), values: texts(values, ", ") })
+                .collect(),
+            policy: rule.policy.to_string(),
+            ..BlockContext::default()
+        },
+    }
+}

@@ -1,0 +1,188 @@
+//! Tunnels, routes and rules.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{Inputs, address_on, allocate};
+use crate::{
+    state::{
+        Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
+    },
+    units::{Family, IfName, Name},
+    validate::intent::{Destination, GatewaySpec, Path, Site, TunnelSpec},
+};
+
+/// Metric of a table's active route. The next ones follow in steps of ten.
+pub const ACTIVE: u32 = 10;
+/// Metric of the route that keeps packets from falling through to the main table.
+const LAST: u32 = u32::MAX;
+/// Number of the main routing table (`RT_TABLE_MAIN`).
+const MAIN: u32 = 254;
+/// Bytes that VXLAN adds over IPv4 and IPv6 (RFC 7348: outer IP, UDP, VXLAN, inner Ethernet).
+const VXLAN_OVERHEAD: [(Family, u32); 2] = [(Family::V4, 50), (Family::V6, 70)];
+
+/// The tunnel interfaces that we create, where their endpoint is there to carry them.
+pub(super) fn tunnels<'a>(site: &'a Site, facts: &'a Facts) -> impl Iterator<Item = (Key, Value)> + 'a {
+    site.paths.values().filter_map(|path| {
+        let tunnel = tunnel(path, facts)?;
+        Some((Key::Link { name: path.interface.clone() }, Value::Link(tunnel)))
+    })
+}
+
+fn tunnel(path: &Path, facts: &Facts) -> Option<Tunnel> {
+    let Destination::Site { tunnel: TunnelSpec::Vxlan { id, over, local, remote, port, inner_local, .. }, .. } =
+        &path.to
+    else {
+        return None;
+    };
+    let under = facts.links.get(over)?;
+    let family = Family::of(remote);
+    let overhead = VXLAN_OVERHEAD.iter().find(|(f, _)| *f == family).map_or(70, |(_, bytes)| *bytes);
+    let mut addresses = inner_local.clone();
+    addresses.sort();
+    Some(Tunnel {
+        id: *id,
+        local: local.or_else(|| address_on(facts, over, family))?,
+        remote: *remote,
+        port: *port,
+        over: over.clone(),
+        mtu: path.mtu.unwrap_or_else(|| under.mtu.saturating_sub(overhead)),
+        addresses,
+    })
+}
+
+/// The next hop of a path per family, as far as the kernel would take a route through it now: the interface
+/// exists, is up, and a gateway is known. A missing carrier does not matter: the kernel skips such routes.
+#[must_use]
+pub fn next_hops(site: &Site, path: &Path, facts: &Facts) -> BTreeMap<Family, RouteValue> {
+    let hops = match &path.to {
+        Destination::Internet => uplink_hops(site, path, facts),
+        Destination::Site { tunnel, .. } => tunnel_hops(tunnel, path, facts),
+    };
+    let via = |gateway| RouteValue::Via { gateway, interface: path.interface.clone(), mtu: path.mtu };
+    hops.into_iter().map(|(family, gateway)| (family, via(gateway))).collect()
+}
+
+type Hops = Vec<(Family, Option<IpAddr>)>;
+
+fn up<'a>(facts: &'a Facts, interface: &IfName) -> Option<&'a LinkFacts> {
+    facts.links.get(interface).filter(|link| link.up)
+}
+
+fn by_family(gateways: &[IpAddr]) -> Hops {
+    gateways.iter().map(|g| (Family::of(g), Some(*g))).collect()
+}
+
+fn uplink_hops(site: &Site, path: &Path, facts: &Facts) -> Hops {
+    let (Some(endpoint), Some(link)) = (site.endpoints.get(&path.from), up(facts, &path.interface)) else {
+        return Hops::new();
+    };
+    match &endpoint.gateway {
+        GatewaySpec::Fixed(gateways) => by_family(gateways),
+        GatewaySpec::Auto => link
+            .gateways
+            .iter()
+            .map(|(family, gateway)| match gateway {
+                Gateway::Address(address) => (*family, Some(*address)),
+                Gateway::Link => (*family, None),
+            })
+            .collect(),
+    }
+}
+
+fn tunnel_hops(tunnel: &TunnelSpec, path: &Path, facts: &Facts) -> Hops {
+    match tunnel {
+        // The interface may not exist yet: the plan creates it before its routes.
+        TunnelSpec::Vxlan { over, inner_remote, .. }
+            if up(facts, over).is_some() && facts.links.get(&path.interface).is_none_or(|l| l.up) =>
+        {
+            by_family(inner_remote)
+        }
+        TunnelSpec::Interface { gateways } if up(facts, &path.interface).is_some() => {
+            if gateways.is_empty() {
+                Family::ALL.into_iter().map(|f| (f, None)).collect()
+            } else {
+                by_family(gateways)
+            }
+        }
+        _ => Hops::new(),
+    }
+}
+
+const fn default_route(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+        Family::V6 => IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// The paths of a target's table in order of metric.
+fn order<'a>(target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a Name> {
+    let choice = |rule: &Name| inputs.selection.rules.get(rule);
+    let in_use = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
+    match target {
+        Target::Path(path) => vec![path],
+        Target::Rule(rule) => in_use(rule).collect(),
+        Target::Member(rule, path) => std::iter::once(path).chain(in_use(rule).filter(|p| *p != path)).collect(),
+    }
+}
+
+/// The routes of every target's table.
+pub(super) fn routes<'a>(
+    site: &'a Site,
+    inputs: &Inputs<'a>,
+    allocations: &'a Allocations,
+) -> impl Iterator<Item = (Key, Value)> + 'a {
+    let inputs = *inputs;
+    let hops: BTreeMap<&Name, BTreeMap<Family, RouteValue>> =
+        site.paths.iter().map(|(name, path)| (name, next_hops(site, path, inputs.facts))).collect();
+    allocations.targets.iter().flat_map(move |(target, number)| {
+        let table = inputs.ranges.table(*number);
+        let order = order(target, &inputs);
+        let hops = &hops;
+        Family::ALL.into_iter().flat_map(|family| table_routes(table, family, &order, hops)).collect::<Vec<_>>()
+    })
+}
+
+fn table_routes(
+    table: u32,
+    family: Family,
+    order: &[&Name],
+    hops: &BTreeMap<&Name, BTreeMap<Family, RouteValue>>,
+) -> Vec<(Key, Value)> {
+    let usable = order.iter().filter_map(|path| hops.get(path)?.get(&family).cloned());
+    let metrics = (ACTIVE..).step_by(10);
+    let key = |metric| Key::Route(RouteKey { table, family, destination: default_route(family), metric });
+    metrics
+        .zip(usable)
+        .chain(std::iter::once((LAST, RouteValue::Unreachable)))
+        .map(|(metric, value)| (key(metric), Value::Route(value)))
+        .collect()
+}
+
+/// The rules: specific routes of the main table first, then one per target and family; senders that are
+/// bound to an uplink's interface leave by it.
+pub(super) fn rules<'a>(
+    site: &'a Site,
+    inputs: &Inputs<'a>,
+    allocations: &'a Allocations,
+) -> impl Iterator<Item = (Key, Value)> + 'a {
+    let ranges = *inputs.ranges;
+    let any = !allocate::targets(site).is_empty();
+    let main = any.then(|| (ranges.main_priority(), None, None, MAIN, Some(0)));
+    let marked = allocations.targets.values().map(move |n| {
+        let fwmark = Fwmark { mark: ranges.target_mask.mark(*n), mask: ranges.target_mask.bits() };
+        (ranges.priority(*n), Some(fwmark), None, ranges.table(*n), None)
+    });
+    let bound = site.paths.values().filter(|p| p.to == Destination::Internet).filter_map(move |path| {
+        let n = allocations.targets.get(&Target::Path(path.name.clone()))?;
+        Some((ranges.priority(*n), None, Some(path.interface.clone()), ranges.table(*n), None))
+    });
+    main.into_iter().chain(marked).chain(bound).flat_map(|(priority, fwmark, oif, table, suppress_prefixlength)| {
+        Family::ALL.map(|family| {
+            let oif = oif.clone();
+            (Key::Rule(RuleKey { priority, family, fwmark, oif, table, suppress_prefixlength }), Value::Rule)
+        })
+    })
+}

@@ -1,0 +1,75 @@
+//! Sysctls: what forwarding over several uplinks needs, and what was there before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Inputs;
+use crate::{
+    state::{Facts, Key, SysctlKey, Value},
+    units::IfName,
+    validate::intent::{GatewaySpec, Site},
+};
+
+/// For the router as a whole, in the order in which they are written: switching forwarding on resets others.
+const GLOBAL: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+
+/// For each interface that a path leaves by. Dead carriers make the kernel take the next route; replies may
+/// come in by another uplink than the main table says; the mark counts when their source is checked.
+const PER_INTERFACE: [(&str, &str, &str); 4] = [
+    ("ipv4", "ignore_routes_with_linkdown", "1"),
+    ("ipv4", "rp_filter", "2"),
+    ("ipv4", "src_valid_mark", "1"),
+    ("ipv6", "ignore_routes_with_linkdown", "1"),
+];
+
+fn interfaces(site: &Site) -> BTreeSet<&IfName> {
+    site.paths.values().map(|path| &path.interface).collect()
+}
+
+/// A forwarding router ignores router advertisements unless told otherwise, and `auto` may depend on them.
+fn follows_advertisements(site: &Site) -> impl Iterator<Item = &IfName> {
+    site.endpoints.values().filter(|e| e.gateway == GatewaySpec::Auto).map(|e| &e.interface)
+}
+
+fn wanted(site: &Site) -> impl Iterator<Item = (Option<&IfName>, String, &'static str)> {
+    let global = GLOBAL.map(|path| (None, path.to_owned(), "1"));
+    let each = interfaces(site).into_iter().flat_map(|interface| {
+        PER_INTERFACE.map(|(family, name, value)| (Some(interface), format!("{family}/conf/{interface}/{name}"), value))
+    });
+    let advertised = follows_advertisements(site)
+        .map(|interface| (Some(interface), format!("ipv6/conf/{interface}/accept_ra"), "2"));
+    global.into_iter().chain(each).chain(advertised)
+}
+
+/// The wanted sysctls of interfaces that exist or that this plan creates, and the old values of those that
+/// are no longer wanted.
+pub(super) fn sysctls(site: &Site, inputs: &Inputs<'_>) -> BTreeMap<Key, Value> {
+    let exists = |interface: &IfName| inputs.facts.links.contains_key(interface);
+    let mut all: BTreeMap<Key, Value> = restored(inputs.originals, inputs.facts).collect();
+    all.extend(
+        wanted(site).filter(|(interface, ..)| interface.is_none_or(exists)).map(|(_, path, value)| entry(path, value)),
+    );
+    all
+}
+
+fn entry(path: String, value: &str) -> (Key, Value) {
+    (Key::Sysctl(SysctlKey { path }), Value::Sysctl { value: value.to_owned() })
+}
+
+/// The old values, but for interfaces that have gone.
+pub(super) fn restored<'a>(
+    originals: &'a BTreeMap<SysctlKey, String>,
+    facts: &'a Facts,
+) -> impl Iterator<Item = (Key, Value)> + 'a {
+    let there = |key: &SysctlKey| match key.path.split('/').collect::<Vec<_>>()[..] {
+        [_, "conf", "all" | "default", _] => true,
+        [_, "conf", interface, _] => facts.links.keys().any(|name| name.as_str() == interface),
+        _ => true,
+    };
+    originals.iter().filter(move |(key, _)| there(key)).map(|(key, value)| entry(key.path.clone(), value))
+}
+
+pub(super) fn scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec<String> {
+    let all: BTreeSet<String> =
+        wanted(site).map(|(_, path, _)| path).chain(originals.keys().map(|key| key.path.clone())).collect();
+    all.into_iter().collect()
+}

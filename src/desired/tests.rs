@@ -1,0 +1,198 @@
+//! The compiler: numbers, tables, the ruleset.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::*;
+use crate::{
+    failover::Choice,
+    state::{Gateway, LinkFacts, RouteKey, RouteValue, Target},
+    units::Ratio,
+    validate::intent::{
+        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Method, Nat, NoPath, Path, Policy, Probe, Rule,
+        Strategy,
+    },
+};
+
+fn name(s: &str) -> Name {
+    s.parse().expect("a name")
+}
+
+fn path(n: &str, interface: &str) -> Path {
+    Path {
+        name: name(n),
+        from: name(n),
+        to: Destination::Internet,
+        interface: interface.parse().expect("an interface"),
+        nat: Nat::Masquerade,
+        mtu: None,
+        probe: Probe {
+            method: Method::Icmp,
+            targets: vec!["1.1.1.1".parse().expect("an address")],
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(800),
+            quorum: 1,
+            down_after: 3,
+            window: 20,
+            size: 56,
+        },
+        health: Health {
+            latency: Duration::from_millis(150),
+            loss: Ratio::of(2, 100),
+            jitter: Duration::from_millis(30),
+        },
+    }
+}
+
+fn endpoint(interface: &str, gateway: GatewaySpec) -> Endpoint {
+    let interface = interface.parse().expect("an interface");
+    Endpoint { interface, address: None, gateway, down: None, up: None, cost: 1, metered: false }
+}
+
+fn policy(n: &str, priority: u32, matches: Match, action: Action) -> Policy {
+    Policy { name: name(n), priority, matches, action, set_dscp: None }
+}
+
+fn berlin() -> Site {
+    let dscp = |s: &str| s.parse().expect("a DSCP");
+    let net = |s: &str| s.parse().expect("a prefix");
+    let rule = Rule {
+        name: name("critical"),
+        members: vec![name("fiber"), name("lte")],
+        strategy: Strategy::BestScore,
+        failover_threshold: 50,
+        failback_threshold: 80,
+        failback_delay: Duration::from_secs(60),
+        sla: None,
+        no_path: NoPath::Keep,
+    };
+    let voice = Match { protocols: vec![17], dscp: vec![dscp("ef")], ..Match::default() };
+    let guests = Match { source: vec![net("192.168.10.128/25")], ..Match::default() };
+    Site {
+        name: name("berlin"),
+        labels: BTreeMap::new(),
+        lan: vec![Lan { interface: "lan0".parse().expect("an interface"), prefixes: vec![net("192.168.10.0/24")] }],
+        endpoints: [
+            (name("fiber"), endpoint("wan0", GatewaySpec::Fixed(vec!["198.51.100.1".parse().expect("an address")]))),
+            (name("lte"), endpoint("wwan0", GatewaySpec::Auto)),
+        ]
+        .into(),
+        paths: [(name("fiber"), path("fiber", "wan0")), (name("lte"), path("lte", "wwan0"))].into(),
+        rules: [(name("critical"), rule)].into(),
+        policies: vec![
+            policy("voice", 100, voice, Action::Failover(name("critical"))),
+            policy("guests", 200, guests, Action::Path(name("fiber"))),
+            policy("default", 1000, Match::default(), Action::Failover(name("critical"))),
+        ],
+        beyond: BTreeMap::new(),
+    }
+}
+
+fn facts() -> Facts {
+    let link = |index, gateways: &[(Family, Gateway)]| LinkFacts {
+        index,
+        up: true,
+        carrier: true,
+        mtu: 1500,
+        addresses: vec![],
+        gateways: gateways.iter().copied().collect(),
+    };
+    let lte = Gateway::Address("10.64.0.1".parse().expect("an address"));
+    let links = [("wan0", link(2, &[])), ("wwan0", link(3, &[(Family::V4, lte)])), ("lan0", link(4, &[]))];
+    Facts { links: links.into_iter().map(|(n, l)| (n.parse().expect("an interface"), l)).collect() }
+}
+
+fn selection(active: &str, tail: &[&str]) -> Selection {
+    let choice = Choice {
+        active: Some(name(active)),
+        tail: tail.iter().map(|t| name(t)).collect(),
+        since: crate::clock::Instant::default(),
+        recovering: None,
+        exhausted: false,
+    };
+    Selection { rules: [(name("critical"), choice)].into() }
+}
+
+fn compiled(site: &Site, selection: &Selection, known: &Allocations) -> Compiled {
+    let inputs = Inputs { selection, facts: &facts(), known, ranges: &Ranges::default(), originals: &BTreeMap::new() };
+    compile(site, inputs).expect("it compiles")
+}
+
+/// The next hops of a target's IPv4 table in order of metric, by interface.
+fn table(c: &Compiled, target: &Target) -> Vec<String> {
+    let wanted = Ranges::default().table(c.allocations.targets[target]);
+    let in_table = c.state.objects.iter().filter_map(|(key, value)| match (key, value) {
+        (Key::Route(RouteKey { table, family: Family::V4, .. }), Value::Route(v)) if *table == wanted => Some(v),
+        _ => None,
+    });
+    in_table
+        .map(|v| match v {
+            RouteValue::Via { interface, .. } => interface.to_string(),
+            RouteValue::Unreachable => "unreachable".into(),
+            RouteValue::Other { text, .. } => text.clone(),
+        })
+        .collect()
+}
+
+#[test]
+fn every_table_ends_in_unreachable_and_only_rules_have_a_tail() {
+    let c = compiled(&berlin(), &selection("fiber", &["lte"]), &Allocations::default());
+    assert_eq!(table(&c, &Target::Path(name("fiber"))), ["wan0", "unreachable"]);
+    assert_eq!(table(&c, &Target::Rule(name("critical"))), ["wan0", "wwan0", "unreachable"]);
+    assert_eq!(table(&c, &Target::Member(name("critical"), name("lte"))), ["wwan0", "wan0", "unreachable"]);
+}
+
+#[test]
+fn a_switch_changes_routes_of_the_rule_and_nothing_else_but_tails() {
+    let before = compiled(&berlin(), &selection("fiber", &["lte"]), &Allocations::default());
+    let after = compiled(&berlin(), &selection("lte", &["fiber"]), &before.allocations);
+    let steps = crate::plan::diff(&after.state, &before.state);
+    assert!(steps.iter().all(|s| s.kind() == "route"), "{steps:?}");
+    let rule = Ranges::default().table(before.allocations.targets[&Target::Rule(name("critical"))]);
+    assert!(matches!(steps[0].key(), Some(Key::Route(k)) if k.table == rule && k.metric == 10));
+}
+
+#[test]
+fn numbers_stay_and_a_number_given_up_is_not_given_out_at_once() {
+    let first = compiled(&berlin(), &Selection::default(), &Allocations::default());
+    let mut site = berlin();
+    site.paths.remove(&name("fiber"));
+    site.paths.insert(name("cable"), path("cable", "wan0"));
+    site.rules.get_mut(&name("critical")).expect("the rule").members = vec![name("cable"), name("lte")];
+    let second = compiled(&site, &Selection::default(), &first.allocations);
+    let kept = Target::Path(name("lte"));
+    assert_eq!(first.allocations.targets[&kept], second.allocations.targets[&kept]);
+    let old: BTreeSet<u32> = first.allocations.targets.values().copied().collect();
+    assert!(!old.contains(&second.allocations.targets[&Target::Path(name("cable"))]));
+}
+
+#[test]
+fn more_targets_than_the_mask_has_room_for_is_an_error_that_names_the_setting() {
+    let mut site = berlin();
+    for i in 0..300 {
+        let n = format!("p{i}");
+        site.paths.insert(name(&n), path(&n, &format!("wan{i}")));
+    }
+    let inputs = Inputs {
+        selection: &Selection::default(),
+        facts: &Facts::default(),
+        known: &Allocations::default(),
+        ranges: &Ranges::default(),
+        originals: &BTreeMap::new(),
+    };
+    let error = compile(&site, inputs).expect_err("too many");
+    assert!(error.to_string().contains("ranges.targetMask"), "{error}");
+}
+
+#[test]
+fn the_same_input_renders_the_same_bytes() {
+    let one = compiled(&berlin(), &selection("fiber", &["lte"]), &Allocations::default());
+    let two = compiled(&berlin(), &selection("fiber", &["lte"]), &Allocations::default());
+    let source = |c: &Compiled| match &c.state.objects[&Key::Nft] {
+        Value::Nft(t) => t.source.clone(),
+        _ => unreachable!("the key says nft"),
+    };
+    assert_eq!(source(&one), source(&two));
+    if let Ok(file) = std::env::var("PATRONUS_PRINT_RULESET") {
+        std::fs::write(file, source(&one)).expect("written");
+    }
+}

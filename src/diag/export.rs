@@ -1,0 +1,120 @@
+//! Diagnostics for programs: JSON, SARIF 2.1.0 and the annotations of CI services.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::{Diagnostic, Severity, Sources, Span};
+
+/// Version of the JSON form.
+pub const FORMAT_VERSION: u32 = 1;
+
+fn place(span: &Span, sources: &Sources) -> Value {
+    let (line, column) = sources.position(&span.file, span.start);
+    let (end_line, end_column) = sources.position(&span.file, span.end);
+    json!({
+        "file": &*span.file, "line": line, "column": column, "endLine": end_line, "endColumn": end_column,
+        "start": span.start, "end": span.end,
+    })
+}
+
+/// All findings as one JSON value with a `format_version`.
+#[must_use]
+pub fn json(found: &[Diagnostic], sources: &Sources) -> Value {
+    let one = |d: &Diagnostic| {
+        let notes = d.notes.iter().map(|n| json!({"message": n.message, "place": place(&n.span, sources)}));
+        json!({
+            "code": d.code.info().code, "severity": d.severity, "title": d.code.info().title,
+            "message": d.message, "place": d.span.as_ref().map(|s| place(s, sources)),
+            "notes": notes.collect::<Vec<_>>(), "help": d.help,
+        })
+    };
+    json!({"format_version": FORMAT_VERSION, "diagnostics": found.iter().map(one).collect::<Vec<_>>()})
+}
+
+/// All findings as a SARIF 2.1.0 log (OASIS standard), for code scanning services.
+#[must_use]
+pub fn sarif(found: &[Diagnostic], sources: &Sources) -> Value {
+    let used: BTreeSet<_> = found.iter().map(|d| d.code).collect();
+    let rules = used.iter().map(|code| {
+        let info = code.info();
+        json!({
+            "id": info.code, "shortDescription": {"text": info.title}, "fullDescription": {"text": info.explanation},
+        })
+    });
+    let driver = json!({
+        "name": "patronus", "version": env!("CARGO_PKG_VERSION"), "rules": rules.collect::<Vec<_>>(),
+    });
+    json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": {"driver": driver},
+            "columnKind": "unicodeCodePoints",
+            "results": found.iter().map(|d| sarif_result(d, sources)).collect::<Vec<_>>(),
+        }],
+    })
+}
+
+fn sarif_result(d: &Diagnostic, sources: &Sources) -> Value {
+    let text = d.help.as_ref().map_or_else(|| d.message.clone(), |help| format!("{}\n{help}", d.message));
+    let related = d.notes.iter().enumerate().map(|(id, note)| {
+        let mut location = sarif_location(&note.span, sources);
+        location["id"] = id.into();
+        location["message"] = json!({"text": note.message});
+        location
+    });
+    json!({
+        "ruleId": d.code.info().code, "level": d.severity, "message": {"text": text},
+        "locations": d.span.iter().map(|s| sarif_location(s, sources)).collect::<Vec<_>>(),
+        "relatedLocations": related.collect::<Vec<_>>(),
+    })
+}
+
+fn sarif_location(span: &Span, sources: &Sources) -> Value {
+    let (line, column) = sources.position(&span.file, span.start);
+    let (end_line, end_column) = sources.position(&span.file, span.end);
+    json!({"physicalLocation": {
+        "artifactLocation": {"uri": uri(&span.file), "uriBaseId": "%SRCROOT%"},
+        "region": {"startLine": line, "startColumn": column, "endLine": end_line, "endColumn": end_column},
+    }})
+}
+
+/// A relative path as a URI reference (RFC 3986, section 4.2).
+fn uri(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+/// All findings as workflow commands, which GitHub, Gitea and Forgejo show beside the changed lines.
+#[must_use]
+pub fn github(found: &[Diagnostic], sources: &Sources) -> String {
+    let mut out = String::new();
+    for d in found {
+        let level = if d.severity == Severity::Error { "error" } else { "warning" };
+        let text = d.help.as_ref().map_or_else(|| d.message.clone(), |help| format!("{}\n{help}", d.message));
+        let title = format!("{} {}", d.code, d.code.info().title);
+        let mut fields = Vec::new();
+        if let Some(span) = &d.span {
+            let (line, column) = sources.position(&span.file, span.start);
+            let (end_line, end_column) = sources.position(&span.file, span.end);
+            fields.push(format!("file={},line={line},col={column}", escape(&span.file, true)));
+            fields.push(format!("endLine={end_line},endColumn={end_column}"));
+        }
+        fields.push(format!("title={}", escape(&title, true)));
+        out.push_str(&format!("::{level} {}::{}\n", fields.join(","), escape(&text, false)));
+    }
+    out
+}
+
+/// Escapes as the runner's toolkit does: `%`, CR and LF in data, also `:` and `,` in properties.
+fn escape(text: &str, property: bool) -> String {
+    let data = text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    if property { data.replace(':', "%3A").replace(',', "%2C") } else { data }
+}

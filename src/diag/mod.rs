@@ -1,0 +1,189 @@
+//! What is wrong, where, and what to do: diagnostics with stable codes, and their renderers.
+//!
+//! Invariant: a diagnostic points into a text that [`Sources`] holds, or nowhere; rendering never fails.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+mod codes;
+mod export;
+mod terminal;
+
+pub use codes::{CODES, Code, CodeInfo};
+pub use export::{github, json, sarif};
+pub use terminal::terminal;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing is applied while it stands.
+    Error,
+    /// It works, and somebody should look at it.
+    Warning,
+}
+
+/// A place in a file, as bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span {
+    /// The file, as [`Sources`] knows it.
+    pub file: Arc<str>,
+    /// Where the place begins, in bytes.
+    pub start: usize,
+    /// Where it ends, exclusive, in bytes.
+    pub end: usize,
+}
+
+impl Span {
+    /// A place in `file`.
+    #[must_use]
+    pub fn new(file: &Arc<str>, range: Range<usize>) -> Self {
+        Self { file: Arc::clone(file), start: range.start, end: range.end.max(range.start) }
+    }
+}
+
+/// Another place that belongs to a finding.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    /// Where.
+    pub span: Span,
+    /// What is there.
+    pub message: String,
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// Which kind of fault; never changes its meaning.
+    pub code: Code,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// Where; none when it concerns no single place.
+    pub span: Option<Span>,
+    /// Other places that belong to it.
+    pub notes: Vec<Note>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Diagnostic {
+    /// An error without a place.
+    pub fn error(code: Code, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { code, severity: Severity::Error, message, span: None, notes: Vec::new(), help: None }
+    }
+
+    /// A warning without a place.
+    pub fn warning(code: Code, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(code, message) }
+    }
+
+    /// The same at a place.
+    #[must_use]
+    pub fn at(mut self, span: Span) -> Self {
+        self.span = Some(span);
+        self
+    }
+
+    /// The same with another place that belongs to it.
+    #[must_use]
+    pub fn note(mut self, span: Span, message: impl Into<String>) -> Self {
+        self.notes.push(Note { span, message: message.into() });
+        self
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// Whether any finding is an error.
+#[must_use]
+pub fn has_errors(found: &[Diagnostic]) -> bool {
+    found.iter().any(|d| d.severity == Severity::Error)
+}
+
+/// Sorts by place, then by code and text, and drops repetitions.
+pub fn sort(found: &mut Vec<Diagnostic>) {
+    found.sort_by(|a, b| (&a.span, a.code, &a.message).cmp(&(&b.span, b.code, &b.message)));
+    found.dedup();
+}
+
+/// The texts that diagnostics point into.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    files: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+impl Sources {
+    /// Adds a file and returns the name under which spans refer to it.
+    pub fn add(&mut self, file: &str, text: &str) -> Arc<str> {
+        let name: Arc<str> = file.into();
+        self.files.insert(Arc::clone(&name), text.into());
+        name
+    }
+
+    /// The text of a file; empty when it is not known.
+    #[must_use]
+    pub fn text(&self, file: &str) -> &str {
+        self.files.get(file).map_or("", |text| text)
+    }
+
+    /// How many files there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether there is no file.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Line and column, both from 1, the column in characters.
+    #[must_use]
+    pub fn position(&self, file: &str, offset: usize) -> (usize, usize) {
+        let text = self.text(file);
+        let before = &text[..floor(text, offset)];
+        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        (line, before[start..].chars().count() + 1)
+    }
+}
+
+/// The largest character boundary of `text` that is not above `offset`.
+fn floor(text: &str, offset: usize) -> usize {
+    let mut at = offset.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// The candidate that `word` most probably meant.
+pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let distance = |c: &'a str| (strsim::damerau_levenshtein(&word.to_lowercase(), &c.to_lowercase()), c);
+    let near = |(n, c): &(usize, &str)| *n <= 1 + c.len() / 4 && *n < c.len();
+    candidates.into_iter().map(distance).filter(near).min().map(|(_, c)| c)
+}
+
+/// `a`, `b` and `c`, each in backquotes, at most `limit` of them.
+pub fn listed<T: std::fmt::Display>(items: &[T], limit: usize) -> String {
+    let mut names: Vec<String> = items.iter().take(limit).map(|item| format!("`{item}`")).collect();
+    if items.len() > limit {
+        names.push(format!("{} more", items.len() - limit));
+    }
+    match names.pop() {
+        Some(last) if names.is_empty() => last,
+        Some(last) => format!("{} and {last}", names.join(", ")),
+        None => String::new(),
+    }
+}

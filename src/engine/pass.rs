@@ -1,0 +1,192 @@
+//! The full pass: look, plan, apply, read back.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{
+    AUDIT, Engine, RETRY,
+    router::{PlanError, Planned},
+    source::chain,
+    status::{ReconcileOutcome, ReconcileStatus},
+};
+use crate::{
+    apply::{self, Outcome},
+    clock::{self, Instant},
+    desired,
+    plan::{Step, text},
+    probe::ProbeSpec,
+    state::Target,
+    store::Run,
+};
+
+/// Lines of drift that a status carries.
+const DRIFT_LINES: usize = 20;
+
+impl Engine {
+    /// Brings kernel and configuration together once.
+    pub(super) async fn pass(&mut self) {
+        let begun = clock::now();
+        self.timers.pass = None;
+        self.timers.audit = begun + AUDIT;
+        if self.active.is_none() {
+            return;
+        }
+        let (outcome, steps, message) = match self.look_and_plan().await {
+            Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
+            Ok(planned) => self.carry_out(&planned).await,
+            Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
+        };
+        self.ended(begun, outcome, steps, message);
+    }
+
+    async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
+        let site = self.active.as_ref().map(|a| a.site.clone());
+        self.observed = self.router.observe(site.as_ref()).await?;
+        let now = clock::now();
+        self.links_from_facts(now);
+        self.decide(now).await;
+        // `decide` may have asked for the pass that is just under way.
+        self.timers.pass = None;
+        let Some(active) = &self.active else { return Ok(self.router.plan_teardown(&self.observed)) };
+        let planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
+        self.note_drift(&planned.steps);
+        Ok(planned)
+    }
+
+    /// What differs from the state applied last was changed by someone else.
+    fn note_drift(&mut self, steps: &[Step]) {
+        let drifted: Vec<&Step> = match self.router.applied() {
+            Some(applied) if self.observed.stamp.is_some() || !applied.objects.is_empty() => {
+                steps.iter().filter(|s| crate::plan::report::drifted(s, applied)).collect()
+            }
+            _ => Vec::new(),
+        };
+        for step in &drifted {
+            *self.totals.drift.entry(step.kind().to_owned()).or_default() += 1;
+        }
+        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, text::key_text(s.key()?)))).collect();
+        if !self.drift.is_empty() {
+            let count = self.drift.len();
+            let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
+            self.drift.truncate(DRIFT_LINES);
+            self.event("drift", "", message, json!(self.drift));
+        }
+    }
+
+    async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
+        let site = self.active.as_ref().map(|a| a.site.clone());
+        let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
+        self.router.apply(planned, site.as_ref(), &revision).await;
+        self.in_force();
+        self.configure_probes();
+        (ReconcileOutcome::Unchanged, 0, None)
+    }
+
+    async fn carry_out(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
+        let site = self.active.as_ref().map(|a| a.site.clone());
+        let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
+        let started = clock::wall();
+        let report = self.router.apply(planned, site.as_ref(), &revision).await;
+        self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
+        let (outcome, message) = told(&report.outcome);
+        self.recorder.run(Run {
+            plan: Some(planned.stamp.plan),
+            generation: planned.stamp.generation,
+            revision: Some(revision),
+            started,
+            ended: Some(clock::wall()),
+            outcome: Some(outcome),
+            steps: planned.steps.len(),
+            message: message.clone(),
+        });
+        if outcome == ReconcileOutcome::Applied {
+            self.observed.state = planned.desired.clone();
+            self.observed.allocations = planned.allocations.clone();
+            self.observed.stamp = Some(planned.stamp.clone());
+            self.drift.clear();
+            self.in_force();
+            self.configure_probes();
+        }
+        (outcome, report.steps, message)
+    }
+
+    fn ended(&mut self, begun: Instant, outcome: ReconcileOutcome, steps: usize, message: Option<String>) {
+        let took = clock::now().since(begun);
+        *self.totals.reconciles.entry(outcome).or_default() += 1;
+        self.totals.reconcile_seconds += took.as_secs_f64();
+        let failed = !matches!(outcome, ReconcileOutcome::Unchanged | ReconcileOutcome::Applied);
+        let repeated = self.last.as_ref().is_some_and(|l| l.outcome == outcome && l.message == message);
+        if outcome != ReconcileOutcome::Unchanged && !(failed && repeated) {
+            let text = summary(outcome, steps, took, message.as_deref(), self.router.generation());
+            self.event("reconcile", "", text, json!({ "steps": steps, "micros": took.as_micros() }));
+        }
+        self.alarms.kernel = failed.then(|| message.clone()).flatten();
+        if failed {
+            self.timers.pass_at(clock::now() + self.timers.retry);
+            self.timers.retry = (self.timers.retry * 2).min(AUDIT);
+        } else {
+            self.timers.retry = RETRY;
+        }
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.last = Some(ReconcileStatus { at: clock::wall(), micros, outcome, steps, message });
+        self.timers.publish = clock::now();
+    }
+
+    /// Tells the prober what to probe, through which mark, device and source.
+    fn configure_probes(&mut self) {
+        let Some(active) = &self.active else { return };
+        let ranges = self.router.ranges();
+        let numbers = &self.router.numbers(&self.observed).targets;
+        let spec = |path: &crate::validate::intent::Path| {
+            let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
+            ProbeSpec {
+                path: path.name.clone(),
+                interface: path.interface.clone(),
+                mark: ranges.target_mask.mark(number),
+                sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts).into_values().collect(),
+                targets: path.probe.targets.clone(),
+                interval: path.probe.interval,
+                timeout: path.probe.timeout,
+                size: path.probe.size,
+            }
+        };
+        let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();
+        self.prober.configure(specs);
+    }
+}
+
+fn drift_line(step: &Step, object: String) -> String {
+    match step {
+        Step::Set { before: None, .. } => format!("{object} is missing"),
+        Step::Set { after: None, .. } => format!("{object} should not be there"),
+        _ => format!("{object} has another value"),
+    }
+}
+
+/// An apply's outcome as the status shows it.
+pub(crate) fn told(outcome: &apply::Outcome) -> (ReconcileOutcome, Option<String>) {
+    match outcome {
+        Outcome::Unchanged => (ReconcileOutcome::Unchanged, None),
+        Outcome::Applied => (ReconcileOutcome::Applied, None),
+        Outcome::RolledBack { cause } => (ReconcileOutcome::RolledBack, Some(chain(cause))),
+        Outcome::RollbackFailed { cause, undo, left } => {
+            let undo = undo.as_ref().map(|e| format!("; the undo failed: {}", chain(e))).unwrap_or_default();
+            let left = if left.is_empty() { String::new() } else { format!("; left: {}", left.join("; ")) };
+            (ReconcileOutcome::RollbackFailed, Some(format!("{}{undo}{left}", chain(cause))))
+        }
+    }
+}
+
+fn summary(outcome: ReconcileOutcome, steps: usize, took: Duration, message: Option<&str>, generation: u64) -> String {
+    let because = message.map(|m| format!(": {m}")).unwrap_or_default();
+    match outcome {
+        ReconcileOutcome::Applied => {
+            format!("generation {generation} applied: {steps} steps in {} ms", took.as_millis())
+        }
+        ReconcileOutcome::RolledBack => format!("rolled back, the old state is in force{because}"),
+        ReconcileOutcome::RollbackFailed => format!("ROLLBACK FAILED, look at once{because}"),
+        ReconcileOutcome::Refused => format!("nothing was done{because}"),
+        ReconcileOutcome::Unchanged => "nothing to do".into(),
+    }
+}

@@ -1,0 +1,143 @@
+//! The status that goes out after each pass and once a second.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    Engine, PUBLISH,
+    status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals},
+};
+use crate::{
+    clock, desired, failover,
+    plan::report::action_text,
+    state::RouteValue,
+    units::Name,
+    validate::intent::{Action, Policy, Site},
+};
+
+/// Version of the status format.
+const FORMAT_VERSION: u32 = 1;
+
+/// Probes of one path since the daemon started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Probes {
+    pub answered: u64,
+    pub lost: u64,
+}
+
+/// A status before anything is known.
+pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
+    Status {
+        format_version: FORMAT_VERSION,
+        version: env!("CARGO_PKG_VERSION").into(),
+        site: site.clone(),
+        pid: std::process::id(),
+        started: clock::wall(),
+        now: clock::now(),
+        wall: clock::wall(),
+        source,
+        generation: 0,
+        reconcile: None,
+        paths: BTreeMap::new(),
+        rules: BTreeMap::new(),
+        policies: Vec::new(),
+        alarms: Vec::new(),
+        drift: Vec::new(),
+        totals: Totals::default(),
+    }
+}
+
+impl Engine {
+    /// Publishes what is known now.
+    pub(super) fn publish(&mut self) {
+        self.timers.publish = clock::now() + PUBLISH;
+        let mut status = blank(&self.origin.site, self.source.clone());
+        status.started = self.started;
+        status.generation = self.router.generation();
+        status.reconcile.clone_from(&self.last);
+        status.drift.clone_from(&self.drift);
+        status.totals = self.totals.clone();
+        status.totals.store_lost_rows = self.recorder.lost();
+        status.alarms = self.alarms();
+        if let Some(active) = &self.active {
+            status.paths = self.paths(&active.site);
+            status.rules = self.rules(&active.site);
+            status.policies = active.site.policies.iter().map(|p| self.policy(p)).collect();
+        }
+        self.status.send_replace(Arc::new(status));
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        let a = &self.alarms;
+        let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
+        all.extend(self.recorder.alarms());
+        all.extend(self.observed.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
+        all
+    }
+
+    fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
+        let gateway = |hop: &RouteValue| match hop {
+            RouteValue::Via { gateway: Some(g), .. } => Some(g.to_string()),
+            _ => None,
+        };
+        let status = |(name, path): (&Name, &crate::validate::intent::Path)| {
+            let probes = self.probes.get(name).copied().unwrap_or_default();
+            let hops = desired::next_hops(site, path, &self.observed.facts);
+            let path = PathStatus {
+                interface: path.interface.to_string(),
+                gateways: hops.values().filter_map(gateway).collect(),
+                health: self.monitor.healths().get(name)?.clone(),
+                probes_answered: probes.answered,
+                probes_lost: probes.lost,
+            };
+            Some((name.clone(), path))
+        };
+        site.paths.iter().filter_map(status).collect()
+    }
+
+    fn rules(&self, site: &Site) -> BTreeMap<Name, RuleStatus> {
+        let now = clock::now();
+        let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
+            let choice = self.selection.rules.get(name)?.clone();
+            let rule = RuleStatus {
+                members: rule.members.clone(),
+                failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
+                reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                choice,
+            };
+            Some((name.clone(), rule))
+        };
+        site.rules.iter().filter_map(status).collect()
+    }
+
+    fn policy(&self, policy: &Policy) -> PolicyStatus {
+        let path = match &policy.action {
+            Action::Failover(rule) => self.selection.rules.get(rule).and_then(|c| c.active.clone()),
+            Action::Path(path) => Some(path.clone()),
+            Action::Drop | Action::Reject => None,
+        };
+        let number = self.router.numbers(&self.observed).policies.get(&policy.name);
+        PolicyStatus {
+            name: policy.name.clone(),
+            priority: policy.priority,
+            action: action_text(&policy.action),
+            path,
+            counter: self.observed.counters.get(&policy.name).copied().unwrap_or_default(),
+            flows: number.and_then(|n| self.flows.get(n)).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Reads counters and counts flows.
+    pub(super) async fn count(&mut self) {
+        if self.active.is_none() {
+            return;
+        }
+        match self.router.kernel.counters() {
+            Ok(counters) => self.observed.counters = counters,
+            Err(error) => tracing::debug!(%error, "counters cannot be read"),
+        }
+        match self.router.kernel.flows_by_policy(self.router.ranges()).await {
+            Ok(flows) => self.flows = flows,
+            Err(error) => tracing::debug!(%error, "flows cannot be counted"),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
+//! as the daemon and the one-shot verbs share it.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::{
+    apply::{self, Outcome, RecoveryError, Request},
+    desired::{self, CompileError},
+    failover::Selection,
+    kernel::{Kernel, KernelError, Scope},
+    plan::{self, Step},
+    state::{Allocations, Key, NftTable, Observed, Ranges, Stamp, State, SysctlKey, Value},
+    store::Ledger,
+    units::IfName,
+    validate::intent::Site,
+};
+
+/// Names under which the ledger keeps things.
+const ALLOCATIONS: &str = "allocations";
+/// The path choice in force.
+const SELECTION: &str = "selection";
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The site cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The kernel cannot be read, or does not accept the ruleset.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// What shall be done, and all that doing it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The state that the steps lead to.
+    pub desired: State,
+    /// The steps in order.
+    pub steps: Vec<Step>,
+    /// Numbers in the desired state.
+    pub allocations: Allocations,
+    /// Stamp of the new state.
+    pub stamp: Stamp,
+    /// Stamp that was observed.
+    pub previous: Option<Stamp>,
+}
+
+/// A router.
+#[derive(Debug)]
+pub struct Router<K> {
+    /// Its kernel.
+    pub kernel: K,
+    /// Its journal.
+    pub ledger: Ledger,
+    ranges: Ranges,
+    known: Allocations,
+    originals: BTreeMap<SysctlKey, String>,
+    applied: Option<State>,
+    generation: u64,
+}
+
+impl<K: Kernel> Router<K> {
+    /// A router that remembers what its ledger holds.
+    pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
+        Self {
+            known: ledger.get(ALLOCATIONS).unwrap_or_default(),
+            originals: ledger.sysctl_originals(),
+            applied: ledger.applied(),
+            generation: ledger.generation(),
+            kernel,
+            ledger,
+            ranges,
+        }
+    }
+
+    /// The ranges of marks, tables and priorities.
+    pub const fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// The state applied last, if any.
+    pub const fn applied(&self) -> Option<&State> {
+        self.applied.as_ref()
+    }
+
+    /// The generation in force; 0 before the first.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The path choice remembered from before, if any.
+    pub fn remembered_selection(&self) -> Option<Selection> {
+        self.ledger.get(SELECTION)
+    }
+
+    /// Remembers the path choice.
+    pub fn remember_selection(&self, selection: &Selection) {
+        self.ledger.put(SELECTION, selection);
+    }
+
+    /// What has to be looked at for a site; without one, what has ever been ours.
+    pub fn scope(&self, site: Option<&Site>) -> Scope {
+        let sysctls = site.map_or_else(
+            || self.originals.keys().map(|key| key.path.clone()).collect(),
+            |site| desired::sysctl_scope(site, &self.originals),
+        );
+        Scope { ranges: self.ranges, sysctls, interfaces: Vec::<IfName>::new() }
+    }
+
+    /// Looks at the kernel.
+    pub async fn observe(&self, site: Option<&Site>) -> Result<Observed, KernelError> {
+        self.kernel.observe(&self.scope(site)).await
+    }
+
+    /// Numbers in use: what the kernel shows, or what was last known if our table is gone.
+    pub const fn numbers<'a>(&'a self, observed: &'a Observed) -> &'a Allocations {
+        if observed.stamp.is_some() { &observed.allocations } else { &self.known }
+    }
+
+    /// Inputs of the compiler for this router.
+    pub const fn inputs<'a>(&'a self, selection: &'a Selection, observed: &'a Observed) -> desired::Inputs<'a> {
+        desired::Inputs {
+            selection,
+            facts: &observed.facts,
+            known: self.numbers(observed),
+            ranges: &self.ranges,
+            originals: &self.originals,
+        }
+    }
+
+    /// Plans the way to a site's state.
+    pub async fn plan(&self, site: &Site, selection: &Selection, observed: &Observed) -> Result<Planned, PlanError> {
+        let compiled = desired::compile(site, self.inputs(selection, observed))?;
+        let mut desired = compiled.state;
+        if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
+            *table = self.canonical(std::mem::take(&mut table.source)).await?;
+        }
+        Ok(self.planned(desired, compiled.allocations, observed))
+    }
+
+    /// Plans the removal of everything of ours.
+    pub fn plan_teardown(&self, observed: &Observed) -> Planned {
+        let desired = desired::nothing(&self.originals, &observed.facts);
+        self.planned(desired, Allocations::default(), observed)
+    }
+
+    async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
+        Ok(NftTable { canonical: self.kernel.canonical(&source).await?, source })
+    }
+
+    fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
+        let mut steps = plan::diff(&desired, &observed.state);
+        if !steps.is_empty() {
+            steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
+        }
+        let stamp = Stamp { generation: self.generation + 1, plan: Uuid::now_v7() };
+        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
+    }
+
+    /// Carries out a plan, or nothing of it, and remembers what is in force then.
+    pub async fn apply(&mut self, planned: &Planned, site: Option<&Site>, revision: &str) -> apply::Report {
+        self.keep_originals(&planned.steps);
+        let scope = self.scope(site);
+        let request = Request {
+            steps: &planned.steps,
+            desired: &planned.desired,
+            scope: &scope,
+            stamp: planned.stamp.clone(),
+            previous: planned.previous.clone(),
+            revision,
+        };
+        let report = apply::run(&self.kernel, &mut self.ledger, request).await;
+        if matches!(report.outcome, Outcome::Applied | Outcome::Unchanged) {
+            self.remember(planned, site);
+        }
+        if matches!(report.outcome, Outcome::Applied) {
+            self.generation = planned.stamp.generation;
+        }
+        report
+    }
+
+    fn keep_originals(&mut self, steps: &[Step]) {
+        for step in steps {
+            if let Step::Set { key: Key::Sysctl(key), before: Some(Value::Sysctl { value }), .. } = step
+                && !self.originals.contains_key(key)
+            {
+                self.ledger.keep_sysctl(key, value);
+                self.originals.insert(key.clone(), value.clone());
+            }
+        }
+    }
+
+    fn remember(&mut self, planned: &Planned, site: Option<&Site>) {
+        if self.known != planned.allocations {
+            self.known = planned.allocations.clone();
+            self.ledger.put(ALLOCATIONS, &self.known);
+        }
+        if self.applied.as_ref() != Some(&planned.desired) {
+            self.ledger.set_applied(&planned.desired);
+            self.applied = Some(planned.desired.clone());
+        }
+        let wanted: Vec<String> = site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default();
+        let restored: Vec<SysctlKey> =
+            self.originals.keys().filter(|key| !wanted.contains(&key.path)).cloned().collect();
+        for key in restored {
+            self.ledger.forget_sysctl(&key);
+            self.originals.remove(&key);
+        }
+    }
+
+    /// Takes in that a step was executed outside a transaction: it is part of what is applied now.
+    pub fn switched(&mut self, step: &Step) {
+        if let (Some(applied), Step::Set { key, after, .. }) = (&mut self.applied, step) {
+            match after {
+                Some(value) => drop(applied.objects.insert(key.clone(), value.clone())),
+                None => drop(applied.objects.remove(key)),
+            }
+        }
+    }
+
+    /// Finishes or undoes what an earlier process left open.
+    pub async fn recover(&mut self) -> Result<apply::Recovery, RecoveryError> {
+        let scope = self.scope(None);
+        let recovery = apply::recover(&self.kernel, &mut self.ledger, &scope).await?;
+        self.generation = self.ledger.generation();
+        Ok(recovery)
+    }
+}

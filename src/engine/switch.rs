@@ -1,0 +1,190 @@
+//! The fast path: health in, path choice out, routes switched at once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Engine, publish::Probes, status::Event};
+use crate::{
+    clock::{self, Instant},
+    desired, failover,
+    failover::{Transition, TransitionKind},
+    health::{Link, Sample},
+    kernel::Kernel as _,
+    plan::{self, Step},
+    state::{Key, Stamp, Target},
+    store::{HealthSample, TransitionRecord},
+    units::IfName,
+};
+
+/// Flows that were born while the old route still stood are forgotten this long after the switch.
+const SECOND_SWEEP: Duration = Duration::from_secs(1);
+
+impl Engine {
+    pub(super) fn take_sample(&mut self, sample: &Sample, now: Instant) {
+        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count() as u64;
+        let totals: &mut Probes = self.probes.entry(sample.path.clone()).or_default();
+        totals.answered += answered;
+        totals.lost += sample.answers.len() as u64 - answered;
+        self.monitor.handle_sample(sample, now);
+        if let Some(health) = self.monitor.healths().get(&sample.path) {
+            self.recorder.sample(HealthSample::of(&sample.path, health, clock::wall()));
+        }
+    }
+
+    /// A link's state reaches every path that leaves by it, before any look at the kernel.
+    pub(super) fn link_changed(&mut self, name: &IfName, up: bool, carrier: bool, now: Instant) {
+        let link = match (up, carrier) {
+            (true, true) => Link::Ready,
+            (true, false) => Link::NoCarrier,
+            (false, _) => Link::Disabled,
+        };
+        let paths = self.active.iter().flat_map(|a| a.site.paths.values());
+        for path in paths.filter(|p| p.interface == *name) {
+            self.monitor.set_link(&path.name, link, now);
+        }
+    }
+
+    /// Takes the links from the last look at the kernel.
+    pub(super) fn links_from_facts(&mut self, now: Instant) {
+        let Some(active) = &self.active else { return };
+        for path in active.site.paths.values() {
+            let link = match self.observed.facts.links.get(&path.interface) {
+                None => Link::Missing,
+                Some(l) if !l.up => Link::Disabled,
+                Some(l) if !l.carrier => Link::NoCarrier,
+                Some(_) => Link::Ready,
+            };
+            self.monitor.set_link(&path.name, link, now);
+        }
+    }
+
+    /// Asks the failover rules; switches at once if they want another path.
+    pub(super) async fn decide(&mut self, now: Instant) {
+        while let Some(event) = self.monitor.poll_event() {
+            let message = format!("{} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
+            let health = self.monitor.healths().get(&event.path).map(|h| json!(h)).unwrap_or_default();
+            self.event("path", event.path.as_str(), message, health);
+        }
+        let Some(active) = &self.active else { return };
+        let (selection, transitions) =
+            failover::select(&active.site, self.monitor.healths(), self.monitor.measures(), &self.selection, now);
+        if selection == self.selection {
+            return;
+        }
+        let routes_differ = routes(&selection) != routes(&self.selection);
+        self.selection = selection;
+        if routes_differ {
+            self.switch(&transitions, now).await;
+        }
+        for transition in transitions {
+            self.told(&transition);
+        }
+        if routes_differ {
+            self.router.remember_selection(&self.selection);
+            self.timers.pass_at(now);
+            self.timers.publish = now;
+        }
+    }
+
+    /// Brings the routes to the new choice: the active ones first, then flows that have nothing to lose are
+    /// forgotten, then the tails. The full pass that follows must find nothing left to do here.
+    async fn switch(&mut self, transitions: &[Transition], now: Instant) {
+        let Some(active) = &self.active else { return };
+        let inputs = self.router.inputs(&self.selection, &self.observed);
+        let numbers = inputs.known.clone();
+        let wanted = desired::compile_routes(&active.site, inputs, &numbers);
+        let mut shown = self.observed.state.clone();
+        shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
+        let steps = plan::diff(&wanted, &shown);
+        let forgets: Vec<Step> = transitions.iter().filter(|t| t.forget).filter_map(|t| self.forget(t)).collect();
+        let first = steps.iter().take_while(|s| is_active_route(s)).count();
+        let (active_steps, tails) = steps.split_at(first);
+        self.execute(active_steps).await;
+        self.execute(&forgets).await;
+        self.execute(tails).await;
+        self.sweeps.extend(forgets.into_iter().map(|step| (now + SECOND_SWEEP, step)));
+        tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
+    }
+
+    fn forget(&self, transition: &Transition) -> Option<Step> {
+        let from = transition.from.clone()?;
+        let target = Target::Member(transition.rule.clone(), from.clone());
+        let number = self.router.numbers(&self.observed).targets.get(&target)?;
+        Some(plan::forget(&target, *number, self.router.ranges(), format!("{from} is down")))
+    }
+
+    /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
+    async fn execute(&mut self, steps: &[Step]) {
+        let stamp = self.observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
+        for step in steps {
+            match self.router.kernel.execute(step, self.router.ranges(), &stamp).await {
+                Ok(done) => {
+                    tracing::debug!(?step, flows = done.flows, "switched");
+                    self.executed(step);
+                }
+                Err(error) => tracing::warn!(%error, ?step, "a switch step failed; the full pass takes over"),
+            }
+        }
+    }
+
+    fn executed(&mut self, step: &Step) {
+        if let Step::Set { key, after, .. } = step {
+            match after {
+                Some(value) => drop(self.observed.state.objects.insert(key.clone(), value.clone())),
+                None => drop(self.observed.state.objects.remove(key)),
+            }
+            self.router.switched(step);
+        }
+    }
+
+    /// The second forgetting.
+    pub(super) async fn sweep(&mut self, now: Instant) {
+        let (due, later) = std::mem::take(&mut self.sweeps).into_iter().partition(|(at, _)| *at <= now);
+        self.sweeps = later;
+        let due: Vec<(Instant, Step)> = due;
+        for (_, step) in due {
+            self.execute(&[step]).await;
+        }
+    }
+
+    fn told(&mut self, transition: &Transition) {
+        let kind = match transition.kind {
+            TransitionKind::Initial => "initial",
+            TransitionKind::Failover => "failover",
+            TransitionKind::Failback => "failback",
+            TransitionKind::Exhausted => "exhausted",
+        };
+        let name = |n: &Option<crate::units::Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        let message = format!(
+            "{}: {} -> {}: {}",
+            transition.rule,
+            name(&transition.from),
+            name(&transition.to),
+            transition.reason
+        );
+        self.event(kind, transition.rule.as_str(), message, json!(transition));
+        self.recorder.transition(TransitionRecord::of(transition, clock::wall()));
+        self.reasons.insert(transition.rule.clone(), transition.reason.clone());
+        let by_kind = self.totals.transitions.entry(transition.rule.clone()).or_default();
+        *by_kind.entry(transition.kind).or_default() += 1;
+    }
+
+    /// Records and logs that something happened.
+    pub(super) fn event(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
+        tracing::info!(kind, subject, "{message}");
+        let event = Event { id: 0, at: clock::wall(), kind: kind.into(), subject: subject.into(), message, detail };
+        self.recorder.event(event);
+    }
+}
+
+/// The part of a selection that shows in routes.
+fn routes(
+    selection: &failover::Selection,
+) -> Vec<(&crate::units::Name, Option<&crate::units::Name>, &[crate::units::Name])> {
+    selection.rules.iter().map(|(rule, c)| (rule, c.active.as_ref(), c.tail.as_slice())).collect()
+}
+
+fn is_active_route(step: &Step) -> bool {
+    matches!(step, Step::Set { key: Key::Route(key), after: Some(_), .. } if key.metric == desired::ACTIVE)
+}

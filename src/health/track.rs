@@ -1,0 +1,199 @@
+//! The state machine of one path.
+
+use std::fmt::Write as _;
+
+use super::{Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
+use crate::{
+    clock::Instant,
+    units::{Ratio, Span},
+    validate::intent::{self, Path},
+};
+
+/// Why a path is in its state. A reason's text is written when the cause changes, not with each sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Fresh,
+    Silent,
+    Link(Link),
+    Unprobed,
+    Lost,
+    Recovering,
+    Score,
+}
+
+/// One path.
+#[derive(Debug)]
+pub(super) struct Track {
+    path: Path,
+    window: Window,
+    link: Link,
+    /// Good rounds in a row without which the path does not leave `unknown` or `down`.
+    need: usize,
+    /// When something was heard of the path, or it began.
+    heard: Instant,
+    cause: Cause,
+}
+
+/// What a look at a track found.
+pub(super) struct View {
+    pub health: PathHealth,
+    pub stats: Stats,
+}
+
+impl Track {
+    pub fn new(path: &Path, now: Instant) -> Self {
+        let window = Window::new(&path.probe);
+        Self { path: path.clone(), window, link: Link::Ready, need: 1, heard: now, cause: Cause::Fresh }
+    }
+
+    /// Takes over new settings. When the history does not fit them, the path begins anew.
+    pub fn reconfigure(&mut self, path: &Path, now: Instant) {
+        let same = self.path.probe == path.probe && self.path.interface == path.interface;
+        if same {
+            self.path = path.clone();
+        } else {
+            *self = Self { link: self.link, ..Self::new(path, now) };
+        }
+    }
+
+    pub const fn set_link(&mut self, link: Link) {
+        self.link = link;
+    }
+
+    pub fn add(&mut self, sample: &Sample, now: Instant) {
+        self.heard = now;
+        self.window.add(sample);
+    }
+
+    /// When the path is to be called unknown because not even lost rounds are reported any more.
+    pub fn silent_at(&self) -> Option<Instant> {
+        let probe = &self.path.probe;
+        let patience = probe.interval * (probe.down_after + 2) + probe.timeout;
+        let counts = !probe.targets.is_empty() && self.window.len() > 0 && self.link == Link::Ready;
+        counts.then(|| self.heard + patience)
+    }
+
+    /// Looks at the path anew. `before` is what was published last.
+    pub fn look(&mut self, before: Option<&PathHealth>, now: Instant) -> View {
+        let (state, cause) = self.judge(before.map(|h| h.state), now);
+        let dead =
+            matches!(cause, Cause::Link(_) | Cause::Lost) || (cause == Cause::Recovering && state == PathState::Down);
+        let figures = self.window.stats(dead);
+        let shown = self.score(&figures, cause);
+        let reason = match before {
+            Some(old) if old.state == state && self.cause == cause => old.reason.clone(),
+            _ => self.reason(cause, &figures),
+        };
+        self.cause = cause;
+        let since = before.filter(|old| old.state == state).map_or(now, |old| old.since);
+        View { health: self.health(state, shown, since, reason, &figures), stats: figures }
+    }
+
+    fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause) {
+        if self.link != Link::Ready {
+            self.restart();
+            return (PathState::Down, Cause::Link(self.link));
+        }
+        if self.path.probe.targets.is_empty() {
+            return (PathState::Up, Cause::Unprobed);
+        }
+        if self.silent_at().is_some_and(|at| at <= now) {
+            self.restart();
+            return (PathState::Unknown, Cause::Silent);
+        }
+        self.judge_rounds(before)
+    }
+
+    fn judge_rounds(&mut self, before: Option<PathState>) -> (PathState, Cause) {
+        if self.window.lost_in_a_row() >= self.down_after() {
+            self.need = self.down_after();
+            return (PathState::Down, Cause::Lost);
+        }
+        if self.window.good_in_a_row() < self.need {
+            // An empty window: it is new, or its link is back and what was measured before says nothing now.
+            return match before {
+                _ if self.window.len() == 0 => (PathState::Unknown, self.unmeasured()),
+                Some(PathState::Down) => (PathState::Down, Cause::Recovering),
+                _ => (PathState::Unknown, Cause::Recovering),
+            };
+        }
+        if std::mem::take(&mut self.need) > 0 {
+            self.window.end_outage();
+        }
+        (PathState::of(score(&self.window.stats(false), &self.path.health)), Cause::Score)
+    }
+
+    const fn unmeasured(&self) -> Cause {
+        if matches!(self.cause, Cause::Silent) { Cause::Silent } else { Cause::Fresh }
+    }
+
+    fn restart(&mut self) {
+        self.window.clear();
+        self.need = self.down_after();
+    }
+
+    fn down_after(&self) -> usize {
+        (self.path.probe.down_after as usize).clamp(1, (self.path.probe.window as usize).max(1))
+    }
+
+    fn score(&self, stats: &Stats, cause: Cause) -> u8 {
+        match cause {
+            Cause::Score => score(stats, &self.path.health),
+            Cause::Unprobed => 100,
+            _ => 0,
+        }
+    }
+
+    fn health(&self, state: PathState, score: u8, since: Instant, reason: String, figures: &Stats) -> PathHealth {
+        PathHealth {
+            state,
+            score,
+            loss: self.window.raw_loss(),
+            latency: figures.slow.latency,
+            jitter: figures.slow.jitter,
+            rounds: u32::try_from(self.window.len()).unwrap_or(u32::MAX),
+            carrier: self.link == Link::Ready,
+            since,
+            reason,
+        }
+    }
+
+    fn reason(&self, cause: Cause, stats: &Stats) -> String {
+        let interface = &self.path.interface;
+        match cause {
+            Cause::Fresh => "not yet measured".to_owned(),
+            Cause::Silent => "the prober reports nothing".to_owned(),
+            Cause::Link(Link::Missing) => format!("interface {interface} does not exist"),
+            Cause::Link(Link::Disabled) => format!("interface {interface} is set down"),
+            Cause::Link(_) => format!("no carrier on {interface}"),
+            Cause::Unprobed => "not probed; the carrier is there".to_owned(),
+            Cause::Lost => format!("{} rounds lost in a row", self.down_after()),
+            Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
+            Cause::Score => explain(stats, &self.path.health),
+        }
+    }
+}
+
+/// Which thresholds are exceeded, with the figures of the worse view.
+pub(crate) fn explain(stats: &Stats, limits: &intent::Health) -> String {
+    let worse = if points(&stats.fast, limits) < points(&stats.slow, limits) { &stats.fast } else { &stats.slow };
+    let ms = |d: std::time::Duration| format!("{:.1}ms", d.as_secs_f64() * 1e3);
+    let mut text = String::new();
+    let mut add = |part: String| {
+        let _ = write!(text, "{}{part}", if text.is_empty() { "" } else { ", " });
+    };
+    if worse.evident > limits.loss {
+        let percent = Ratio::as_f64(worse.loss) * 100.0;
+        add(format!("loss {percent:.0}% over {} rounds above {}", worse.rounds, limits.loss));
+    }
+    for (what, value, limit) in [("latency", worse.latency, limits.latency), ("jitter", worse.jitter, limits.jitter)] {
+        if let Some(value) = value.filter(|v| *v > limit) {
+            add(format!(
+                "{what} {} above {}",
+                ms(value),
+                Span::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+            ));
+        }
+    }
+    if text.is_empty() { "within its thresholds".to_owned() } else { text }
+}

@@ -1,1 +1,0 @@
-//! Where configuration comes from: a directory becomes a snapshot; no parsing.

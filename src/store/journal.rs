@@ -1,0 +1,443 @@
+//! The journal of applies: every step is on disk before it runs.
+//!
+//! Invariant: when a method returns Ok, what it wrote survives `kill -9`. What also has to outlive the
+//! machine (configuration, remembered values) is synced to the disk first
+//! (<https://sqlite.org/pragma.html#pragma_synchronous>). Runs, steps and originals of sysctls describe the
+//! state of *this* kernel, which dies with the machine: they carry the boot's id, count for no other boot,
+//! and need no fsync, which on a router's flash would take longer than the switch itself.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use super::{StoreError, from_word, int, journal_file, move_aside, open, schema, uint, word};
+use crate::{
+    clock::{self, Wall},
+    engine::status::ReconcileOutcome,
+    failover::Selection,
+    plan::Step,
+    state::{Stamp, State},
+};
+
+/// Finished runs whose steps and plan are kept; older ones keep only their line in the history.
+const KEEP_STEPS: i64 = 100;
+/// Finished runs that are kept at all.
+const KEEP_RUNS: i64 = 10_000;
+
+/// Number of a run in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(pub i64);
+
+/// A plan about to be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanRecord {
+    /// Its id.
+    pub plan: Uuid,
+    /// The generation that it leads to.
+    pub generation: u64,
+    /// What the nft table carried when the plan was made; an undo puts it back.
+    pub previous: Option<Stamp>,
+    /// Where its steps run (boot and network namespace), in the words of whoever applies.
+    pub place: String,
+    /// The revision of its configuration.
+    pub revision: Option<String>,
+    /// When it begins.
+    pub started: Wall,
+    /// The plan as shown, for the history; `Null` if it is of no interest.
+    pub document: serde_json::Value,
+    /// Its steps in order.
+    pub steps: Vec<Step>,
+}
+
+/// How far a step has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepState {
+    /// Not begun.
+    Planned,
+    /// Begun: it may or may not have reached the kernel.
+    Started,
+    /// Done.
+    Done,
+    /// Done, then undone.
+    Undone,
+    /// Refused; the text says why.
+    Failed(String),
+}
+
+impl StepState {
+    fn columns(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Planned => ("planned", None),
+            Self::Started => ("started", None),
+            Self::Done => ("done", None),
+            Self::Undone => ("undone", None),
+            Self::Failed(error) => ("failed", Some(error)),
+        }
+    }
+
+    fn from_columns(state: &str, error: Option<String>) -> Self {
+        match state {
+            "planned" => Self::Planned,
+            "done" => Self::Done,
+            "undone" => Self::Undone,
+            "failed" => Self::Failed(error.unwrap_or_default()),
+            // An unknown word is treated as the state that recovery takes most care with.
+            _ => Self::Started,
+        }
+    }
+}
+
+/// A step with how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournaledStep {
+    /// Its place in the plan, from 0.
+    pub index: usize,
+    /// The step.
+    pub step: Step,
+    /// How far it has come.
+    pub state: StepState,
+}
+
+/// A run that was begun and not finished: the process died in the middle of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The run.
+    pub run: RunId,
+    /// Its plan.
+    pub plan: Uuid,
+    /// The generation that it was to lead to.
+    pub generation: u64,
+    /// What the nft table carried when the plan was made.
+    pub previous: Option<Stamp>,
+    /// Where its steps ran.
+    pub place: String,
+    /// The revision of its configuration.
+    pub revision: Option<String>,
+    /// When it began.
+    pub started: Wall,
+    /// All its steps in order.
+    pub steps: Vec<JournaledStep>,
+}
+
+/// The newest configuration that was applied without an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastGood {
+    /// Its revision.
+    pub revision: String,
+    /// When it was applied.
+    pub at: Wall,
+    /// Its files by relative path.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// The journal of one router.
+#[derive(Debug)]
+pub struct Journal {
+    db: Connection,
+    file: PathBuf,
+    boot: String,
+}
+
+/// The id that the kernel makes up at each boot (random(4)).
+fn boot() -> Result<String, StoreError> {
+    let file = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    match std::fs::read_to_string(&file) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(source) => Err(StoreError::File { doing: "read", file, source }),
+    }
+}
+
+impl Journal {
+    /// Opens or creates the journal in a state directory.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let file = journal_file(dir);
+        let db = open(&file, schema::JOURNAL)?;
+        let journal = Self { db, file, boot: boot()? };
+        journal.close_other_boots()?;
+        Ok(journal)
+    }
+
+    /// Opens the journal; a damaged one is moved aside and a new one begun. The text, if any, says so.
+    pub fn open_or_replace(dir: &Path) -> Result<(Self, Option<String>), StoreError> {
+        match Self::open(dir) {
+            Err(error) if error.is_corrupt() => {
+                let aside = move_aside(&journal_file(dir), clock::wall())?;
+                let told = format!("the journal was damaged ({}) and is now {}", error.chain(), aside.display());
+                Ok((Self::open(dir)?, Some(told)))
+            }
+            other => other.map(|journal| (journal, None)),
+        }
+    }
+
+    /// The kernel that those runs changed and those values came from is gone.
+    fn close_other_boots(&self) -> Result<(), StoreError> {
+        let closed = "UPDATE runs SET ended = started, message = 'the machine went down during it'
+            WHERE ended IS NULL AND boot <> ?";
+        self.db
+            .execute(closed, [&self.boot])
+            .and_then(|_| self.db.execute("DELETE FROM sysctl_originals WHERE boot <> ?", [&self.boot]))
+            .map(drop)
+            .map_err(self.err("close old runs of"))
+    }
+
+    /// Runs a write whose result must outlive the machine.
+    fn synced(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        const DOING: &str = "sync";
+        self.db.pragma_update(None, "synchronous", "full").map_err(self.err(DOING))?;
+        let result = write();
+        self.db.pragma_update(None, "synchronous", "normal").map_err(self.err(DOING))?;
+        result
+    }
+
+    fn err(&self, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+        StoreError::database(doing, &self.file)
+    }
+
+    /// Writes down a plan with all its steps before the first one runs. Runs that are still open are closed:
+    /// whoever begins has recovered before.
+    pub fn begin(&self, plan: &PlanRecord) -> Result<RunId, StoreError> {
+        const DOING: &str = "begin a run in";
+        let document = (!plan.document.is_null()).then(|| plan.document.to_string());
+        let previous =
+            plan.previous.as_ref().map(serde_json::to_string).transpose().map_err(StoreError::value(DOING))?;
+        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        let closed = "UPDATE runs SET ended = ?, message = 'replaced by a later run' WHERE ended IS NULL";
+        work.execute(closed, [plan.started.as_micros()]).map_err(self.err(DOING))?;
+        work.prepare_cached(
+            "INSERT INTO runs (boot, place, plan, previous, generation, revision, started, steps, document)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .and_then(|mut s| {
+            let (id, generation, steps) = (plan.plan.to_string(), int(plan.generation), int(plan.steps.len()));
+            let (started, place) = (plan.started.as_micros(), &plan.place);
+            s.execute(params![self.boot, place, id, previous, generation, plan.revision, started, steps, document])
+        })
+        .map_err(self.err(DOING))?;
+        let run = RunId(work.last_insert_rowid());
+        for (number, step) in plan.steps.iter().enumerate() {
+            let step = serde_json::to_string(step).map_err(StoreError::value(DOING))?;
+            work.prepare_cached("INSERT INTO steps (run, number, step, state) VALUES (?, ?, ?, 'planned')")
+                .and_then(|mut s| s.execute(params![run.0, int(number), step]))
+                .map_err(self.err(DOING))?;
+        }
+        work.commit().map_err(self.err(DOING))?;
+        Ok(run)
+    }
+
+    /// Writes down how far a step has come.
+    pub fn step(&self, run: RunId, index: usize, state: &StepState) -> Result<(), StoreError> {
+        let (state, error) = state.columns();
+        self.db
+            .prepare_cached("UPDATE steps SET state = ?, error = ? WHERE run = ? AND number = ?")
+            .and_then(|mut s| s.execute(params![state, error, run.0, int(index)]))
+            .map(drop)
+            .map_err(self.err("write a step to"))
+    }
+
+    /// Closes a run, and forgets the details of old ones. No outcome means that nothing was left to finish or
+    /// undo.
+    pub fn finish(
+        &self,
+        run: RunId,
+        ended: Wall,
+        outcome: Option<ReconcileOutcome>,
+        message: Option<&str>,
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "finish a run in";
+        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        work.execute(
+            "UPDATE runs SET ended = ?, outcome = ?, message = ? WHERE id = ?",
+            params![ended.as_micros(), outcome.as_ref().map(word), message, run.0],
+        )
+        .and_then(|_| work.execute("DELETE FROM steps WHERE run <= ?", [run.0 - KEEP_STEPS]))
+        .and_then(|_| {
+            let old = "UPDATE runs SET document = NULL WHERE id <= ? AND document IS NOT NULL";
+            work.execute(old, [run.0 - KEEP_STEPS])
+        })
+        .and_then(|_| work.execute("DELETE FROM runs WHERE id <= ?", [run.0 - KEEP_RUNS]))
+        .and_then(|_| work.commit())
+        .map_err(self.err(DOING))
+    }
+
+    /// The newest run of this boot that was begun and never finished.
+    pub fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
+        const DOING: &str = "read the unfinished run of";
+        let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
+            WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
+        let found = self.db.query_row(sql, [], |row| {
+            let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(5)?);
+            Ok(Unfinished {
+                run: RunId(row.get(0)?),
+                plan: plan.parse().map_err(|e| unreadable(1, e))?,
+                generation: uint(row.get(2)?),
+                revision: row.get(3)?,
+                started: Wall::from_micros(row.get(4)?),
+                previous: previous.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| unreadable(5, e))?,
+                place: row.get(6)?,
+                steps: Vec::new(),
+            })
+        });
+        let Some(mut found) = found.optional().map_err(self.err(DOING))? else { return Ok(None) };
+        found.steps = self.steps(found.run)?;
+        Ok(Some(found))
+    }
+
+    /// The steps of a run in order.
+    pub fn steps(&self, run: RunId) -> Result<Vec<JournaledStep>, StoreError> {
+        const DOING: &str = "read the steps of";
+        let sql = "SELECT number, step, state, error FROM steps WHERE run = ? ORDER BY number";
+        let mut statement = self.db.prepare_cached(sql).map_err(self.err(DOING))?;
+        let rows = statement.query_map([run.0], |row| {
+            let (number, step, state): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((number, step, StepState::from_columns(&state, row.get(3)?)))
+        });
+        let rows = rows.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(self.err(DOING))?;
+        let step = |(number, step, state): (i64, String, StepState)| {
+            let step = serde_json::from_str(&step).map_err(StoreError::value(DOING))?;
+            Ok(JournaledStep { index: usize::try_from(number).unwrap_or(0), step, state })
+        };
+        rows.into_iter().map(step).collect()
+    }
+
+    /// The highest generation that any run led to; 0 before the first.
+    pub fn generation(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT coalesce(max(generation), 0) FROM runs";
+        self.db.query_row(sql, [], |row| row.get(0)).map(uint).map_err(self.err("read the generation of"))
+    }
+
+    /// How the newest run ended, if it has.
+    pub fn last_outcome(&self) -> Result<Option<ReconcileOutcome>, StoreError> {
+        let sql = "SELECT outcome FROM runs ORDER BY id DESC LIMIT 1";
+        let found = self.db.query_row(sql, [], |row| row.get::<_, Option<String>>(0)).optional();
+        Ok(found.map_err(self.err("read the outcome of"))?.flatten().and_then(from_word))
+    }
+
+    /// Keeps this configuration as the last good one.
+    pub fn set_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
+        self.synced(|| self.write_last_good(good))
+    }
+
+    fn write_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
+        const DOING: &str = "write the last good configuration to";
+        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        work.execute("REPLACE INTO last_good VALUES (1, ?, ?)", params![good.revision, good.at.as_micros()])
+            .and_then(|_| work.execute("DELETE FROM last_good_files", []))
+            .map_err(self.err(DOING))?;
+        for (path, content) in &good.files {
+            work.prepare_cached("INSERT INTO last_good_files VALUES (?, ?)")
+                .and_then(|mut s| s.execute(params![path, content]))
+                .map_err(self.err(DOING))?;
+        }
+        work.commit().map_err(self.err(DOING))
+    }
+
+    /// The last good configuration, if there is one.
+    pub fn last_good(&self) -> Result<Option<LastGood>, StoreError> {
+        const DOING: &str = "read the last good configuration of";
+        // One transaction, so that revision and files belong together.
+        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
+        let head = work.query_row("SELECT revision, at FROM last_good", [], |row| Ok((row.get(0)?, row.get(1)?)));
+        let Some((revision, at)) = head.optional().map_err(self.err(DOING))? else { return Ok(None) };
+        let mut statement = work.prepare("SELECT path, content FROM last_good_files").map_err(self.err(DOING))?;
+        let files = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        let files = files.and_then(Iterator::collect::<Result<_, _>>).map_err(self.err(DOING))?;
+        Ok(Some(LastGood { revision, at: Wall::from_micros(at), files }))
+    }
+
+    /// Keeps the value that a sysctl had before we first set it; a later call for the same key changes nothing.
+    pub fn keep_sysctl(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        self.db
+            .execute("INSERT OR IGNORE INTO sysctl_originals VALUES (?, ?, ?)", [key, &self.boot, value])
+            .map(drop)
+            .map_err(self.err("write a sysctl to"))
+    }
+
+    /// The sysctls as they were in this boot before us, by their path below `/proc/sys/net/`.
+    pub fn sysctl_originals(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        const DOING: &str = "read the sysctls of";
+        let mut statement = self.db.prepare("SELECT key, value FROM sysctl_originals").map_err(self.err(DOING))?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.and_then(Iterator::collect).map_err(self.err(DOING))
+    }
+
+    /// Forgets the original of a sysctl after it was put back.
+    pub fn forget_sysctl(&self, key: &str) -> Result<(), StoreError> {
+        self.db
+            .execute("DELETE FROM sysctl_originals WHERE key = ?", [key])
+            .map(drop)
+            .map_err(self.err("forget a sysctl in"))
+    }
+
+    /// Keeps the desired state that is now in force: what differs from it later is drift.
+    pub fn set_applied(&self, state: &State) -> Result<(), StoreError> {
+        self.put_for_boot("applied", state)
+    }
+
+    /// The desired state that was last put in force in this boot.
+    pub fn applied(&self) -> Result<Option<State>, StoreError> {
+        self.get_for_boot("applied")
+    }
+
+    /// Keeps the choice of every rule for the next start in this boot; its moments count from the boot.
+    pub fn set_selection(&self, selection: &Selection) -> Result<(), StoreError> {
+        self.put_for_boot("selection", selection)
+    }
+
+    /// The choice of every rule as it was last kept in this boot.
+    pub fn selection(&self) -> Result<Option<Selection>, StoreError> {
+        self.get_for_boot("selection")
+    }
+
+    fn put_for_boot<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
+        const DOING: &str = "write a value to";
+        let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
+        self.db
+            .prepare_cached("REPLACE INTO this_boot VALUES (?, ?, ?)")
+            .and_then(|mut s| s.execute([key, &self.boot, &value]))
+            .map(drop)
+            .map_err(self.err(DOING))
+    }
+
+    fn get_for_boot<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        const DOING: &str = "read a value of";
+        let sql = "SELECT value FROM this_boot WHERE key = ? AND boot = ?";
+        let found = self.db.query_row(sql, [key, &self.boot], |row| row.get::<_, String>(0)).optional();
+        parsed(DOING, found.map_err(self.err(DOING))?)
+    }
+
+    /// Remembers a value (such as an operator's overrides) under a key, over reboots too. It costs an fsync.
+    pub fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
+        const DOING: &str = "remember a value in";
+        let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
+        let write = || self.db.execute("REPLACE INTO remembered VALUES (?, ?)", [key, &value]);
+        self.synced(|| write().map(drop).map_err(self.err(DOING)))
+    }
+
+    /// The value remembered under a key.
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        const DOING: &str = "read a value of";
+        let sql = "SELECT value FROM remembered WHERE key = ?";
+        let found = self.db.query_row(sql, [key], |row| row.get::<_, String>(0)).optional().map_err(self.err(DOING))?;
+        parsed(DOING, found)
+    }
+
+    /// Forgets a value.
+    pub fn forget(&self, key: &str) -> Result<(), StoreError> {
+        self.db.execute("DELETE FROM remembered WHERE key = ?", [key]).map(drop).map_err(self.err("forget a value in"))
+    }
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}
+
+fn parsed<T: DeserializeOwned>(doing: &'static str, text: Option<String>) -> Result<Option<T>, StoreError> {
+    text.map(|text| serde_json::from_str(&text).map_err(StoreError::value(doing))).transpose()
+}

@@ -1,0 +1,214 @@
+//! The journal as the transaction sees it: on disk, or in memory when the disk is dead.
+//!
+//! Also what a router remembers across restarts: numbers, old sysctl values, the state applied last, the
+//! selection. Everything here has a default, so that a dead store costs memory and never function.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Journal, LastGood, PlanRecord, StoreError, journal};
+use crate::{
+    apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
+    clock,
+    engine::status::ReconcileOutcome,
+    state::{Stamp, State, SysctlKey},
+};
+
+/// Where runs are journaled and what is remembered.
+#[derive(Debug)]
+pub enum Ledger {
+    /// In the state directory.
+    Disk(Box<Journal>),
+    /// In memory: the state directory cannot be used.
+    Memory(apply::Memory),
+}
+
+impl Ledger {
+    /// Opens the journal of a state directory; the text, if any, is an alarm: what is wrong with it.
+    #[must_use]
+    pub fn open(dir: &Path) -> (Self, Option<String>) {
+        match Journal::open_or_replace(dir) {
+            Ok((journal, alarm)) => (Self::Disk(Box::new(journal)), alarm),
+            Err(error) => (Self::memory(), Some(format!("working without a journal: {}", error.chain()))),
+        }
+    }
+
+    /// A ledger that forgets everything when the process ends.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self::Memory(apply::Memory::default())
+    }
+
+    /// A remembered value; absent when there is none or the store is dead.
+    #[must_use]
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        self.read(|j| j.get(key)).flatten()
+    }
+
+    /// Remembers a value.
+    pub fn put<T: Serialize>(&self, key: &str, value: &T) {
+        self.write(|j| j.put(key, value));
+    }
+
+    /// The generation in force; 0 before the first.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.read(Journal::generation).unwrap_or_default()
+    }
+
+    /// The state applied last.
+    #[must_use]
+    pub fn applied(&self) -> Option<State> {
+        self.read(Journal::applied).flatten()
+    }
+
+    /// Remembers the state applied last.
+    pub fn set_applied(&self, state: &State) {
+        self.write(|j| j.set_applied(state));
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn last_good(&self) -> Option<LastGood> {
+        self.read(Journal::last_good).flatten()
+    }
+
+    /// Remembers the configuration in force.
+    pub fn set_last_good(&self, good: &LastGood) {
+        self.write(|j| j.set_last_good(good));
+    }
+
+    /// Values that sysctls had before we first set them.
+    #[must_use]
+    pub fn sysctl_originals(&self) -> BTreeMap<SysctlKey, String> {
+        let all = self.read(Journal::sysctl_originals).unwrap_or_default();
+        all.into_iter().map(|(path, value)| (SysctlKey { path }, value)).collect()
+    }
+
+    /// Remembers the value that a sysctl had, unless one is remembered.
+    pub fn keep_sysctl(&self, key: &SysctlKey, value: &str) {
+        self.write(|j| j.keep_sysctl(&key.path, value));
+    }
+
+    /// Forgets the value that a sysctl had: it has it again.
+    pub fn forget_sysctl(&self, key: &SysctlKey) {
+        self.write(|j| j.forget_sysctl(&key.path));
+    }
+
+    fn read<T>(&self, with: impl FnOnce(&Journal) -> Result<T, StoreError>) -> Option<T> {
+        let Self::Disk(journal) = self else { return None };
+        match with(journal) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "the journal cannot be read");
+                None
+            }
+        }
+    }
+
+    fn write(&self, with: impl FnOnce(&Journal) -> Result<(), StoreError>) {
+        if let Self::Disk(journal) = self
+            && let Err(error) = with(journal)
+        {
+            tracing::warn!(error = error.chain(), "the journal cannot be written");
+        }
+    }
+}
+
+fn failed(doing: &str) -> impl FnOnce(StoreError) -> JournalError {
+    move |source| JournalError { doing: doing.to_owned(), source: Box::new(source) }
+}
+
+impl apply::Journal for Ledger {
+    async fn begin(&mut self, record: &RunRecord) -> Result<RunId, JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.begin(record).await,
+            Self::Disk(journal) => journal,
+        };
+        let plan = PlanRecord {
+            plan: record.stamp.plan,
+            generation: record.stamp.generation,
+            revision: Some(record.revision.clone()),
+            started: clock::wall(),
+            document: serde_json::Value::Null,
+            previous: record.previous.clone(),
+            place: record.place.clone(),
+            steps: record.steps.clone(),
+        };
+        close_older(journal).map_err(failed("closing older runs in the journal"))?;
+        let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
+        Ok(RunId(id.0))
+    }
+
+    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.step(run, index, state).await,
+            Self::Disk(journal) => journal,
+        };
+        let state = match state {
+            StepState::Started => journal::StepState::Started,
+            StepState::Done => journal::StepState::Done,
+            StepState::Failed => journal::StepState::Failed(String::new()),
+            StepState::Undone => journal::StepState::Undone,
+        };
+        journal.step(journal::RunId(run.0), index, &state).map_err(failed("writing a step to the journal"))
+    }
+
+    async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.finish(run, ending, message).await,
+            Self::Disk(journal) => journal,
+        };
+        let outcome = match ending {
+            Ending::Applied => Some(ReconcileOutcome::Applied),
+            Ending::RolledBack => Some(ReconcileOutcome::RolledBack),
+            Ending::RollbackFailed => Some(ReconcileOutcome::RollbackFailed),
+            Ending::Superseded => None,
+        };
+        let message = (!message.is_empty()).then_some(message);
+        journal
+            .finish(journal::RunId(run.0), clock::wall(), outcome, message)
+            .map_err(failed("closing a run in the journal"))
+    }
+
+    async fn unfinished(&mut self) -> Result<Option<Unfinished>, JournalError> {
+        let journal = match self {
+            Self::Memory(memory) => return memory.unfinished().await,
+            Self::Disk(journal) => journal,
+        };
+        let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
+            return Ok(None);
+        };
+        let (steps, states) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
+        Ok(Some(Unfinished {
+            run: RunId(found.run.0),
+            record: RunRecord {
+                stamp: Stamp { generation: found.generation, plan: found.plan },
+                previous: found.previous,
+                revision: found.revision.unwrap_or_default(),
+                place: found.place,
+                steps,
+            },
+            states,
+        }))
+    }
+}
+
+/// A run that was left open while the disk was dead must never be undone over a later one.
+fn close_older(journal: &Journal) -> Result<(), StoreError> {
+    while let Some(open) = journal.unfinished()? {
+        journal.finish(open.run, clock::wall(), None, Some("superseded by a later run"))?;
+    }
+    Ok(())
+}
+
+const fn from_disk(state: &journal::StepState) -> Option<StepState> {
+    match state {
+        journal::StepState::Planned => None,
+        journal::StepState::Started => Some(StepState::Started),
+        journal::StepState::Done => Some(StepState::Done),
+        journal::StepState::Undone => Some(StepState::Undone),
+        journal::StepState::Failed(_) => Some(StepState::Failed),
+    }
+}

@@ -1,0 +1,161 @@
+//! Reading the databases: by the API, and by the command line when the daemon is down. Never writes.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, Row, named_params, types::Type};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{HealthSample, Run, StoreError, TransitionRecord, from_word, journal_file, records_file, uint};
+use crate::{
+    clock::Wall,
+    engine::status::Event,
+    units::{Name, Ratio},
+};
+
+/// Which rows are wanted: the newest `limit` of those that match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Not before.
+    pub since: Option<Wall>,
+    /// Not after.
+    pub until: Option<Wall>,
+    /// Events of this kind only, or samples of this path only, or transitions of this rule only.
+    pub only: Option<String>,
+    /// At most so many, the newest.
+    pub limit: usize,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { since: None, until: None, only: None, limit: 100 }
+    }
+}
+
+fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let err = || StoreError::database("read", file);
+    let db = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(err())?;
+    db.busy_timeout(std::time::Duration::from_secs(1)).map_err(err())?;
+    Ok(Some(db))
+}
+
+/// Events, oldest first. [`StoreError::Missing`] when nothing was ever recorded here.
+pub fn events(dir: &Path, wanted: &Wanted) -> Result<Vec<Event>, StoreError> {
+    let sql = "SELECT id, at, kind, subject, message, detail FROM events
+        WHERE at BETWEEN :since AND :until AND (:only IS NULL OR kind = :only) ORDER BY id DESC LIMIT :limit";
+    newest(dir, sql, wanted, |row| {
+        Ok(Event {
+            id: row.get(0)?,
+            at: Wall::from_micros(row.get(1)?),
+            kind: row.get(2)?,
+            subject: row.get(3)?,
+            message: row.get(4)?,
+            detail: serde_json::from_str(&row.get::<_, String>(5)?).unwrap_or_default(),
+        })
+    })
+}
+
+/// Health samples, oldest first.
+pub fn samples(dir: &Path, wanted: &Wanted) -> Result<Vec<HealthSample>, StoreError> {
+    let sql = "SELECT at, path, rtt, jitter, loss, score, state FROM samples
+        WHERE at BETWEEN :since AND :until AND (:only IS NULL OR path = :only) ORDER BY at DESC, path DESC LIMIT :limit";
+    newest(dir, sql, wanted, |row| {
+        Ok(HealthSample {
+            at: Wall::from_micros(row.get(0)?),
+            path: name(row, 1)?,
+            rtt_micros: row.get::<_, Option<i64>>(2)?.map(uint),
+            jitter_micros: row.get::<_, Option<i64>>(3)?.map(uint),
+            loss: Ratio::from_ppm(row.get(4)?).unwrap_or(Ratio::ONE),
+            score: row.get(5)?,
+            state: enumerated(row, 6)?,
+        })
+    })
+}
+
+/// Transitions, oldest first.
+pub fn transitions(dir: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
+    let sql = "SELECT at, rule, from_path, to_path, kind, reason FROM transitions
+        WHERE at BETWEEN :since AND :until AND (:only IS NULL OR rule = :only) ORDER BY at DESC, id DESC LIMIT :limit";
+    newest(dir, sql, wanted, |row| {
+        let path = |text: Option<String>| text.and_then(|t| t.parse().ok());
+        Ok(TransitionRecord {
+            at: Wall::from_micros(row.get(0)?),
+            rule: name(row, 1)?,
+            from: path(row.get(2)?),
+            to: path(row.get(3)?),
+            kind: enumerated(row, 4)?,
+            reason: row.get(5)?,
+        })
+    })
+}
+
+/// The newest reconciles and applies, oldest first: the journal's, and those that never came to a plan.
+pub fn history(dir: &Path, limit: usize) -> Result<Vec<Run>, StoreError> {
+    let sql = "SELECT plan, generation, revision, started, ended, outcome, steps, message FROM runs
+        WHERE started BETWEEN :since AND :until AND :only IS NULL ORDER BY started DESC LIMIT :limit";
+    let wanted = Wanted { limit, ..Wanted::default() };
+    let journal = from(&journal_file(dir), sql, &wanted, run)?;
+    let records = from(&records_file(dir), sql, &wanted, run)?;
+    if journal.is_none() && records.is_none() {
+        return Err(StoreError::Missing { dir: dir.to_owned() });
+    }
+    let mut runs = journal.unwrap_or_default();
+    let known: std::collections::BTreeSet<_> = runs.iter().filter_map(|r| r.plan).collect();
+    runs.extend(records.unwrap_or_default().into_iter().filter(|r| r.plan.is_none_or(|plan| !known.contains(&plan))));
+    runs.sort_by_key(|r| r.started);
+    runs.drain(..runs.len().saturating_sub(limit));
+    Ok(runs)
+}
+
+fn run(row: &Row<'_>) -> rusqlite::Result<Run> {
+    Ok(Run {
+        plan: row.get::<_, Option<String>>(0)?.and_then(|t| t.parse().ok()),
+        generation: uint(row.get(1)?),
+        revision: row.get(2)?,
+        started: Wall::from_micros(row.get(3)?),
+        ended: row.get::<_, Option<i64>>(4)?.map(Wall::from_micros),
+        outcome: row.get::<_, Option<String>>(5)?.and_then(from_word),
+        steps: usize::try_from(row.get::<_, i64>(6)?).unwrap_or(0),
+        message: row.get(7)?,
+    })
+}
+
+fn newest<T>(
+    dir: &Path,
+    sql: &str,
+    wanted: &Wanted,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, StoreError> {
+    from(&records_file(dir), sql, wanted, read)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
+}
+
+/// The rows oldest first, of a query that gives the newest first; none if there is no such file.
+fn from<T>(
+    file: &Path,
+    sql: &str,
+    wanted: &Wanted,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Option<Vec<T>>, StoreError> {
+    let err = || StoreError::database("read", file);
+    let Some(db) = open(file)? else { return Ok(None) };
+    let since = wanted.since.map_or(i64::MIN, Wall::as_micros);
+    let until = wanted.until.map_or(i64::MAX, Wall::as_micros);
+    let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX);
+    let mut statement = db.prepare(sql).map_err(err())?;
+    let bound = named_params! {":since": since, ":until": until, ":only": wanted.only, ":limit": limit};
+    let rows = statement.query_map(bound, read).map_err(err())?;
+    let mut rows: Vec<T> = rows.collect::<Result<_, _>>().map_err(err())?;
+    rows.reverse();
+    Ok(Some(rows))
+}
+
+fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+fn enumerated<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    from_word(row.get(column)?).ok_or_else(|| rusqlite::Error::InvalidColumnType(column, "a word".into(), Type::Text))
+}

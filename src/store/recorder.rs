@@ -1,0 +1,214 @@
+//! The handle by which the engine records: never blocks, never fails, counts what it could not take.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, SyncSender, TrySendError},
+    },
+    time::Duration,
+};
+
+use tokio::sync::broadcast;
+
+use super::{HealthSample, Run, TransitionRecord, writer};
+use crate::engine::status::Event;
+
+/// Rows between the engine and the writer; a busy site makes a few per second.
+const QUEUE: usize = 8_192;
+/// Newest events kept in memory, for followers and for when the disk is gone.
+const RECENT: usize = 1_000;
+
+/// What the records may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Samples are on disk at the latest after this time; 60 s at most.
+    pub flush: Duration,
+    /// At most one sample per path and this time, besides changes of state.
+    pub resolution: Duration,
+    /// Older rows are deleted.
+    pub retention: Duration,
+    /// Rows held in memory while the disk takes none; beyond it the oldest are lost, and counted.
+    pub memory: usize,
+    /// `PRAGMA max_page_count`, in pages of 4,096 bytes; 0 = no bound.
+    pub pages: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flush: Duration::from_secs(30),
+            resolution: Duration::from_secs(10),
+            retention: Duration::from_secs(30 * 86_400),
+            memory: 20_000,
+            pages: 0,
+        }
+    }
+}
+
+/// A row on its way.
+#[derive(Debug)]
+pub(super) enum Row {
+    Sample(HealthSample),
+    Event(Event),
+    Transition(TransitionRecord),
+    Run(Run),
+}
+
+/// A message to the writer.
+#[derive(Debug)]
+pub(super) enum Message {
+    Row(Row),
+    Flush(SyncSender<()>),
+}
+
+/// What writer and handles share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub lost: AtomicU64,
+    alarms: Mutex<Alarms>,
+    recent: Mutex<Recent>,
+}
+
+/// The writer's complaints.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Alarms {
+    /// Why the last write failed; cleared by the next that succeeds.
+    pub failing: Option<String>,
+    /// A database that was damaged or deleted; stays until the daemon restarts.
+    pub replaced: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    last_id: i64,
+    events: VecDeque<Event>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic of another holder leaves whole values behind: each is replaced by one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn alarm(&self, change: impl FnOnce(&mut Alarms)) {
+        change(&mut lock(&self.alarms));
+    }
+}
+
+/// Records what happens. Clones share one writer, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    dir: Arc<Path>,
+    queue: SyncSender<Message>,
+    live: broadcast::Sender<Event>,
+    shared: Arc<Shared>,
+}
+
+impl Recorder {
+    /// Starts the writer on `records.db` in a state directory. That the database cannot be opened is an
+    /// alarm, not an error.
+    #[must_use]
+    pub fn start(dir: &Path, limits: Limits) -> Self {
+        let (queue, rows) = mpsc::sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let writer = writer::Writer::new(super::records_file(dir), limits, Arc::clone(&shared));
+        let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&rows));
+        if let Err(error) = thread {
+            shared.alarm(|a| a.failing = Some(format!("nothing is recorded: cannot start a thread: {error}")));
+        }
+        Self { dir: dir.into(), queue, live: broadcast::channel(RECENT).0, shared }
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.dir.to_path_buf()
+    }
+
+    /// Records a path's health.
+    pub fn sample(&self, sample: HealthSample) {
+        self.send(Row::Sample(sample));
+    }
+
+    /// Records an event and tells the followers; returns it with its number.
+    ///
+    /// Numbers are microseconds of wall time made unique, so that they rise over restarts and without a disk.
+    #[expect(clippy::must_use_candidate, reason = "recording is the purpose")]
+    pub fn event(&self, mut event: Event) -> Event {
+        {
+            let mut recent = lock(&self.shared.recent);
+            event.id = event.at.as_micros().max(recent.last_id + 1);
+            recent.last_id = event.id;
+            recent.events.push_back(event.clone());
+            if recent.events.len() > RECENT {
+                recent.events.pop_front();
+            }
+            // No follower is no error.
+            let _ = self.live.send(event.clone());
+        }
+        self.send(Row::Event(event.clone()));
+        event
+    }
+
+    /// Records a transition.
+    pub fn transition(&self, transition: TransitionRecord) {
+        self.send(Row::Transition(transition));
+    }
+
+    /// Records a reconcile. Those that the journal holds too (same plan) are shown once.
+    pub fn run(&self, run: Run) {
+        self.send(Row::Run(run));
+    }
+
+    /// The newest events, oldest first, and those to come, without a gap or a double between them.
+    #[must_use]
+    pub fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let recent = lock(&self.shared.recent);
+        (recent.events.iter().cloned().collect(), self.live.subscribe())
+    }
+
+    /// Rows that were not taken since the start.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// What a person should know about the records, one line each; empty when all is well.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        let Alarms { failing, replaced } = lock(&self.shared.alarms).clone();
+        // A disk that hangs reports no error; the rows that found the queue full do.
+        let lost =
+            Some(self.lost()).filter(|n| *n > 0).map(|n| format!("{n} rows of the records were lost since the start"));
+        failing.into_iter().chain(replaced).chain(lost).collect()
+    }
+
+    /// Writes what is waiting, for the shutdown and for tests; false if that took longer than `patience`.
+    #[must_use]
+    pub fn flush(&self, patience: Duration) -> bool {
+        let (done, wait) = mpsc::sync_channel(1);
+        let end = std::time::Instant::now() + patience;
+        let mut message = Message::Flush(done);
+        // The queue may be full, which a writer that is at work soon changes.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if std::time::Instant::now() >= end {
+                return false;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        wait.recv_timeout(end.saturating_duration_since(std::time::Instant::now())).is_ok()
+    }
+
+    fn send(&self, row: Row) {
+        match self.queue.try_send(Message::Row(row)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.shared.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The thread that writes the records, and what it does when the disk lets it down.
+
+use std::{
+    collections::VecDeque,
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use rusqlite::Connection;
+
+use super::{
+    FlushPolicy, Limits, StoreError, Thinning, move_aside, open,
+    recorder::{Message, Row, Shared},
+    records, schema,
+};
+use crate::clock;
+
+/// Between two rounds of deleting old rows.
+const PRUNE: Duration = Duration::from_secs(3_600);
+
+pub(super) struct Writer {
+    file: PathBuf,
+    limits: Limits,
+    shared: Arc<Shared>,
+    policy: FlushPolicy,
+    thinning: Thinning,
+    waiting: VecDeque<Row>,
+    open: Option<Open>,
+    pruned: Option<clock::Instant>,
+}
+
+/// An open database, and which file it is.
+struct Open {
+    db: Connection,
+    inode: u64,
+}
+
+impl Writer {
+    pub fn new(file: PathBuf, limits: Limits, shared: Arc<Shared>) -> Self {
+        let (policy, thinning) = (FlushPolicy::new(limits.flush), Thinning::new(limits.resolution));
+        Self { file, limits, shared, policy, thinning, waiting: VecDeque::new(), open: None, pruned: None }
+    }
+
+    /// Writes until the last handle is gone.
+    pub fn run(mut self, rows: &Receiver<Message>) {
+        self.flush();
+        loop {
+            match rows.recv_timeout(self.patience()) {
+                Ok(Message::Row(row)) => self.take(row),
+                Ok(Message::Flush(done)) => {
+                    self.flush();
+                    let _ = done.send(());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.flush(),
+            }
+            if self.policy.is_due(clock::now()) {
+                self.flush();
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.policy.next().map_or(PRUNE, |at| at.since(clock::now()))
+    }
+
+    fn take(&mut self, row: Row) {
+        let urgent = match &row {
+            Row::Sample(sample) if !self.thinning.keep(sample) => return,
+            Row::Sample(_) => false,
+            Row::Event(_) | Row::Transition(_) | Row::Run(_) => true,
+        };
+        self.policy.row(urgent, clock::now());
+        self.waiting.push_back(row);
+        if self.waiting.len() > self.limits.memory {
+            self.waiting.pop_front();
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes all that waits; after a failure it goes on waiting.
+    fn flush(&mut self) {
+        let mut result = self.write();
+        if result.as_ref().is_err_and(StoreError::is_corrupt) {
+            result = self.replace(&result).and_then(|()| self.write());
+        }
+        match result {
+            Ok(()) => {
+                self.policy.written();
+                self.shared.alarm(|a| a.failing = None);
+            }
+            Err(error) => {
+                self.open = None;
+                self.policy.failed(clock::now());
+                self.shared.alarm(|a| a.failing = Some(format!("nothing is recorded: {}", error.chain())));
+            }
+        }
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        self.check()?;
+        let now = clock::now();
+        let prune = self.pruned.is_none_or(|last| now.since(last) >= PRUNE);
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => self.connect()?,
+        };
+        records::insert(&open.db, &self.file, &self.waiting)?;
+        self.waiting.clear();
+        if prune {
+            records::prune(&open.db, &self.file, clock::wall(), self.limits.retention)?;
+            self.pruned = Some(now);
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<Open, StoreError> {
+        let db = open(&self.file, schema::RECORDS)?;
+        if self.limits.pages > 0 {
+            let bounded = db.pragma_update(None, "max_page_count", self.limits.pages);
+            bounded.map_err(StoreError::database("bound the size of", &self.file))?;
+        }
+        Ok(Open { db, inode: inode(&self.file).unwrap_or(0) })
+    }
+
+    /// `SQLite` goes on writing to a file that was deleted, and to one whose pages it has cached: look.
+    fn check(&mut self) -> Result<(), StoreError> {
+        let Some(open) = &self.open else { return Ok(()) };
+        if inode(&self.file) != Some(open.inode) {
+            self.open = None;
+            self.told(format!("{} was deleted while in use; a new one was begun", self.file.display()));
+        } else if !has_magic(&self.file) {
+            self.open = None;
+            let text = Some("the file's header was overwritten".to_owned());
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB), text);
+            return Err(StoreError::Database { doing: "write to", file: self.file.clone(), source });
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, result: &Result<(), StoreError>) -> Result<(), StoreError> {
+        self.open = None;
+        let aside = move_aside(&self.file, clock::wall())?;
+        let why = result.as_ref().err().map(StoreError::chain).unwrap_or_default();
+        self.told(format!("the records were damaged ({why}); they are now {}, new ones were begun", aside.display()));
+        Ok(())
+    }
+
+    fn told(&self, text: String) {
+        tracing::warn!("{text}");
+        self.shared.alarm(|a| a.replaced = Some(text));
+    }
+}
+
+fn inode(file: &Path) -> Option<u64> {
+    std::fs::metadata(file).ok().map(|m| m.ino())
+}
+
+/// The first 16 bytes of every database (<https://sqlite.org/fileformat.html#magic_header_string>).
+fn has_magic(file: &Path) -> bool {
+    let mut head = [0; 16];
+    std::fs::File::open(file).and_then(|mut f| f.read_exact(&mut head)).is_ok() && &head == b"SQLite format 3\0"
+}
