@@ -1,6 +1,7 @@
 //! `patronus lab demo`: the newcomer's first minute, as a story in steps.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io,
@@ -59,7 +60,7 @@ pub fn demo(args: &DemoArgs, load: Load<'_>, exe: &Path) -> Outcome {
 
 /// Fields are dropped in this order: the daemon before the ground under it.
 struct Story<'a> {
-    daemon: Option<Daemon>,
+    daemon: RefCell<Option<Daemon>>,
     lab: Lab,
     exe: &'a Path,
     place: &'a Scratch,
@@ -80,10 +81,10 @@ impl<'a> Story<'a> {
         if shortened {
             anstream::println!("  failbackDelay is {FAILBACK} here, so that you need not wait for the way back.");
         }
-        Ok(Self { daemon: None, lab, exe, place, cast })
+        Ok(Self { daemon: RefCell::default(), lab, exe, place, cast })
     }
 
-    fn tell(mut self) -> Result<(), Failure> {
+    fn tell(self) -> Result<(), Failure> {
         self.plan()?;
         self.daemon()?;
         self.good()?;
@@ -104,7 +105,7 @@ impl<'a> Story<'a> {
         self.show(command, 15)
     }
 
-    fn daemon(&mut self) -> Result<(), Failure> {
+    fn daemon(&self) -> Result<(), Failure> {
         heading("3", "The daemon applies it and probes every path  (patronus run)");
         let settings = self.place.settings(&self.cast).map_err(|e| Failure::error("writing the settings", &e))?;
         let start = Instant::now();
@@ -114,7 +115,7 @@ impl<'a> Story<'a> {
         let copy = log.try_clone().map_err(|e| Failure::error("making the daemon's log", &e))?;
         command.stdin(Stdio::null()).stdout(copy).stderr(log);
         let child = self.lab.spawn_in(&self.router(), command).map_err(|e| failure("starting the daemon", &e))?;
-        self.daemon = Some(Daemon(child));
+        self.daemon.replace(Some(Daemon(child)));
         for path in [self.cast.primary.to_string(), self.cast.backup.to_string()] {
             let pointer = format!("/paths/{path}/health/state");
             let what = format!("{path} to be up");
@@ -237,10 +238,14 @@ impl<'a> Story<'a> {
         self.wait(&what, |status| word(status, &pointer).is_some_and(|active| (active == path) == wanted))
     }
 
+    fn alive(&self) -> bool {
+        self.daemon.borrow_mut().as_mut().is_none_or(|daemon| matches!(daemon.0.try_wait(), Ok(None)))
+    }
+
     /// Asks the daemon until its status fits.
     fn wait(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Result<(), Failure> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < PATIENCE && self.alive() {
             let mut command = self.patronus("status");
             command.args(["--output", "json"]);
             let output = self.lab.run_in(&self.router(), command).map_err(|e| failure("asking the daemon", &e))?;
@@ -252,7 +257,7 @@ impl<'a> Story<'a> {
         let log = fs::read_to_string(self.place.log()).unwrap_or_default();
         let end: Vec<&str> = log.lines().rev().take(10).collect();
         let end: Vec<&str> = end.into_iter().rev().collect();
-        let waited = PATIENCE.as_secs();
+        let waited = start.elapsed().as_secs();
         Err(Failure::new(
             Exit::Error,
             format!("waited {waited} s for {what}; the daemon's log ends:\n{}", end.join("\n")),
