@@ -130,6 +130,9 @@ impl Engine {
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.last = Some(ReconcileStatus { at: clock::wall(), micros, outcome, steps, message });
+        if outcome != ReconcileOutcome::Unchanged {
+            self.change.clone_from(&self.last);
+        }
         self.timers.publish = clock::now();
     }
 
