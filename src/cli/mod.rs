@@ -61,7 +61,8 @@ impl Failure {
         let mut message = format!("{doing}: {cause}");
         let mut next = cause.source();
         while let Some(source) = next {
-            message.push_str(&format!(": {source}"));
+            message.push_str(": ");
+            message.push_str(&source.to_string());
             next = source.source();
         }
         Self::new(Exit::Error, message)
@@ -161,7 +162,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Reconcile(args) => inspect::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
-            Verb::Completions(args) => reference::completions(&args),
+            Verb::Completions(args) => Ok(reference::completions(&args)),
             Verb::Man(args) => reference::man(&args),
         }
     })

@@ -21,9 +21,9 @@ pub struct ManArgs {
 }
 
 /// Runs `completions`.
-pub fn completions(args: &CompletionsArgs) -> Outcome {
+pub fn completions(args: &CompletionsArgs) -> Exit {
     clap_complete::generate(args.shell, &mut command(), "patronus", &mut io::stdout());
-    Ok(Exit::Done)
+    Exit::Done
 }
 
 /// Runs `man`.
