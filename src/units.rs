@@ -171,7 +171,9 @@ impl MarkMask {
     pub fn new(bits: u32) -> Result<Self, UnitError> {
         let run = bits >> bits.trailing_zeros().min(31);
         if bits == 0 || run & run.wrapping_add(1) != 0 || run.count_ones() < 4 {
-            return bad(format!("{bits:#010x} is not a mark mask: it needs at least four bits in one run, such as 0xff000000"));
+            return bad(format!(
+                "{bits:#010x} is not a mark mask: it needs at least four bits in one run, such as 0xff000000"
+            ));
         }
         Ok(Self(bits))
     }
@@ -324,7 +326,9 @@ impl FromStr for Rate {
         let unit = RATES.iter().find_map(|(unit, scale)| Some((s.strip_suffix(unit)?, *scale)));
         match unit.and_then(|(number, scale)| decimal(number, scale)) {
             Some(bits) if bits > 0 => Ok(Self(bits)),
-            _ => bad(format!("`{s}` is not a rate: write a number with its unit, such as `512kbit`, `50Mbit` or `1Gbit`")),
+            _ => bad(format!(
+                "`{s}` is not a rate: write a number with its unit, such as `512kbit`, `50Mbit` or `1Gbit`"
+            )),
         }
     }
 }
@@ -375,7 +379,9 @@ impl FromStr for Span {
         let scale = SPANS.iter().find(|(name, _)| *name == unit).map(|(_, scale)| *scale);
         match scale.and_then(|scale| decimal(number, scale)) {
             Some(us) => Ok(Self(Duration::from_micros(us))),
-            None => bad(format!("`{s}` is not a duration: write a number with its unit, such as `250ms`, `60s`, `10m` or `2h`")),
+            None => bad(format!(
+                "`{s}` is not a duration: write a number with its unit, such as `250ms`, `60s`, `10m` or `2h`"
+            )),
         }
     }
 }
@@ -383,7 +389,8 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = self.0.as_micros();
-        let unit = [("d", 86_400_000_000_u128), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000)];
+        let unit =
+            [("d", 86_400_000_000_u128), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000)];
         // `60s` and `90s` read better than `1m` and `1.5m`: minutes and more only above two of them.
         let fits = |scale: u128| us.is_multiple_of(scale) && (scale <= 1_000_000 || us >= 2 * scale);
         let (unit, scale) = unit.into_iter().find(|(_, scale)| us > 0 && fits(*scale)).unwrap_or(("us", 1));
@@ -428,9 +435,30 @@ pub struct Dscp(u8);
 /// Names of RFC 2474, RFC 2597, RFC 3246, RFC 5865 and RFC 8622. `voice-admit` and `le` are printed as
 /// numbers to nftables, which does not know them.
 const DSCP: [(&str, u8); 24] = [
-    ("cs0", 0), ("cs1", 8), ("cs2", 16), ("cs3", 24), ("cs4", 32), ("cs5", 40), ("cs6", 48), ("cs7", 56),
-    ("af11", 10), ("af12", 12), ("af13", 14), ("af21", 18), ("af22", 20), ("af23", 22), ("af31", 26), ("af32", 28),
-    ("af33", 30), ("af41", 34), ("af42", 36), ("af43", 38), ("ef", 46), ("voice-admit", 44), ("le", 1), ("be", 0),
+    ("cs0", 0),
+    ("cs1", 8),
+    ("cs2", 16),
+    ("cs3", 24),
+    ("cs4", 32),
+    ("cs5", 40),
+    ("cs6", 48),
+    ("cs7", 56),
+    ("af11", 10),
+    ("af12", 12),
+    ("af13", 14),
+    ("af21", 18),
+    ("af22", 20),
+    ("af23", 22),
+    ("af31", 26),
+    ("af32", 28),
+    ("af33", 30),
+    ("af41", 34),
+    ("af42", 36),
+    ("af43", 38),
+    ("ef", 46),
+    ("voice-admit", 44),
+    ("le", 1),
+    ("be", 0),
 ];
 
 impl Dscp {
@@ -448,7 +476,9 @@ impl FromStr for Dscp {
         let named = DSCP.iter().find(|(name, _)| name.eq_ignore_ascii_case(s)).map(|(_, value)| *value);
         match named.or_else(|| s.parse().ok().filter(|v| *v < 64)) {
             Some(value) => Ok(Self(value)),
-            None => bad(format!("`{s}` is not a DSCP: write a name such as `ef`, `af41` or `cs5`, or a number from 0 to 63")),
+            None => bad(format!(
+                "`{s}` is not a DSCP: write a name such as `ef`, `af41` or `cs5`, or a number from 0 to 63"
+            )),
         }
     }
 }

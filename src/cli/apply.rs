@@ -81,8 +81,16 @@ pub async fn teardown(args: TeardownArgs) -> Outcome {
     context::recover(&mut router).await?;
     let observed = router.observe(None).await.map_err(|e| context::from_kernel("cannot look at the kernel", &e))?;
     let planned = router.plan_teardown(&observed);
-    let inputs =
-        report::Inputs { old: None, new: None, steps: &planned.steps, applied: None, intruders: &observed.intruders };
+    let inputs = report::Inputs {
+        old: None,
+        new: None,
+        steps: &planned.steps,
+        applied: None,
+        intruders: &observed.intruders,
+        obstacles: &[],
+        numbers: &router.numbers(&observed).targets,
+        ranges: router.ranges(),
+    };
     let revision = Revisions { to: "none".into(), from: None };
     let site = settings.site.clone().unwrap_or_else(context::nameless);
     plan::print(&report::report(&inputs, site, revision, router.generation()), args.show)?;
@@ -109,7 +117,10 @@ fn agreed(yes: bool, question: &str) -> Result<bool, Failure> {
 }
 
 async fn carry_out(
-    router: &mut Router<Linux>, planned: &Planned, site: Option<&crate::validate::intent::Site>, revision: &str,
+    router: &mut Router<Linux>,
+    planned: &Planned,
+    site: Option<&crate::validate::intent::Site>,
+    revision: &str,
 ) -> Outcome {
     let started = clock::now();
     let report = router.apply(planned, site, revision).await;

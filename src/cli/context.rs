@@ -156,7 +156,12 @@ pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
         let how = match report.outcome {
             Applied::Applied => "finished",
             Applied::RolledBack { .. } => "undone",
-            _ => return Err(Failure::new(Exit::Error, format!("{stamp} was interrupted and could be neither finished nor undone: {:?}", report.outcome))),
+            _ => {
+                return Err(Failure::new(
+                    Exit::Error,
+                    format!("{stamp} was interrupted and could be neither finished nor undone: {:?}", report.outcome),
+                ));
+            }
         };
         tracing::warn!(%stamp, "an interrupted change was {how}");
     }
@@ -166,8 +171,7 @@ pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
 /// The path choice that holds for a site: the remembered one where it still fits, else the primaries.
 pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
     let remembered = router.remembered_selection().unwrap_or_default();
-    let (selection, _) =
-        failover::select(&active.site, &Healths::new(), &Measures::new(), &remembered, clock::now());
+    let (selection, _) = failover::select(&active.site, &Healths::new(), &Measures::new(), &remembered, clock::now());
     selection
 }
 

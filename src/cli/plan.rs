@@ -7,6 +7,7 @@ use super::{
     context::{self, RouterArgs},
 };
 use crate::{
+    desired,
     engine::{
         Active,
         router::{PlanError, Planned, Router},
@@ -87,17 +88,26 @@ pub async fn make(router: &Router<Linux>, settings: &Settings, active: Active) -
 }
 
 fn report(
-    router: &Router<Linux>, settings: &Settings, active: &Active, selection: &Selection, planned: &Planned,
+    router: &Router<Linux>,
+    settings: &Settings,
+    active: &Active,
+    selection: &Selection,
+    planned: &Planned,
     observed: &Observed,
 ) -> Report {
     let old = context::in_force(router, settings);
     let old_selection = router.remembered_selection().unwrap_or_default();
+    let mut numbers = router.numbers(observed).targets.clone();
+    numbers.extend(planned.allocations.targets.clone());
     let inputs = report::Inputs {
         old: old.as_ref().map(|a| View { site: &a.site, selection: &old_selection }),
         new: Some(View { site: &active.site, selection }),
         steps: &planned.steps,
         applied: router.applied(),
         intruders: &observed.intruders,
+        obstacles: &desired::obstacles(&active.site, &observed.facts),
+        numbers: &numbers,
+        ranges: router.ranges(),
     };
     let revision = Revisions { to: active.revision.clone(), from: old.as_ref().map(|a| a.revision.clone()) };
     report::report(&inputs, active.site.name.clone(), revision, router.generation())

@@ -49,7 +49,8 @@ pub async fn run(args: Args) -> Outcome {
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
     let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new() };
-    let mut engine = Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
+    let mut engine =
+        Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);
@@ -64,7 +65,9 @@ pub async fn run(args: Args) -> Outcome {
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.
 async fn listen(
-    settings: &Settings, state: ApiState, alarms: &mut Vec<String>,
+    settings: &Settings,
+    state: ApiState,
+    alarms: &mut Vec<String>,
 ) -> (Option<api::ControlSocket>, Option<api::MetricsListener>) {
     let listen = Listen { socket: settings.socket.clone(), group: None, metrics: settings.metrics };
     let mut note = |error: api::ApiError| {
@@ -101,7 +104,12 @@ async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
 fn summary(status: &Status) -> String {
     let up = status.paths.values().filter(|p| p.health.state == crate::health::PathState::Up).count();
     let alarms = status.alarms.len() + status.source.errors.len();
-    format!("site {}, generation {}, {up} of {} paths up, {alarms} alarms", status.site, status.generation, status.paths.len())
+    format!(
+        "site {}, generation {}, {up} of {} paths up, {alarms} alarms",
+        status.site,
+        status.generation,
+        status.paths.len()
+    )
 }
 
 struct Signals {

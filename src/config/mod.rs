@@ -32,6 +32,9 @@ pub const MAX_FILES: usize = 10_000;
 /// Largest tree, in bytes: a thousand sites with ten thousand objects take about 3 MB.
 pub const MAX_TREE: usize = 16 << 20;
 
+/// Most findings of one load that are shown; a file of rubbish would give as many as it has documents.
+const MAX_FOUND: usize = 1_000;
+
 /// All files of one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -51,6 +54,14 @@ pub struct Object<T> {
     /// What it says.
     pub spec: T,
     at: Place,
+}
+
+impl<T> Object<T> {
+    /// Whether it was written for one site, rather than for all that a selector matches.
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        matches!(self.scope, Scope::Site(_))
+    }
 }
 
 /// What an object belongs to or applies to.
@@ -185,6 +196,7 @@ pub fn load(snapshot: &Snapshot) -> (Config, Vec<Diagnostic>) {
     let Loader { mut config, mut found, .. } = loader;
     crate::diag::sort(&mut found);
     config.failed = crate::diag::has_errors(&found);
+    found.truncate(MAX_FOUND);
     (config, found)
 }
 

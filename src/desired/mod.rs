@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub use nft::NIL_STAMP;
-pub use routes::{ACTIVE, next_hops};
+pub use routes::{ACTIVE, next_hops, obstacle};
 
 /// Why an intent cannot be compiled for this router.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,12 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
         Family::ALL.into_iter().filter_map(|f| Some((f, address_on(facts, &path.interface, f)?))).collect();
     found.extend(fixed.map(|a| (Family::of(&a), a)));
     found
+}
+
+/// What stands in the way of each path of a site that cannot be used now.
+#[must_use]
+pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
+    site.paths.values().filter_map(|path| obstacle(site, path, facts)).collect()
 }
 
 fn is_uplink(site: &Site, interface: &IfName) -> bool {

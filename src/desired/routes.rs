@@ -64,6 +64,26 @@ pub fn next_hops(site: &Site, path: &Path, facts: &Facts) -> BTreeMap<Family, Ro
     hops.into_iter().map(|(family, gateway)| (family, via(gateway))).collect()
 }
 
+/// Why no route through a path can be set now, with the remedy; none if one can.
+#[must_use]
+pub fn obstacle(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
+    if !next_hops(site, path, facts).is_empty() {
+        return None;
+    }
+    let interface = match &path.to {
+        Destination::Site { tunnel: TunnelSpec::Vxlan { over, .. }, .. } => over,
+        _ => &path.interface,
+    };
+    let why = match facts.links.get(interface) {
+        None => format!("there is no interface {interface}: `ip link` shows those that are there"),
+        Some(link) if !link.up => format!("{interface} is down: `ip link set {interface} up`"),
+        Some(_) => format!(
+            "no gateway is known: `auto` takes it from a default route over {interface} in the main table (DHCP, RA, PPP)"
+        ),
+    };
+    Some(format!("path {} cannot be used now: {why}", path.name))
+}
+
 type Hops = Vec<(Family, Option<IpAddr>)>;
 
 fn up<'a>(facts: &'a Facts, interface: &IfName) -> Option<&'a LinkFacts> {

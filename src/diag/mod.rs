@@ -116,21 +116,30 @@ pub fn sort(found: &mut Vec<Diagnostic>) {
 /// The texts that diagnostics point into.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    files: BTreeMap<Arc<str>, Arc<str>>,
+    files: BTreeMap<Arc<str>, Source>,
+}
+
+#[derive(Debug, Clone)]
+struct Source {
+    text: Arc<str>,
+    /// Where each line begins.
+    lines: Vec<usize>,
 }
 
 impl Sources {
     /// Adds a file and returns the name under which spans refer to it.
     pub fn add(&mut self, file: &str, text: &str) -> Arc<str> {
         let name: Arc<str> = file.into();
-        self.files.insert(Arc::clone(&name), text.into());
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(ends).collect();
+        self.files.insert(Arc::clone(&name), Source { text: text.into(), lines });
         name
     }
 
     /// The text of a file; empty when it is not known.
     #[must_use]
     pub fn text(&self, file: &str) -> &str {
-        self.files.get(file).map_or("", |text| text)
+        self.files.get(file).map_or("", |source| &source.text)
     }
 
     /// How many files there are.
@@ -148,11 +157,11 @@ impl Sources {
     /// Line and column, both from 1, the column in characters.
     #[must_use]
     pub fn position(&self, file: &str, offset: usize) -> (usize, usize) {
-        let text = self.text(file);
-        let before = &text[..floor(text, offset)];
-        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |at| at + 1);
-        (line, before[start..].chars().count() + 1)
+        let Some(source) = self.files.get(file) else { return (1, 1) };
+        let offset = floor(&source.text, offset);
+        let line = source.lines.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|n| source.lines.get(n)).copied().unwrap_or(0);
+        (line, source.text[start..offset].chars().count() + 1)
     }
 }
 

@@ -52,7 +52,7 @@ fn snippet<'a>(
     let end = text[start..end].find('\n').map_or(end, |at| start + at).min(start + LONGEST);
     let end = floor(text, end);
     let window = window(text, start, end);
-    let line = text[..window.start].bytes().filter(|b| *b == b'\n').count() + 1;
+    let (line, _) = sources.position(&span.file, window.start);
     let inner = start - window.start..end - window.start;
     let annotation = kind.span(inner).label(label);
     Snippet::source(&text[window]).path(&*span.file).line_start(line).annotation(annotation)

@@ -33,13 +33,13 @@ use crate::{
     units::Name,
 };
 
+pub(crate) use self::pass::told;
 pub use self::source::{Active, ConfigError, Origin, activate};
+pub use self::status::ReconcileOutcome;
 use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
 };
-pub(crate) use self::pass::told;
-pub use self::status::ReconcileOutcome;
 
 /// Notifications that come in a burst lead to one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);

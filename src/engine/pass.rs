@@ -144,7 +144,9 @@ impl Engine {
                 path: path.name.clone(),
                 interface: path.interface.clone(),
                 mark: ranges.target_mask.mark(number),
-                sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts).into_values().collect(),
+                sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
+                    .into_values()
+                    .collect(),
                 targets: path.probe.targets.clone(),
                 interval: path.probe.interval,
                 timeout: path.probe.timeout,

@@ -70,6 +70,9 @@ impl Engine {
         let a = &self.alarms;
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.recorder.alarms());
+        if let Some(active) = &self.active {
+            all.extend(desired::obstacles(&active.site, &self.observed.facts));
+        }
         all.extend(self.observed.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
         all
     }

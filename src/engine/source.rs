@@ -76,9 +76,7 @@ fn line(d: &Diagnostic, config: &config::Config) -> String {
 }
 
 /// Loads and checks a snapshot, and picks the site that this router is; the only one, if none is named.
-pub fn activate(
-    snapshot: Snapshot, site: Option<&Name>, options: &validate::Options,
-) -> Result<Active, ConfigError> {
+pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Options) -> Result<Active, ConfigError> {
     let (config, mut found) = config::load(&snapshot);
     let (intent, more) = validate::check_with(&config, options);
     found.extend(more);
@@ -102,7 +100,11 @@ impl Engine {
     /// says now.
     pub(super) fn start_from_last_good(&mut self) {
         let Some(good) = self.router.ledger.last_good() else { return };
-        match activate(Snapshot { revision: good.revision, files: good.files }, Some(&self.origin.site), &self.origin.options) {
+        match activate(
+            Snapshot { revision: good.revision, files: good.files },
+            Some(&self.origin.site),
+            &self.origin.options,
+        ) {
             Ok(active) => self.adopt(active),
             Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
         }

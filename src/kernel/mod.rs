@@ -101,7 +101,12 @@ pub trait Kernel {
     fn observe(&self, scope: &Scope) -> impl Future<Output = Result<Observed, KernelError>>;
 
     /// Carries out one step. `stamp` goes into the nft table if the step touches it.
-    fn execute(&self, step: &Step, ranges: &Ranges, stamp: &Stamp) -> impl Future<Output = Result<Executed, KernelError>>;
+    fn execute(
+        &self,
+        step: &Step,
+        ranges: &Ranges,
+        stamp: &Stamp,
+    ) -> impl Future<Output = Result<Executed, KernelError>>;
 
     /// The canonical text of a rendered ruleset: loaded and listed in a throw-away network namespace.
     fn canonical(&self, source: &str) -> impl Future<Output = Result<String, KernelError>>;

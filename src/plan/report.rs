@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::{Action, Step};
 use crate::{
     failover::Selection,
-    state::{Key, State},
+    state::{Key, Ranges, State, Target},
     units::Name,
     validate::intent::{self, Site},
 };
@@ -35,6 +35,12 @@ pub struct Inputs<'a> {
     pub applied: Option<&'a State>,
     /// Foreign objects in our ranges.
     pub intruders: &'a [String],
+    /// Why paths cannot be used now.
+    pub obstacles: &'a [String],
+    /// Numbers of the targets, the old ones that are given up included.
+    pub numbers: &'a BTreeMap<Target, u32>,
+    /// Our ranges.
+    pub ranges: &'a Ranges,
 }
 
 /// A plan for people and programs.
@@ -58,6 +64,8 @@ pub struct Report {
     pub consequences: Vec<Consequence>,
     /// What a person should think about first.
     pub risks: Vec<String>,
+    /// Whose each table is.
+    pub tables: BTreeMap<u32, String>,
     /// Counts.
     pub summary: Summary,
 }
@@ -138,6 +146,7 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
     let consequences = consequences(inputs);
     let mut risks: Vec<String> =
         consequences.iter().filter_map(|c| Some(format!("{}: {}", c.policy, c.risk.as_ref()?))).collect();
+    risks.extend(inputs.obstacles.iter().cloned());
     risks.extend(inputs.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
     let count = |action| inputs.steps.iter().filter(|s| s.action() == action).count();
     let summary = Summary {
@@ -157,6 +166,7 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
         drift: drift.into_iter().cloned().collect(),
         consequences,
         risks,
+        tables: inputs.numbers.iter().map(|(t, n)| (inputs.ranges.table(*n), t.to_string())).collect(),
         summary,
     }
 }
@@ -282,8 +292,13 @@ fn describe_path(path: &intent::Path) -> String {
         probe.targets.len(),
         if probe.targets.len() == 1 { "" } else { "s" },
         probe.down_after,
-        crate::units::Span::from(probe.detection_time())
+        seconds(probe.detection_time())
     )
+}
+
+/// A duration as a person says it: `3.8 s`.
+fn seconds(d: std::time::Duration) -> String {
+    format!("{:.1} s", d.as_secs_f64())
 }
 
 fn used_by(site: &Site, kind: &str, name: &str) -> Vec<String> {

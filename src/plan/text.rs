@@ -23,6 +23,7 @@ const ADD: Style = AnsiColor::Green.on_default();
 const REMOVE: Style = AnsiColor::Red.on_default();
 const CHANGE: Style = AnsiColor::Yellow.on_default();
 const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
 
 /// Renders a report with ANSI styles; the caller strips them where nobody wants colour.
 #[must_use]
@@ -34,9 +35,9 @@ pub fn render(report: &Report, all: bool) -> String {
         return out;
     }
     section(&mut out, None, report.objects.iter().flat_map(object_lines));
-    section(&mut out, Some("Kernel"), step_lines(&report.changes, all));
+    section(&mut out, Some("Kernel"), step_lines(&report.changes, report, all));
     let title = "Drift (someone else changed these; apply puts them back)";
-    section(&mut out, Some(title), step_lines(&report.drift, all));
+    section(&mut out, Some(title), step_lines(&report.drift, report, all));
     let width = report.consequences.iter().map(|c| c.policy.as_str().len()).max().unwrap_or(0);
     section(&mut out, Some("Consequence"), report.consequences.iter().map(|c| consequence(c, width)));
     section(&mut out, Some("Risk"), report.risks.iter().map(|r| format!("{REMOVE}!{REMOVE:#} {r}")));
@@ -90,14 +91,14 @@ fn object_lines(change: &ObjectChange) -> Vec<String> {
     std::iter::once(first).chain(details.map(|d| format!("{:28}{d}", ""))).collect()
 }
 
-fn step_lines(steps: &[Step], all: bool) -> impl Iterator<Item = String> {
+fn step_lines(steps: &[Step], report: &Report, all: bool) -> impl Iterator<Item = String> {
     let mut by_kind: BTreeMap<&str, usize> = BTreeMap::new();
     let mut lines = Vec::new();
     for step in steps {
         let seen = by_kind.entry(step.kind()).or_default();
         *seen += 1;
         if all || *seen <= KIND_LINES {
-            lines.extend(step_text(step, all));
+            lines.extend(step_text(step, report, all));
         }
     }
     let more = by_kind.into_iter().filter(|(_, n)| !all && *n > KIND_LINES);
@@ -105,15 +106,25 @@ fn step_lines(steps: &[Step], all: bool) -> impl Iterator<Item = String> {
     lines.into_iter()
 }
 
-fn step_text(step: &Step, all: bool) -> Vec<String> {
+fn step_text(step: &Step, report: &Report, all: bool) -> Vec<String> {
     let sign = symbol(step.action());
     match step {
         Step::Set { key: Key::Nft, before, after, .. } => nft_lines(&sign, before.as_ref(), after.as_ref(), all),
         Step::Set { key, before, after, .. } => {
-            vec![format!("{sign} {}", set_text(key, before.as_ref(), after.as_ref()))]
+            vec![format!("{sign} {}{}", set_text(key, before.as_ref(), after.as_ref()), owner(key, report))]
         }
         Step::Forget { flows, reason } => vec![format!("{sign} flows  mark {flows} are forgotten: {reason}")],
     }
+}
+
+/// Whose table a route or rule is about, by name.
+fn owner(key: &Key, report: &Report) -> String {
+    let table = match key {
+        Key::Route(k) => k.table,
+        Key::Rule(k) => k.table,
+        _ => return String::new(),
+    };
+    report.tables.get(&table).map(|name| format!("   {DIM}# {name}{DIM:#}")).unwrap_or_default()
 }
 
 /// One kernel object and what happens to it, as `ip` would name it.

@@ -102,7 +102,15 @@ fn twice<T>(config: &Config, objects: &[Object<T>], noun: &str, report: &mut Rep
             Scope::Selector(wanted) => format!("{wanted:?}/"),
         };
         let name = object.name.clone();
-        let Some(first) = seen.insert((scope.clone(), &object.name), object) else { continue };
+        let Some(first) = seen.insert((scope, &object.name), object) else { continue };
+        // The inline objects of a site that is there twice are a consequence, not a second fault.
+        if config.is_inline(first) && config.is_inline(object) {
+            continue;
+        }
+        // The inline objects of a site that is there twice are a consequence, not a second fault.
+        if config.is_inline(first) && config.is_inline(object) {
+            continue;
+        }
         let shown = match &object.scope {
             Scope::Site(site) if noun != "site" => format!("{site}/{name}"),
             _ => name.to_string(),

@@ -177,7 +177,9 @@ impl Subject<'_> {
 
     fn resolves(&self, action: &Action, (_, _, rules): Known<'_>, report: &mut Report) -> bool {
         let found = match action {
-            Action::Path(name) => path_named(self.fleet, self.view, name, self.at("/action/path")),
+            Action::Path(name) => {
+                path_named(self.fleet, self.view, self.object.is_own(), name, self.at("/action/path"))
+            }
             Action::Failover(name) if !rules.contains_key(name) => self.rule_missing(name),
             _ => None,
         };
@@ -200,7 +202,7 @@ impl Subject<'_> {
             let rule = view.rules.iter().find(|rule| rule.name == *name)?;
             Some((view.name, rule))
         });
-        let found = match other {
+        let found = match other.filter(|_| self.object.is_own()) {
             Some((site, rule)) => {
                 let message = format!("the failover rule `{name}` belongs to another site, `{site}`");
                 error(Code::CrossSite, at, message).note(self.fleet.config.name(rule), "it is here")

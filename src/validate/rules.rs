@@ -47,13 +47,13 @@ pub fn ambiguous<T>(
     report.add_for(second, view.name, found);
 }
 
-/// Resolves the name of a path inside a site.
-pub fn path_named(fleet: &Fleet<'_>, view: &View<'_>, name: &Name, at: Span) -> Option<Diagnostic> {
+/// Resolves the name of a path inside a site; `own` says that the name was written for this site alone.
+pub fn path_named(fleet: &Fleet<'_>, view: &View<'_>, own: bool, name: &Name, at: Span) -> Option<Diagnostic> {
     if view.paths.contains_key(name) || fleet.config.is_broken(Kind::Path, name.as_str()) {
         return None;
     }
     let elsewhere = fleet.sites.values().find_map(|other| other.paths.get(name).map(|path| (other.name, path)));
-    let found = match elsewhere {
+    let found = match elsewhere.filter(|_| own) {
         Some((site, path)) => {
             let message = format!("the path `{name}` belongs to another site, `{site}`");
             error(Code::CrossSite, at, message).note(fleet.config.name(path), "it is here")
@@ -126,7 +126,7 @@ impl Subject<'_> {
         let backups = spec.backups.iter().enumerate().map(|(n, name)| (format!("/backups/{n}"), name));
         let mut members: Vec<Name> = Vec::new();
         for (field, name) in std::iter::once(("/primary".to_owned(), &spec.primary)).chain(backups) {
-            if let Some(found) = path_named(self.fleet, self.view, name, self.at(&field)) {
+            if let Some(found) = path_named(self.fleet, self.view, self.object.is_own(), name, self.at(&field)) {
                 self.report(report, found);
             } else if members.contains(name) {
                 let twice = if *name == spec.primary { "is the primary" } else { "is named twice" };
@@ -160,7 +160,10 @@ impl Subject<'_> {
             error(Code::WrongValue, at, format!("`{word}` is not a value of `{field}`"))
         };
         let help = suggest(word, names).map(|near| format!("did you mean `{near}`?"));
-        self.report(report, found.help(help.unwrap_or_else(|| format!("use {}", crate::diag::listed(&names, 5)))));
+        self.report(
+            report,
+            found.help(help.unwrap_or_else(|| format!("the values are {}", crate::diag::listed(&names, 5)))),
+        );
         known[0].1
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     Options, Report, error,
     fleet::{Fleet, View},
-    intent::{self, Destination, GatewaySpec},
+    intent::{self, Destination, GatewaySpec, TunnelSpec},
     paths, policies, rules,
 };
 use crate::{
@@ -109,9 +109,12 @@ fn interfaces(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, intent:
     let mut leaving: BTreeMap<&IfName, &Name> = BTreeMap::new();
     for path in paths.values() {
         let Some(object) = view.paths.get(&path.name) else { continue };
-        if matches!(path.to, Destination::Site { .. }) {
-            let at = fleet.config.field(object, "/tunnel");
-            claim(&path.interface, format!("the tunnel of path `{}`", path.name), at, report);
+        if let Destination::Site { tunnel, .. } = &path.to {
+            // Tunnels of ours are named after their ids, which are checked by themselves.
+            if matches!(tunnel, TunnelSpec::Interface { .. }) {
+                let at = fleet.config.field(object, "/tunnel");
+                claim(&path.interface, format!("the tunnel of path `{}`", path.name), at, report);
+            }
         } else if let Some(other) = leaving.insert(&path.interface, &path.name) {
             let message = format!("the paths `{other}` and `{}` both leave by `{}`", path.name, path.interface);
             let found = error(Code::InterfaceConflict, fleet.config.field(object, "/from"), message);

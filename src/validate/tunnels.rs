@@ -269,9 +269,9 @@ pub fn ids(fleet: &Fleet<'_>, report: &mut Report) {
         }
     }
     for (id, ends) in seen {
-        for (n, (site, path)) in ends.iter().enumerate().skip(1) {
+        for (site, path) in ends.iter().skip(1) {
             let (first_site, first) = ends[0];
-            if n == 1 && are_mirrors((first_site, first), (site, path)) {
+            if are_mirrors((first_site, first), (site, path)) {
                 continue;
             }
             let message =
@@ -290,32 +290,29 @@ fn are_mirrors((site_a, a): (&Name, &Object<PathSpec>), (site_b, b): (&Name, &Ob
     leads(a, site_b, b) && leads(b, site_a, a)
 }
 
-/// Two tunnels of one site with the same inner address. IPv6 link-local ones are told apart by interface.
+/// Two tunnels of one site with the same inner address. IPv6 link-local ones are told apart by interface;
+/// tunnels with one id are reported as such.
 pub fn collisions(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, intent::Path>, report: &mut Report) {
-    let mut seen: BTreeMap<IpAddr, &Name> = BTreeMap::new();
+    let mut seen: BTreeMap<IpAddr, (&Name, u32)> = BTreeMap::new();
     for path in paths.values() {
-        let Destination::Site { tunnel: intent::TunnelSpec::Vxlan { inner_local, .. }, .. } = &path.to else {
+        let Destination::Site { tunnel: intent::TunnelSpec::Vxlan { id, inner_local, .. }, .. } = &path.to else {
             continue;
         };
         let own = inner_local.iter().flat_map(|net| [net.addr(), net.network(), net.broadcast()]);
         let scoped = |a: &IpAddr| matches!(a, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        for address in own.filter(|a| !scoped(a)) {
-            match seen.get(&address) {
-                Some(other) if **other != path.name => {
-                    let (Some(object), Some(first)) = (view.paths.get(&path.name), view.paths.get(*other)) else {
-                        continue;
-                    };
-                    let message =
-                        format!("the inner address {address} of path `{}` is also one of path `{other}`", path.name);
-                    let found = error(Code::InnerCollision, fleet.config.field(object, "/tunnel"), message);
-                    let found = found.note(fleet.config.field(first, "/tunnel"), "the other tunnel");
-                    report.add(found.help("take another id, or give `local` and `remote`"));
-                    break;
-                }
-                _ => {
-                    seen.insert(address, &path.name);
-                }
-            }
+        let mut own: Vec<IpAddr> = own.filter(|a| !scoped(a)).collect();
+        own.dedup();
+        let clash = own.iter().find_map(|a| seen.get(a).filter(|(_, other)| other != id).map(|(name, _)| (*a, *name)));
+        if let Some((address, other)) = clash
+            && let (Some(object), Some(first)) = (view.paths.get(&path.name), view.paths.get(other))
+        {
+            let message = format!("the inner address {address} of path `{}` is also one of path `{other}`", path.name);
+            let found = error(Code::InnerCollision, fleet.config.field(object, "/tunnel"), message);
+            let found = found.note(fleet.config.field(first, "/tunnel"), "the other tunnel");
+            report.add(found.help("take another id, or give `local` and `remote`"));
+        }
+        for address in own {
+            seen.entry(address).or_insert((&path.name, *id));
         }
     }
 }

@@ -14,6 +14,7 @@ use patronus::{
         schema::{self, Kind},
     },
     diag::{self, CODES, Diagnostic},
+    settings::{Settings, SettingsError},
     validate::{self, Options, intent::Intent},
 };
 
@@ -90,5 +91,316 @@ fn every_policy_file_is_valid_alone() {
     assert!(files.len() >= 5);
     for file in files {
         assert_valid(file.to_str().unwrap(), &snapshot(root(), std::slice::from_ref(&file)));
+    }
+}
+
+/// Compares a text with the file that holds what it should be; `PATRONUS_REGENERATE=1` writes the file instead.
+fn expect_file(path: &Path, actual: &str, stale: &mut Vec<String>) {
+    if std::env::var_os("PATRONUS_REGENERATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, actual).unwrap();
+        return;
+    }
+    let wanted = fs::read_to_string(path).unwrap_or_default();
+    if wanted != actual {
+        stale.push(format!("{}: expected\n{wanted}\nfound\n{actual}", path.display()));
+    }
+}
+
+fn assert_current(stale: &[String]) {
+    assert!(stale.is_empty(), "run again with PATRONUS_REGENERATE=1 and review:\n{}", stale.join("\n"));
+}
+
+/// The samples are checked for a router with few target numbers and one protected prefix, so that a small
+/// file can break those limits.
+fn sample_options() -> Options {
+    Options {
+        target_mask: "0xf0000000".parse().unwrap(),
+        protected: vec!["198.18.0.0/24".parse().unwrap()],
+        ..Options::default()
+    }
+}
+
+fn samples(directory: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.retain(|path| path.is_dir() || path.extension().is_some_and(|end| end == "yaml"));
+    entries.sort();
+    entries
+}
+
+#[test]
+fn every_fault_is_found_and_shown_as_expected() {
+    let directory = root().join("tests/config/invalid");
+    let (mut stale, mut codes) = (Vec::new(), BTreeSet::new());
+    for sample in samples(&directory) {
+        let (config, intent, found) = inspect(&snapshot(&directory, std::slice::from_ref(&sample)), &sample_options());
+        let name = sample.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(intent.is_some(), name.starts_with("warning-"), "{name}: {found:?}");
+        assert!(!found.is_empty(), "{name}");
+        codes.extend(found.iter().map(|d| d.code));
+        let shown = diag::terminal(&found, config.sources(), false);
+        expect_file(&sample.with_extension("expected"), &shown, &mut stale);
+    }
+    let directory = root().join("tests/config/invalid-settings");
+    for sample in samples(&directory) {
+        let name = sample.file_name().unwrap().to_str().unwrap();
+        let error = Settings::parse(name, &fs::read(&sample).unwrap()).unwrap_err();
+        let SettingsError::Invalid { rendered, found, .. } = error else { panic!("{name}: {error}") };
+        codes.extend(found.iter().map(|d| d.code));
+        expect_file(&sample.with_extension("expected"), &format!("{rendered}\n"), &mut stale);
+    }
+    assert_current(&stale);
+    let missing: Vec<_> = CODES.iter().filter(|info| !codes.contains(&info.is)).map(|info| info.code).collect();
+    assert!(missing.is_empty(), "codes without a sample: {missing:?}");
+}
+
+#[test]
+fn codes_are_numbered_in_order() {
+    assert!(CODES.windows(2).all(|two| two[0].code < two[1].code));
+    assert!(CODES.iter().all(|info| info.is.info() == info));
+}
+
+#[test]
+fn the_schemas_are_current() {
+    let mut stale = Vec::new();
+    let file = |name: &str| root().join("schema").join(format!("{name}.schema.json"));
+    for kind in Kind::ALL {
+        let text = format!("{:#}\n", schema::of(kind).value());
+        expect_file(&file(&kind.text().to_lowercase()), &text, &mut stale);
+    }
+    expect_file(&file("patronus"), &format!("{:#}\n", schema::any()), &mut stale);
+    assert_current(&stale);
+}
+
+#[test]
+fn the_schema_of_any_document_is_a_valid_schema_and_takes_the_example() {
+    let validator = jsonschema::validator_for(&schema::any()).unwrap();
+    let text = fs::read_to_string(root().join("examples/one-site/berlin.yaml")).unwrap();
+    let (_, found) = config::load(&one(&text));
+    assert!(found.is_empty(), "{found:?}");
+    let document: serde_json::Value = yaml_serde::from_str(&text).unwrap();
+    assert!(validator.is_valid(&document));
+}
+
+/// Prose for people, generated so that it cannot drift: one section per kind, one table per object.
+fn reference() -> String {
+    let mut out = String::from(
+        "# The configuration language\n\nGenerated from the types that read it (`PATRONUS_REGENERATE=1 cargo test --test it config::`).\n\n\
+         Every document has `apiVersion`, `kind`, `metadata` and `spec`. Durations, ratios and rates carry units;\n\
+         booleans are `true` and `false`; unknown fields are errors. `${name}` in a text is replaced by the `vars` of\n\
+         the site that the object applies to. A field marked * is required.\n\n\
+         Limits: 1 MiB a file, 10,000 files, 16 MiB a tree.\n\n\
+         Derived inner addresses of a VXLAN tunnel with id *n*: the *(n mod 32,512)*-th /31 from 169.254.1.0, and\n\
+         fe80::1/64 and fe80::2/64; the end whose `site/endpoint` sorts first has the first of each.\n",
+    );
+    for kind in Kind::ALL {
+        let schema = schema::of(kind).value();
+        let _ = write!(out, "\n## {}\n\n{}\n", kind.text(), schema["description"].as_str().unwrap_or_default());
+        if kind == Kind::Site {
+            table(&mut out, "metadata", &schema["properties"]["metadata"]);
+        }
+        table(&mut out, "spec", &schema["properties"]["spec"]);
+    }
+    out
+}
+
+fn table(out: &mut String, path: &str, schema: &serde_json::Value) {
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(|r| r.as_str()).collect();
+    let _ = write!(out, "\n### `{path}`\n\n| field | is | meaning |\n|---|---|---|\n");
+    let mut inner = Vec::new();
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let star = if required.contains(&name.as_str()) { " *" } else { "" };
+        let about = field["description"].as_str().unwrap_or_default().replace('|', "\\|").replace('\n', " ");
+        let _ = writeln!(out, "| `{name}`{star} | {} | {about} |", what(field));
+        let here = format!("{path}.{name}");
+        if field["properties"].is_object() && field["type"] == "object" {
+            inner.push((here, field));
+        } else if field["items"]["properties"].is_object() {
+            inner.push((format!("{here}[]"), &field["items"]));
+        } else if field["additionalProperties"]["properties"].is_object() && ["endpoints"].contains(&name.as_str()) {
+            inner.push((format!("{here}.NAME"), &field["additionalProperties"]));
+        }
+    }
+    for (path, schema) in inner {
+        table(out, &path, schema);
+    }
+}
+
+fn what(field: &serde_json::Value) -> String {
+    let expects = field["x-expects"].as_str().map(ToOwned::to_owned);
+    let items =
+        || field["items"]["x-expects"].as_str().map_or("a list".to_owned(), |item| format!("a list; each is {item}"));
+    let range = match (&field["minimum"], &field["maximum"]) {
+        (serde_json::Value::Number(min), serde_json::Value::Number(max)) => format!(", {min} to {max}"),
+        (serde_json::Value::Number(min), _) => format!(", at least {min}"),
+        (_, serde_json::Value::Number(max)) => format!(", at most {max}"),
+        _ => String::new(),
+    };
+    let plain = match field["type"].as_str() {
+        Some("array") => items(),
+        Some("object") => "a mapping".into(),
+        Some("integer") => format!("a whole number{range}"),
+        Some("boolean") => "`true` or `false`".into(),
+        Some("string") if field["enum"].is_array() => format!("one of {}", field["enum"]),
+        Some("string") => "text".into(),
+        _ => "anything".into(),
+    };
+    expects.unwrap_or(plain).replace('|', "\\|")
+}
+
+fn diagnostics() -> String {
+    let mut out = String::from(
+        "# Diagnostics\n\nGenerated. A code never changes its meaning. `patronus validate --explain CODE` prints a row of this list.\n",
+    );
+    for info in CODES {
+        let _ = write!(out, "\n## {}: {}\n\n{}\n", info.code, info.title, info.explanation);
+    }
+    out
+}
+
+#[test]
+fn the_reference_is_current() {
+    let mut stale = Vec::new();
+    expect_file(&root().join("docs/reference/configuration.md"), &reference(), &mut stale);
+    expect_file(&root().join("docs/reference/diagnostics.md"), &diagnostics(), &mut stale);
+    assert_current(&stale);
+}
+
+fn assert_refused_quickly(what: &str, text: &[u8]) {
+    let files = BTreeMap::from([("a.yaml".to_owned(), text.to_vec())]);
+    let begin = Instant::now();
+    let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
+    let shown = diag::terminal(&found, config.sources(), false);
+    let took = begin.elapsed();
+    assert!(intent.is_none() && !shown.is_empty(), "{what}: accepted");
+    // Ten times what a debug build takes alone, since other tests run at the same time.
+    assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+    println!("{what}: {took:?}, {} findings", found.len());
+}
+
+#[test]
+fn hostile_yaml_is_refused_quickly() {
+    const MIB: usize = 1 << 20;
+    let aliases: String = (0..9).fold("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, n| {
+        let each = vec![format!("*a{n}"); 10].join(",");
+        format!("{text}a{}: &a{} [{each}]\n", n + 1, n + 1)
+    });
+    let numbered = |f: &dyn Fn(usize) -> String, n: usize| (0..n).map(f).collect::<String>();
+    let site = "apiVersion: patronus.network/v1alpha1\nkind: Site\nmetadata: {name: a}\nspec:\n";
+    assert_refused_quickly("a scalar of 20 MB", &vec![b'a'; 20 << 20]);
+    assert_refused_quickly("a scalar of 1 MiB", &vec![b'a'; MIB]);
+    assert_refused_quickly("flow lists, nested", &vec![b'['; MIB]);
+    assert_refused_quickly("flow mappings, nested", "{a: ".repeat(MIB / 4).as_bytes());
+    assert_refused_quickly("block lists, nested", "- ".repeat(MIB / 2).as_bytes());
+    assert_refused_quickly("block mappings, nested", numbered(&|n| format!("{}a:\n", " ".repeat(n)), 1400).as_bytes());
+    assert_refused_quickly("explicit keys, nested", "? ".repeat(MIB / 2).as_bytes());
+    assert_refused_quickly("aliases that explode", aliases.as_bytes());
+    assert_refused_quickly("one key a hundred thousand times", "a: 1\n".repeat(MIB / 5).as_bytes());
+    assert_refused_quickly("a hundred thousand keys", numbered(&|n| format!("k{n}: 1\n"), 90_000).as_bytes());
+    assert_refused_quickly(
+        "unknown fields",
+        format!("{site}{}", numbered(&|n| format!("  f{n}: 1\n"), 80_000)).as_bytes(),
+    );
+    assert_refused_quickly("broken documents", "--- [\n".repeat(MIB / 6).as_bytes());
+    assert_refused_quickly("empty kinds", "--- {kind: x}\n".repeat(MIB / 14).as_bytes());
+    assert_refused_quickly("quotes", &vec![b'"'; MIB]);
+    assert_refused_quickly("anchors", numbered(&|n| format!("- &a{n} x\n"), 80_000).as_bytes());
+    assert_refused_quickly("tags", "- !a x\n".repeat(MIB / 7).as_bytes());
+    assert_refused_quickly("bytes that are not UTF-8", &vec![0xff; MIB]);
+    assert_refused_quickly("one line of many values", format!("a: [{}]", "x,".repeat(MIB / 2 - 4)).as_bytes());
+}
+
+#[test]
+fn the_limits_are_checked_before_parsing() {
+    let many = |count: usize, size: usize| Snapshot {
+        revision: "x".into(),
+        files: (0..count).map(|n| (format!("{n}.yaml"), vec![b'['; size])).collect(),
+    };
+    for snapshot in [many(10_001, 1), many(17, 1 << 20), many(1, (1 << 20) + 1)] {
+        let (config, intent, found) = inspect(&snapshot, &Options::default());
+        assert!(intent.is_none());
+        assert_eq!(found.iter().map(|d| d.code.info().code).collect::<Vec<_>>(), ["PAT0003"]);
+        assert_eq!(config.objects(), 0);
+    }
+}
+
+mod arbitrary {
+    use proptest::{
+        collection::vec,
+        prelude::*,
+        test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner},
+    };
+
+    use super::*;
+
+    /// Pieces that samples are mutated with: YAML's own marks and the language's words.
+    const PIECES: [&str; 28] = [
+        "---\n", "...\n", ": ", "- ", "? ", "[", "]", "{", "}", "&a ", "*a ", "!!x ", "<<: ", "|\n", ">\n", "\"", "'",
+        "# ", "\t", "\r\n", "\u{feff}", "\u{0}", "${", "}", "null", "-1", "1e999", "é",
+    ];
+
+    fn never_panics(bytes: &[u8]) {
+        let files = BTreeMap::from([("a.yaml".to_owned(), bytes.to_vec())]);
+        let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
+        assert_eq!(intent.is_none(), diag::has_errors(&found));
+        // Rendering is part of the promise, and costs more than the rest: not for each.
+        if bytes.len() % 8 == 0 {
+            let _ = diag::terminal(&found, config.sources(), false);
+            let _ = diag::sarif(&found, config.sources());
+            let _ = diag::github(&found, config.sources());
+            let _ = diag::json(&found, config.sources());
+        }
+    }
+
+    fn seeds() -> Vec<Vec<u8>> {
+        let mut files = Vec::new();
+        for directory in ["tests/config", "examples", "policies"] {
+            yaml_files(&root().join(directory), &mut files);
+        }
+        files.iter().map(|file| fs::read(file).unwrap()).filter(|text| text.len() < 1500).collect()
+    }
+
+    fn mutate(mut text: Vec<u8>, edits: &[(usize, u8, usize, usize)]) -> Vec<u8> {
+        for (at, how, length, piece) in edits {
+            let at = at % (text.len() + 1);
+            let end = (at + length).min(text.len());
+            match how % 4 {
+                0 => drop(text.drain(at..end)),
+                1 => drop(text.splice(at..at, PIECES[piece % PIECES.len()].bytes())),
+                2 => text[at..end].reverse(),
+                _ => {
+                    let copy = text[at..end].to_vec();
+                    drop(text.splice(at..at, copy));
+                }
+            }
+        }
+        text
+    }
+
+    /// A fixed seed: the same hundred thousand inputs everywhere.
+    fn runner(cases: u32) -> TestRunner {
+        let runs = Runs { cases, failure_persistence: None, ..Runs::default() };
+        TestRunner::new_with_rng(runs, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+    }
+
+    #[test]
+    fn bytes_never_panic() {
+        runner(60_000).run(&vec(any::<u8>(), 0..64), |bytes| Ok(never_panics(&bytes))).unwrap();
+    }
+
+    #[test]
+    fn text_of_yaml_marks_never_panics() {
+        let text =
+            vec(0..PIECES.len(), 0..24).prop_map(|picks| picks.into_iter().map(|n| PIECES[n]).collect::<String>());
+        runner(30_000).run(&text, |text| Ok(never_panics(text.as_bytes()))).unwrap();
+    }
+
+    #[test]
+    fn mutated_samples_never_panic() {
+        let seeds = seeds();
+        assert!(seeds.len() > 50);
+        let edits = vec((any::<usize>(), any::<u8>(), 1_usize..20, any::<usize>()), 1..6);
+        let case = (0..seeds.len(), edits);
+        runner(10_000).run(&case, |(n, edits)| Ok(never_panics(&mutate(seeds[n].clone(), &edits)))).unwrap();
     }
 }

@@ -152,7 +152,14 @@ fn rules_of_both_families_come_back_as_they_were_set() {
         let kernel = Linux::connect().unwrap();
         for family in Family::ALL {
             round_trip(&kernel, Key::Rule(rule_key(family, 3)), Value::Rule).await;
-            let main = RuleKey { priority: 19_990, family, fwmark: None, oif: None, table: 254, suppress_prefixlength: Some(0) };
+            let main = RuleKey {
+                priority: 19_990,
+                family,
+                fwmark: None,
+                oif: None,
+                table: 254,
+                suppress_prefixlength: Some(0),
+            };
             round_trip(&kernel, Key::Rule(main), Value::Rule).await;
         }
     });

@@ -21,7 +21,6 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|a| a.parse().unwrap()).collect()
 }
 
-#[allow(clippy::default_trait_access)]
 fn site(named: &str, lans: &[(&str, &str)]) -> Site {
     let lan = |(interface, prefix): &(&str, &str)| Lan {
         interface: interface.parse().unwrap(),
@@ -35,7 +34,7 @@ fn site(named: &str, lans: &[(&str, &str)]) -> Site {
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
-        beyond: Default::default(),
+        beyond: BTreeMap::new(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `patronus lab demo`: the newcomer's first minute, as a story in steps.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io,
     os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
@@ -58,7 +60,7 @@ pub fn demo(args: &DemoArgs, load: Load<'_>, exe: &Path) -> Outcome {
 
 /// Fields are dropped in this order: the daemon before the ground under it.
 struct Story<'a> {
-    daemon: Option<Daemon>,
+    daemon: RefCell<Option<Daemon>>,
     lab: Lab,
     exe: &'a Path,
     place: &'a Scratch,
@@ -79,10 +81,10 @@ impl<'a> Story<'a> {
         if shortened {
             anstream::println!("  failbackDelay is {FAILBACK} here, so that you need not wait for the way back.");
         }
-        Ok(Self { daemon: None, lab, exe, place, cast })
+        Ok(Self { daemon: RefCell::default(), lab, exe, place, cast })
     }
 
-    fn tell(mut self) -> Result<(), Failure> {
+    fn tell(self) -> Result<(), Failure> {
         self.plan()?;
         self.daemon()?;
         self.good()?;
@@ -100,10 +102,10 @@ impl<'a> Story<'a> {
         heading("2", "What Patronus would do to the router  (patronus plan)");
         let mut command = self.patronus("plan");
         command.arg(self.place.repository()).args(["--site", self.cast.site.as_str()]);
-        self.show(command, 28)
+        self.show(command, 15)
     }
 
-    fn daemon(&mut self) -> Result<(), Failure> {
+    fn daemon(&self) -> Result<(), Failure> {
         heading("3", "The daemon applies it and probes every path  (patronus run)");
         let settings = self.place.settings(&self.cast).map_err(|e| Failure::error("writing the settings", &e))?;
         let start = Instant::now();
@@ -113,15 +115,15 @@ impl<'a> Story<'a> {
         let copy = log.try_clone().map_err(|e| Failure::error("making the daemon's log", &e))?;
         command.stdin(Stdio::null()).stdout(copy).stderr(log);
         let child = self.lab.spawn_in(&self.router(), command).map_err(|e| failure("starting the daemon", &e))?;
-        self.daemon = Some(Daemon(child));
-        let (primary, backup) = (self.cast.primary.clone(), self.cast.backup.clone());
-        self.wait("both paths to be up", |status| {
-            let up = |path: &str| word(status, &format!("/paths/{path}/health/state")).is_some_and(|s| s == "up");
-            up(primary.as_str()) && up(backup.as_str())
-        })?;
-        self.wait_for_active(&primary.to_string(), true)?;
-        anstream::println!("  {primary} and {backup} are up after {:.1} s.", start.elapsed().as_secs_f64());
-        self.show(self.patronus("status"), 14)
+        self.daemon.replace(Some(Daemon(child)));
+        for path in [self.cast.primary.to_string(), self.cast.backup.to_string()] {
+            let pointer = format!("/paths/{path}/health/state");
+            let what = format!("{path} to be up");
+            self.wait(&what, |status| word(status, &pointer).is_some_and(|state| state == "up"))?;
+            anstream::println!("  {path} is known to be good after {:.1} s", start.elapsed().as_secs_f64());
+        }
+        self.wait_for_active(self.cast.primary.as_str(), true)?;
+        self.show(self.patronus("status"), 10)
     }
 
     fn good(&self) -> Result<(), Failure> {
@@ -177,9 +179,15 @@ impl<'a> Story<'a> {
         rest(CALM)?;
         let mended = self.lab.clear(site.as_str(), endpoint.as_str()).map_err(|e| failure("mending the link", &e))?;
         self.wait_for_active(primary.as_str(), true)?;
+        let back = Instant::now();
         anstream::println!("  back on {primary} {:.1} s after the repair", mended.elapsed().as_secs_f64());
         rest(CALM)?;
         tally(&finish(flow)?, None);
+        let call = self.flow()?;
+        rest(CALM / 3)?;
+        let arrived = finish(call)?.there.crossings_between(back, Instant::now());
+        anstream::println!("  A call begun now: {}.", shares(&arrived));
+        anstream::println!("  One begun earlier stays where its address was translated: moving it would cut it off.");
         self.why(since)
     }
 
@@ -204,16 +212,18 @@ impl<'a> Story<'a> {
         command
     }
 
-    /// Runs a verb in the router and shows the beginning of what it prints.
+    /// Runs a verb in the router and shows the first lines and the last one of what it prints.
     fn show(&self, command: Command, lines: usize) -> Result<(), Failure> {
         let output = self.lab.run_in(&self.router(), command).map_err(|e| failure("running patronus", &e))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let all: Vec<&str> = text.lines().collect();
-        for line in all.iter().take(lines) {
+        let hidden = all.len().saturating_sub(lines + 1);
+        let (head, end) = all.split_at(if hidden > 1 { lines } else { all.len() });
+        for line in head {
             anstream::println!("  | {line}");
         }
-        if all.len() > lines {
-            anstream::println!("  | … {} more lines", all.len() - lines);
+        if let Some(last) = end.last() {
+            anstream::println!("  | … {hidden} more lines …\n  | {last}");
         }
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -228,10 +238,14 @@ impl<'a> Story<'a> {
         self.wait(&what, |status| word(status, &pointer).is_some_and(|active| (active == path) == wanted))
     }
 
+    fn alive(&self) -> bool {
+        self.daemon.borrow_mut().as_mut().is_none_or(|daemon| matches!(daemon.0.try_wait(), Ok(None)))
+    }
+
     /// Asks the daemon until its status fits.
     fn wait(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Result<(), Failure> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < PATIENCE && self.alive() {
             let mut command = self.patronus("status");
             command.args(["--output", "json"]);
             let output = self.lab.run_in(&self.router(), command).map_err(|e| failure("asking the daemon", &e))?;
@@ -243,7 +257,7 @@ impl<'a> Story<'a> {
         let log = fs::read_to_string(self.place.log()).unwrap_or_default();
         let end: Vec<&str> = log.lines().rev().take(10).collect();
         let end: Vec<&str> = end.into_iter().rev().collect();
-        let waited = PATIENCE.as_secs();
+        let waited = start.elapsed().as_secs();
         Err(Failure::new(
             Exit::Error,
             format!("waited {waited} s for {what}; the daemon's log ends:\n{}", end.join("\n")),
@@ -255,12 +269,7 @@ impl<'a> Story<'a> {
 fn tally(report: &Report, fault: Option<Instant>) {
     let track = &report.there;
     let (now, past) = (Instant::now(), track.started());
-    let name = |crossing: &Option<Crossing>| crossing.as_ref().map_or("?".to_owned(), |c| c.endpoint.to_string());
-    let by = |from, until| {
-        let crossed = track.crossings_between(from, until);
-        let shares: Vec<String> = crossed.iter().map(|(by, n)| format!("{n} by {}", name(by))).collect();
-        if shares.is_empty() { "none".to_owned() } else { shares.join(", ") }
-    };
+    let by = |from, until| shares(&track.crossings_between(from, until));
     let (outage, lost) = (track.longest_outage(), track.lost());
     anstream::println!("  sent {}, lost {lost}, longest silence {:.0} ms", track.sent(), millis(outage));
     match (fault, past) {
@@ -273,6 +282,13 @@ fn tally(report: &Report, fault: Option<Instant>) {
         (_, Some(start)) => anstream::println!("  arrived: {}", by(start, now)),
         _ => {}
     }
+}
+
+/// How many packets came by which endpoint.
+fn shares(crossed: &BTreeMap<Option<Crossing>, u64>) -> String {
+    let name = |crossing: &Option<Crossing>| crossing.as_ref().map_or("?".to_owned(), |c| c.endpoint.to_string());
+    let shares: Vec<String> = crossed.iter().map(|(by, n)| format!("{n} by {}", name(by))).collect();
+    if shares.is_empty() { "none".to_owned() } else { shares.join(", ") }
 }
 
 /// Begun milliseconds, so that a single lost packet is not 0 ms.
