@@ -183,7 +183,7 @@ fn boxes(rule: &Rule) -> Option<Vec<(Vec<Interval>, Name)>> {
     }
     let mut keys: Vec<Vec<Interval>> = vec![Vec::new()];
     for (_, values) in &rule.fields {
-        let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), &[value.clone()]].concat();
+        let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), std::slice::from_ref(value)].concat();
         keys = keys.iter().flat_map(|key| values.iter().map(move |value| longer(key, value))).collect();
     }
     Some(keys.into_iter().map(|key| (key, rule.policy.clone())).collect())
