@@ -162,7 +162,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Reconcile(args) => inspect::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
-            Verb::Completions(args) => Ok(reference::completions(&args)),
+            Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),
         }
     })

@@ -21,9 +21,10 @@ pub struct ManArgs {
 }
 
 /// Runs `completions`.
-pub fn completions(args: &CompletionsArgs) -> Exit {
+#[expect(clippy::unnecessary_wraps, reason = "every verb returns an `Outcome`")]
+pub fn completions(args: &CompletionsArgs) -> Outcome {
     clap_complete::generate(args.shell, &mut command(), "patronus", &mut io::stdout());
-    Exit::Done
+    Ok(Exit::Done)
 }
 
 /// Runs `man`.

@@ -2,8 +2,10 @@
 
 mod brain;
 mod config;
+mod docs;
 mod kernel;
 mod lab;
 mod records;
 mod support;
+mod tidy;
 mod transaction;

@@ -366,6 +366,19 @@ fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what
     out
 }
 
+/// The outcome of a reconcile.
+pub fn reconciled(done: &ReconcileStatus) -> String {
+    let how = match done.outcome {
+        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
+        ReconcileOutcome::Applied => "applied",
+        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
+        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
+        ReconcileOutcome::Refused => "nothing was done",
+    };
+    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,17 +481,4 @@ mod tests {
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().nth(2).unwrap().starts_with('x'), "{text}");
     }
-}
-
-/// The outcome of a reconcile.
-pub fn reconciled(done: &ReconcileStatus) -> String {
-    let how = match done.outcome {
-        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
-        ReconcileOutcome::Applied => "applied",
-        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
-        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
-        ReconcileOutcome::Refused => "nothing was done",
-    };
-    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
-    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
 }
