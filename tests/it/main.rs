@@ -2,6 +2,7 @@
 
 mod brain;
 mod config;
+mod failover;
 mod kernel;
 mod lab;
 mod records;
