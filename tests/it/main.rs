@@ -3,6 +3,7 @@
 mod brain;
 mod config;
 mod docs;
+mod failover;
 mod kernel;
 mod lab;
 mod records;
