@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod brain;
+mod classifier;
 mod config;
 mod docs;
 mod failover;
