@@ -3,7 +3,6 @@
 mod brain;
 mod classifier;
 mod config;
-mod docs;
 mod failover;
 mod kernel;
 mod lab;
