@@ -24,5 +24,6 @@ fn starts() {
     println!("{}", daemon.says(&["status"]));
     daemon.terminate();
     println!("{:#?} {:#?}", daemon.transitions(), daemon.samples("fiber"));
+    for e in daemon.events(None) { println!("{} {} {}: {}", e.at, e.kind, e.subject, e.message); }
     let _ = Duration::ZERO;
 }
