@@ -61,7 +61,8 @@ impl Failure {
         let mut message = format!("{doing}: {cause}");
         let mut next = cause.source();
         while let Some(source) = next {
-            message.push_str(&format!(": {source}"));
+            message.push_str(": ");
+            message.push_str(&source.to_string());
             next = source.source();
         }
         Self::new(Exit::Error, message)

@@ -47,7 +47,7 @@ impl Engine {
 
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = self.active.as_ref().filter(|_| self.has_looked()) else { return };
         for path in active.site.paths.values() {
             let link = match self.observed.facts.links.get(&path.interface) {
                 None => Link::Missing,
@@ -59,8 +59,17 @@ impl Engine {
         }
     }
 
-    /// Asks the failover rules; switches at once if they want another path.
+    /// Whether the kernel has been looked at since the start: every network namespace has a loopback interface.
+    fn has_looked(&self) -> bool {
+        !self.observed.facts.links.is_empty()
+    }
+
+    /// Asks the failover rules; switches at once if they want another path. Before the first look at the kernel
+    /// every interface would seem to be missing, so nothing is decided.
     pub(super) async fn decide(&mut self, now: Instant) {
+        if !self.has_looked() {
+            return;
+        }
         while let Some(event) = self.monitor.poll_event() {
             let message = format!("{} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
             let health = self.monitor.healths().get(&event.path).map(|h| json!(h)).unwrap_or_default();

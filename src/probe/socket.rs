@@ -60,9 +60,14 @@ impl Sockets {
         let (send, receive) = (raw()?, raw()?);
         send.attach_filter(&NOTHING)?;
         send.set_mark(1)?;
-        setsockopt(&send, sockopt::SndBufForce, &SEND_BUFFER)?;
+        // Without the privilege over the host (a user namespace) the kernel cuts buffers to its limits.
+        if setsockopt(&send, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            setsockopt(&send, sockopt::SndBuf, &SEND_BUFFER)?;
+        }
         receive.attach_filter(&filter(family, ident))?;
-        setsockopt(&receive, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+        if setsockopt(&receive, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(&receive, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+        }
         setsockopt(&receive, sockopt::ReceiveTimestampns, &true)?;
         match family {
             Family::V4 => setsockopt(&receive, sockopt::Ipv4PacketInfo, &true)?,
