@@ -223,6 +223,16 @@ impl<K: Kernel> Router<K> {
         }
     }
 
+    /// Looks whether the journal is still there; if not, begins another one with all that is remembered, and says
+    /// so.
+    pub fn tend_ledger(&mut self) -> Option<String> {
+        let told = self.ledger.tend()?;
+        self.ledger.put(ALLOCATIONS, &self.known);
+        self.originals.iter().for_each(|(key, value)| self.ledger.keep_sysctl(key, value));
+        self.applied.iter().for_each(|state| self.ledger.set_applied(state));
+        Some(told)
+    }
+
     /// Takes in that a step was executed outside a transaction: it is part of what is applied now.
     pub fn switched(&mut self, step: &Step) {
         if let (Some(applied), Step::Set { key, after, .. }) = (&mut self.applied, step) {

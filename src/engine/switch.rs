@@ -189,6 +189,16 @@ impl Engine {
     /// Records and logs that something happened.
     pub(super) fn event(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         tracing::info!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    /// The same for what a person should look at.
+    pub(super) fn warning(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
+        tracing::warn!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    fn record(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         let event = Event { id: 0, at: clock::wall(), kind: kind.into(), subject: subject.into(), message, detail };
         self.recorder.event(event);
     }
