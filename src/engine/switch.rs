@@ -15,6 +15,7 @@ use crate::{
     state::{Key, Stamp, Target},
     store::{HealthSample, TransitionRecord},
     units::IfName,
+    validate::intent::Path,
 };
 
 /// Flows that were born while the old route still stood are forgotten this long after the switch.
@@ -38,27 +39,27 @@ impl Engine {
         if let Some(facts) = self.observed.facts.links.get_mut(name) {
             (facts.up, facts.carrier) = (up, carrier);
         }
-        let link = match (up, carrier) {
-            (true, true) => Link::Ready,
-            (true, false) => Link::NoCarrier,
-            (false, _) => Link::Disabled,
+        let told = |interface: &IfName| {
+            if interface == name { state(up, carrier) } else { self.link_of(interface) }
         };
         let paths = self.active.iter().flat_map(|a| a.site.paths.values());
-        for path in paths.filter(|p| p.interface == *name) {
-            self.monitor.set_link(&path.name, link, now);
+        let changed = paths.filter(|p| p.interface == *name || p.under() == Some(name));
+        let links: Vec<_> = changed.map(|path| (path.name.clone(), link(path, told))).collect();
+        for (path, link) in links {
+            self.monitor.set_link(&path, link, now);
         }
+    }
+
+    /// An interface at the last look.
+    fn link_of(&self, interface: &IfName) -> Link {
+        self.observed.facts.links.get(interface).map_or(Link::Missing, |l| state(l.up, l.carrier))
     }
 
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
         let Some(active) = self.active.as_ref().filter(|_| self.has_looked()) else { return };
         for path in active.site.paths.values() {
-            let link = match self.observed.facts.links.get(&path.interface) {
-                None => Link::Missing,
-                Some(l) if !l.up => Link::Disabled,
-                Some(l) if !l.carrier => Link::NoCarrier,
-                Some(_) => Link::Ready,
-            };
+            let link = link(path, |interface| self.link_of(interface));
             self.monitor.set_link(&path.name, link, now);
         }
     }
@@ -201,6 +202,22 @@ impl Engine {
     fn record(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         let event = Event { id: 0, at: clock::wall(), kind: kind.into(), subject: subject.into(), message, detail };
         self.recorder.event(event);
+    }
+}
+
+/// What a path's link is worth: a tunnel of ours has its carrier still when the interface under it has lost its own.
+fn link(path: &Path, of: impl Fn(&IfName) -> Link) -> Link {
+    match (of(&path.interface), path.under().map(of)) {
+        (Link::Ready, Some(under)) => under,
+        (own, _) => own,
+    }
+}
+
+const fn state(up: bool, carrier: bool) -> Link {
+    match (up, carrier) {
+        (true, true) => Link::Ready,
+        (true, false) => Link::NoCarrier,
+        (false, _) => Link::Disabled,
     }
 }
 

@@ -481,7 +481,9 @@ fn ordered_takes_the_first_that_is_good_enough_and_best_score_the_best() {
         let degraded = |s: &Status| state(s, "cable") == PathState::Degraded && s.paths["cable"].health.score < 65;
         world.daemon.wait("cable to be degraded", degraded);
         world.fault("fiber", Fault::Carrier);
-        world.daemon.wait(strategy, |s| s.rules["critical"].choice.active.as_ref().is_some_and(|a| a.as_str() != "fiber"));
+        world
+            .daemon
+            .wait(strategy, |s| s.rules["critical"].choice.active.as_ref().is_some_and(|a| a.as_str() != "fiber"));
         world.daemon.wait_active("critical", chosen);
         assert_eq!(all_by(&world.flow(FOUR).finish().unwrap()), [chosen]);
     }
@@ -489,8 +491,13 @@ fn ordered_takes_the_first_that_is_good_enough_and_best_score_the_best() {
 
 #[test]
 fn a_rule_with_an_sla_leaves_a_path_that_is_good_enough_for_others() {
-    let class = "---\napiVersion: patronus.network/v1alpha1\nkind: SlaClass\nmetadata: {name: voice}\nspec: {latency: 20ms}\n";
-    let text = with(&with(THREE, "%", ", slaClass: voice"), "  policies:", "    plain: {primary: fiber, backups: [lte]}\n  policies:\n    tcp: {priority: 900, match: {protocol: tcp}, action: {failover: plain}}");
+    let class =
+        "---\napiVersion: patronus.network/v1alpha1\nkind: SlaClass\nmetadata: {name: voice}\nspec: {latency: 20ms}\n";
+    let text = with(
+        &with(THREE, "%", ", slaClass: voice"),
+        "  policies:",
+        "    plain: {primary: fiber, backups: [lte]}\n  policies:\n    tcp: {priority: 900, match: {protocol: tcp}, action: {failover: plain}}",
+    );
     let world = World::of(&(text + class));
     world.fault("fiber", Fault::Latency(Duration::from_millis(50)));
     let status = world.daemon.wait("the demanding rule to leave", |s| {
@@ -548,10 +555,16 @@ fn a_restart_adopts_what_it_finds_and_loses_nothing() {
     world.fault("fiber", Fault::BlackHole);
     world.daemon.wait_active("critical", "lte");
     world.daemon.wait("a calm moment", |s| s.reconcile.as_ref().is_some_and(|r| r.steps == 0));
-    let ruleset = world.daemon.sh("nft -s list table inet patronus; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all");
+    let ruleset = world.daemon.sh(
+        "nft -s list table inet patronus; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all",
+    );
     let flow = world.flow(FOUR);
     for killed in [false, true] {
-        if killed { world.daemon.kill() } else { world.daemon.terminate() }
+        if killed {
+            world.daemon.kill()
+        } else {
+            world.daemon.terminate()
+        }
         more(&flow, 100);
         let status = world.daemon.settle();
         let reconcile = status.reconcile.unwrap();
@@ -562,7 +575,9 @@ fn a_restart_adopts_what_it_finds_and_loses_nothing() {
     }
     let report = flow.finish().unwrap();
     assert_eq!((all_by(&report), report.there.lost()), (vec!["lte".to_owned()], 0));
-    let now = world.daemon.sh("nft -s list table inet patronus; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all");
+    let now = world.daemon.sh(
+        "nft -s list table inet patronus; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all",
+    );
     assert_eq!(now, ruleset);
     let moved = world.daemon.transitions().into_iter().filter(|t| t.kind != TransitionKind::Initial).count();
     assert_eq!(moved, 1, "{:?}", world.daemon.transitions());
