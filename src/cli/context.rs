@@ -130,7 +130,7 @@ pub fn from_kernel(doing: &str, error: &KernelError) -> Failure {
 pub fn lock(settings: &Settings, command: &str) -> Result<Lock, Failure> {
     Lock::acquire(&settings.runtime_dir, command).map_err(|error| match error {
         LockError::Busy { .. } => Failure::new(Exit::Busy, error.to_string()),
-        other => Failure::error("cannot take the lock of this router", &other),
+        LockError::Io { .. } => Failure::error("cannot take the lock of this router", &error),
     })
 }
 

@@ -90,12 +90,12 @@ async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
     while status.changed().await.is_ok() {
         let now = Arc::clone(&status.borrow_and_update());
         let line = summary(&now);
-        let mut states = vec![NotifyState::Status(&line), NotifyState::Watchdog];
+        let mut news = vec![NotifyState::Status(&line), NotifyState::Watchdog];
         if !ready && (now.reconcile.is_some() || !now.source.errors.is_empty()) {
             ready = true;
-            states.push(NotifyState::Ready);
+            news.push(NotifyState::Ready);
         }
-        if let Err(error) = sd_notify::notify(&states) {
+        if let Err(error) = sd_notify::notify(&news) {
             tracing::debug!(%error, "systemd cannot be told");
         }
     }

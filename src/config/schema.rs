@@ -218,6 +218,7 @@ impl Schema {
     }
 
     /// All that is wrong with a value.
+    #[must_use]
     pub fn problems(&self, value: &Value) -> Vec<Problem> {
         if self.validator.is_valid(value) {
             return Vec::new();
@@ -261,6 +262,7 @@ fn properties(schema: &Value) -> Vec<&str> {
 }
 
 /// A part of a JSON pointer (RFC 6901).
+#[must_use]
 pub fn escape(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }

@@ -56,7 +56,7 @@ const ALPHABETS: [(&str, Allowed); 13] = [
     ("prefixes", |c| is_prefix(c) || ", ".contains(c)),
     ("interface", is_interface),
     ("interfaces", |c| is_interface(c) || ", ".contains(c)),
-    ("values", |c| is_prefix(c) || is_interface(c) || ", ".contains(c)),
+    ("values", |c| is_prefix(c) || is_interface(c) || "-, ".contains(c)),
     ("fields", |c| c.is_ascii_lowercase() || c.is_ascii_digit() || " .".contains(c)),
 ];
 

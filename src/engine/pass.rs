@@ -65,7 +65,7 @@ impl Engine {
         for step in &drifted {
             *self.totals.drift.entry(step.kind().to_owned()).or_default() += 1;
         }
-        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, text::key_text(s.key()?)))).collect();
+        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, &text::key_text(s.key()?)))).collect();
         if !self.drift.is_empty() {
             let count = self.drift.len();
             let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
@@ -130,6 +130,9 @@ impl Engine {
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.last = Some(ReconcileStatus { at: clock::wall(), micros, outcome, steps, message });
+        if outcome != ReconcileOutcome::Unchanged {
+            self.change.clone_from(&self.last);
+        }
         self.timers.publish = clock::now();
     }
 
@@ -158,7 +161,7 @@ impl Engine {
     }
 }
 
-fn drift_line(step: &Step, object: String) -> String {
+fn drift_line(step: &Step, object: &str) -> String {
     match step {
         Step::Set { before: None, .. } => format!("{object} is missing"),
         Step::Set { after: None, .. } => format!("{object} should not be there"),

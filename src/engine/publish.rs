@@ -37,6 +37,7 @@ pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
         source,
         generation: 0,
         reconcile: None,
+        change: None,
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
@@ -54,6 +55,7 @@ impl Engine {
         status.started = self.started;
         status.generation = self.router.generation();
         status.reconcile.clone_from(&self.last);
+        status.change.clone_from(&self.change);
         status.drift.clone_from(&self.drift);
         status.totals = self.totals.clone();
         status.totals.store_lost_rows = self.recorder.lost();

@@ -1,7 +1,7 @@
 //! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
 //! as the daemon and the one-shot verbs share it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -17,10 +17,8 @@ use crate::{
     validate::intent::Site,
 };
 
-/// Names under which the ledger keeps things.
+/// Under which name the ledger keeps the numbers.
 const ALLOCATIONS: &str = "allocations";
-/// The path choice in force.
-const SELECTION: &str = "selection";
 /// Who made the canonical form of the ruleset applied last.
 const CANONICAL_BY: &str = "canonical-by";
 
@@ -64,6 +62,14 @@ pub struct Router<K> {
     generation: u64,
 }
 
+/// Adds what is known and not shown, where its number is not taken meanwhile.
+fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32>) {
+    let taken: BTreeSet<u32> = shown.values().copied().collect();
+    for (item, number) in known.iter().filter(|(_, number)| !taken.contains(number)) {
+        shown.entry(item.clone()).or_insert(*number);
+    }
+}
+
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
@@ -95,12 +101,12 @@ impl<K: Kernel> Router<K> {
 
     /// The path choice remembered from before, if any.
     pub fn remembered_selection(&self) -> Option<Selection> {
-        self.ledger.get(SELECTION)
+        self.ledger.selection()
     }
 
     /// Remembers the path choice.
     pub fn remember_selection(&self, selection: &Selection) {
-        self.ledger.put(SELECTION, selection);
+        self.ledger.set_selection(selection);
     }
 
     /// What has to be looked at for a site; without one, what has ever been ours.
@@ -113,8 +119,14 @@ impl<K: Kernel> Router<K> {
     }
 
     /// Looks at the kernel.
+    ///
+    /// Numbers that somebody deleted from our table are filled in from memory: flows carry them, so that an
+    /// object that lost its number must get the same one again.
     pub async fn observe(&self, site: Option<&Site>) -> Result<Observed, KernelError> {
-        self.kernel.observe(&self.scope(site)).await
+        let mut observed = self.kernel.observe(&self.scope(site)).await?;
+        fill_in(&mut observed.allocations.targets, &self.known.targets);
+        fill_in(&mut observed.allocations.policies, &self.known.policies);
+        Ok(observed)
     }
 
     /// Numbers in use: what the kernel shows, or what was last known if our table is gone.

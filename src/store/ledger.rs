@@ -12,6 +12,7 @@ use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
     clock,
     engine::status::ReconcileOutcome,
+    failover::Selection,
     state::{Stamp, State, SysctlKey},
 };
 
@@ -77,6 +78,17 @@ impl Ledger {
     /// Remembers the configuration in force.
     pub fn set_last_good(&self, good: &LastGood) {
         self.write(|j| j.set_last_good(good));
+    }
+
+    /// The path choice in this boot; its moments count from the boot.
+    #[must_use]
+    pub fn selection(&self) -> Option<Selection> {
+        self.read(Journal::selection).flatten()
+    }
+
+    /// Remembers the path choice until the machine goes down.
+    pub fn set_selection(&self, selection: &Selection) {
+        self.write(|j| j.set_selection(selection));
     }
 
     /// Values that sysctls had before we first set them.

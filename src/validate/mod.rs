@@ -88,17 +88,20 @@ fn sla_classes(config: &Config) -> BTreeMap<Name, Health> {
 /// The thresholds that are given, and the base for the rest.
 fn overlay(spec: HealthSpec, base: Health) -> Health {
     Health {
-        latency: spec.latency.map_or(base.latency, |span| span.get()),
-        jitter: spec.jitter.map_or(base.jitter, |span| span.get()),
+        latency: spec.latency.map_or(base.latency, super::units::Span::get),
+        jitter: spec.jitter.map_or(base.jitter, super::units::Span::get),
         loss: spec.loss.unwrap_or(base.loss),
     }
 }
+
+/// What makes two findings one: place, code and message.
+type Finding = (Option<Span>, Code, String);
 
 /// Collects findings; one that a shared object causes at many sites is told once, with the sites' names.
 #[derive(Debug, Default)]
 struct Report {
     found: Vec<Diagnostic>,
-    shared: BTreeMap<(Option<Span>, Code, String), (Diagnostic, BTreeSet<Name>)>,
+    shared: BTreeMap<Finding, (Diagnostic, BTreeSet<Name>)>,
 }
 
 impl Report {

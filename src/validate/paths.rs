@@ -73,7 +73,7 @@ fn path(subject: &Subject<'_>, endpoints: &BTreeMap<Name, Endpoint>, report: &mu
     let health = health(subject, report);
     let destination = endpoint.and_then(|endpoint| destination(subject, endpoint, report));
     let (interface, to) = destination?;
-    let probe = probe(subject, &to, endpoint, report)?;
+    let probe = probe(subject, &to, endpoint, report);
     let nat = match spec.nat {
         None | Some(scalars::Nat::None) => intent::Nat::None,
         Some(scalars::Nat::Masquerade) => intent::Nat::Masquerade,
@@ -130,7 +130,7 @@ pub fn sla_missing<T>(fleet: &Fleet<'_>, class: &Name, object: &Object<T>) -> Op
     Some(with_suggestion(found, class.as_str(), fleet.sla.keys()))
 }
 
-fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Option<Probe> {
+fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Probe {
     let default = ProbeSpec::default();
     let spec = subject.object.spec.probe.as_ref().unwrap_or(&default);
     method(subject, spec, report);
@@ -152,7 +152,7 @@ fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, r
         let message = format!("{} answers are required of {count} targets", probe.quorum);
         subject.error(report, Code::Quorum, "/probe/quorum", message);
     }
-    Some(probe)
+    probe
 }
 
 fn method(subject: &Subject<'_>, spec: &ProbeSpec, report: &mut Report) {

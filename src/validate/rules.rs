@@ -90,8 +90,10 @@ impl Subject<'_> {
         }
         let sla = spec.sla_class.as_ref().and_then(|class| {
             let health = self.fleet.sla.get(class).copied();
-            if health.is_none() {
-                sla_missing(self.fleet, class, self.object).into_iter().for_each(|found| self.report(report, found));
+            if health.is_none()
+                && let Some(found) = sla_missing(self.fleet, class, self.object)
+            {
+                self.report(report, found);
             }
             health
         });

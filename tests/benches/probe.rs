@@ -91,7 +91,7 @@ async fn probe(paths: usize, time: Duration) -> Figures {
             monitor.handle_sample(&sample, clock::now());
         }
     }
-    let share = (cpu_time() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let share = cpu_time().checked_sub(cpu).unwrap().as_secs_f64() / began.elapsed().as_secs_f64();
     let mut rtts: Vec<u128> = answers.iter().copied().flatten().collect();
     rtts.sort_unstable();
     let (asked, lost) = (answers.len(), answers.len() - rtts.len());
