@@ -33,7 +33,7 @@ use crate::{
     units::Name,
 };
 
-pub(crate) use self::pass::told;
+pub(crate) use self::{pass::told, source::chain};
 pub use self::source::{Active, ConfigError, Origin, activate};
 pub use self::status::ReconcileOutcome;
 use self::{

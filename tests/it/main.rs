@@ -6,6 +6,8 @@ mod config;
 mod failover;
 mod kernel;
 mod lab;
+mod messages;
+mod reconcile;
 mod records;
 mod support;
 mod tidy;

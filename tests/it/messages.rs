@@ -142,7 +142,6 @@ fn wrong_words_settings_and_configurations() {
         place.says("run-without-a-site", 78, &["env", "-u", "PATRONUS_CONFIG"], "run --dir %/conf");
         place.says("run-without-a-configuration", 78, &[], "run");
         place.says("a-daemon-that-does-not-run", 1, &[], "status --socket %/run/patronus.sock");
-        place.says("an-unknown-site-for-a-policy", 65, &[], "validate %/broken");
         place.finish();
     });
 }
@@ -212,6 +211,6 @@ fn data_plane() -> String {
         String::from_utf8(output.stdout).unwrap()
     };
     let sysctls = run("sh", "-c find${IFS}/proc/sys/net/ipv4/conf${IFS}-name${IFS}rp_filter${IFS}-exec${IFS}grep${IFS}-H${IFS}.${IFS}{}${IFS}+");
-    let all = ["-4 rule", "-6 rule", "-d -4 route show table all", "-d -6 route show table all"].map(|words| run("ip", words));
+    let all = ["-4 rule", "-6 rule", "-d -4 route show table all", "-6 route show table all proto 157"].map(|words| run("ip", words));
     all.concat() + &run("nft", "list ruleset") + &sysctls
 }

@@ -20,7 +20,7 @@ fn repository() -> Repository {
 fn ours(daemon: &Daemon) -> String {
     daemon.sh(
         "nft -s list table inet patronus 2>/dev/null | grep -v 'comment \"generation' || true
-         ip -4 rule show | grep 'proto 157' || true; ip -6 rule show | grep 'proto 157' || true
+         (ip -4 rule show; ip -6 rule show) | grep 'proto 157' | sort || true
          for table in $(seq 20001 20012); do
            ip -4 route show table $table proto 157 2>/dev/null || true
            ip -6 route show table $table proto 157 2>/dev/null || true

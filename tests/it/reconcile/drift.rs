@@ -113,8 +113,9 @@ fn whatever_is_changed_is_put_back_within_a_second_and_a_thousand_foreign_object
         ("nft", "a foreign rule in our table", "nft insert rule inet patronus $(nft list table inet patronus | awk '$1==\"chain\"{print $2; exit}') meta mark 5 accept"),
         ("nft", "a foreign set in our table", "nft add set inet patronus mine '{ type mark; }'"),
         ("rule", "one rule deleted", "ip rule del pref 20001 proto 157"),
-        ("rule", "all rules deleted", "for f in -4 -6; do while ip $f rule del proto 157 2>/dev/null; do :; done; done
-            i=0; while ip rule add pref 19990 protocol 42 from 10.209.0.1 lookup 30000 && [ $i = 1 ]; do i=1; done; ip rule del pref 19990 from 10.209.0.1"),
+        // Those of others with our protocol number stand outside.
+        ("rule", "all rules deleted", "for p in $(ip rule show | grep 'proto 157' | grep -v 'from 10.20' | sed 's/:.*//' | sort -u); do
+            for f in -4 -6; do while ip $f rule del pref $p proto 157 2>/dev/null; do :; done; done; done"),
         ("route", "one route deleted", "ip route del default table 20001 metric 10 proto 157"),
         ("route", "a route changed", "ip route change default via 198.51.100.77 dev wan0 onlink table 20001 metric 10 proto 157"),
         ("route", "a table flushed", "ip route flush table 20001 proto 157; ip -6 route flush table 20001 proto 157"),
@@ -125,19 +126,10 @@ fn whatever_is_changed_is_put_back_within_a_second_and_a_thousand_foreign_object
         ("sysctl", "ignore_routes_with_linkdown off", "echo 0 > /proc/sys/net/ipv4/conf/wan0/ignore_routes_with_linkdown"),
         ("sysctl", "src_valid_mark off", "echo 0 > /proc/sys/net/ipv4/conf/wan0/src_valid_mark"),
     ];
-    // The rules of others with our protocol number would be hit by a blunt deletion.
-    let theirs_aside = "ip -4 rule save > /tmp/unused 2>/dev/null || true";
     for (kind, what, line) in faults {
-        if what == "all rules deleted" {
-            let line = "for f in -4 -6; do ip $f rule show | grep 'proto 157' | grep -v 'from 10.20' | sed 's/:.*//' | sort -u | while read p; do
-                [ $p -gt 19989 ] && [ $p -lt 20256 ] && [ $p != 19991 ] && ip $f rule del pref $p proto 157; done; done; true";
-            watched.repair(kind, what, line);
-        } else {
-            watched.repair(kind, what, line);
-        }
+        watched.repair(kind, what, line);
         assert!(theirs(&watched.daemon) == theirs_before, "{what}: something of others changed");
     }
-    let _ = theirs_aside;
     failover_among_foreigners(&mut watched, &theirs_before);
     links(&mut watched);
     flush_ruleset(&mut watched);
@@ -213,9 +205,8 @@ fn a_storm_of_foreign_changes_starves_nobody_and_lost_notifications_lead_to_a_fu
     let lab = repository.lab();
     let daemon = Daemon::start(&lab, &repository, "berlin");
     let before = daemon.wait("both paths", all_up).paths["fiber"].probes_answered;
-    let mut batch = String::from("cat > /tmp/$$.batch <<'END'\n");
-    (0..5_000).for_each(|n| drop(writeln!(batch, "route add blackhole 10.{}.{}.1/32 table 30000", 128 + n / 256, n % 256)));
-    batch += "END\nip -batch /tmp/$$.batch; ip route flush table 30000; ip -batch /tmp/$$.batch; rm /tmp/$$.batch";
+    let one = "(seq 0 4999 | awk '{printf \"route add blackhole 10.%d.%d.1/32 table 30000\\n\", 128+$1/256, $1%256}' | ip -batch -)";
+    let batch = format!("{one}; ip route flush table 30000; {one}");
     let storm = {
         let (lab, node) = (std::sync::Arc::clone(&lab), daemon.router());
         thread::spawn(move || crate::support::daemon::sh(&lab, &node, &batch))

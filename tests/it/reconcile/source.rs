@@ -160,7 +160,7 @@ fn a_path_is_removed(daemon: &Daemon, file: &Path) {
     let status = daemon.wait("the path to go", |s| !s.paths.contains_key("lte") && s.source.applied == s.source.desired);
     assert_eq!(status.policies.len(), 3);
     let table = daemon.sh("nft list table inet patronus; ip rule show");
-    assert!(!table.contains("lte") && !table.contains("wwan0"), "{table}");
+    assert!(!table.contains("_lte") && !table.contains("wwan0"), "{table}");
     let series: Vec<String> = daemon.metrics().into_keys().filter(|k| k.contains("lte")).collect();
     assert!(series.is_empty(), "{series:?}");
     let after = numbers(daemon);
