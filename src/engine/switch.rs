@@ -32,8 +32,12 @@ impl Engine {
         }
     }
 
-    /// A link's state reaches every path that leaves by it, before any look at the kernel.
+    /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows
+    /// must not set routes by a link that is down.
     pub(super) fn link_changed(&mut self, name: &IfName, up: bool, carrier: bool, now: Instant) {
+        if let Some(facts) = self.observed.facts.links.get_mut(name) {
+            (facts.up, facts.carrier) = (up, carrier);
+        }
         let link = match (up, carrier) {
             (true, true) => Link::Ready,
             (true, false) => Link::NoCarrier,
@@ -132,7 +136,10 @@ impl Engine {
                     tracing::debug!(?step, flows = done.flows, "switched");
                     self.executed(step);
                 }
-                Err(error) => tracing::warn!(%error, ?step, "a switch step failed; the full pass takes over"),
+                Err(error) => {
+                    tracing::warn!("a switch step failed, the full pass takes over: {error}");
+                    tracing::debug!(?step, "failed");
+                }
             }
         }
     }
