@@ -144,7 +144,8 @@ pub fn lock(settings: &Settings, command: &str) -> Result<Lock, Failure> {
         LockError::Busy { holder } => Failure::new(Exit::Busy, format!("{error}\n  {}", remedy(holder))),
         LockError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             let failure = Failure::error("cannot take the lock of this router", &error);
-            let text = format!("{}\n  run it as the daemon's user or as root, or add --runtime-dir DIR", failure.message);
+            let text =
+                format!("{}\n  run it as the daemon's user or as root, or add --runtime-dir DIR", failure.message);
             Failure::new(Exit::Privilege, text)
         }
         LockError::Io { .. } => {

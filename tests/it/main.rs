@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod brain;
+mod cases;
 mod classifier;
 mod config;
 mod failover;
