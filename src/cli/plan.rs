@@ -110,7 +110,7 @@ fn report(
         ranges: router.ranges(),
     };
     let revision = Revisions { to: active.revision.clone(), from: old.as_ref().map(|a| a.revision.clone()) };
-    report::report(&inputs, active.site.name.clone(), revision, router.generation())
+    report::report(&inputs, active.site.name.clone(), revision, router.generation_of(observed))
 }
 
 /// Prints a plan.

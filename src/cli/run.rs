@@ -37,9 +37,10 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let settings = context::settings(&args.router, args.dir)?;
     let origin = context::origin(&settings)?;
+    let kernel = context::kernel()?;
+    context::privilege("run")?;
     let _lock = context::lock(&settings, "run")?;
     let changes = Linux::subscribe().map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
-    let kernel = context::kernel()?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
     let mut router = Router::new(kernel, ledger, settings.ranges);
     context::recover(&mut router).await?;

@@ -33,9 +33,9 @@ use crate::{
     units::Name,
 };
 
-pub(crate) use self::pass::told;
 pub use self::source::{Active, ConfigError, Origin, activate};
 pub use self::status::ReconcileOutcome;
+pub(crate) use self::{pass::told, source::chain};
 use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
@@ -266,6 +266,7 @@ impl Engine {
             self.count().await;
         }
         if self.timers.publish <= now {
+            self.look_at_sysctls(now);
             self.publish();
         }
     }

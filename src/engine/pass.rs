@@ -16,9 +16,12 @@ use crate::{
     desired,
     plan::{Step, text},
     probe::ProbeSpec,
-    state::Target,
+    state::{Key, SysctlKey, Target, Value},
     store::Run,
 };
+
+/// Sysctls that are looked at every second.
+const SYSCTLS: usize = 500;
 
 /// Lines of drift that a status carries.
 const DRIFT_LINES: usize = 20;
@@ -39,6 +42,23 @@ impl Engine {
             Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
         };
         self.ended(begun, outcome, steps, message);
+    }
+
+    /// The kernel announces no change of some sysctls. A hub with very many leaves that to the audit.
+    pub(super) fn look_at_sysctls(&mut self, now: Instant) {
+        let Some(applied) = self.router.applied() else { return };
+        let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
+            Key::Sysctl(SysctlKey { path }) => Some((path.clone(), value)),
+            _ => None,
+        });
+        let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
+        let Ok(found) = self.router.kernel.sysctls(&paths) else { return };
+        let same = |(path, value): (&String, &&Value)| {
+            found.get(&Key::Sysctl(SysctlKey { path: path.clone() })).is_none_or(|now| now == *value)
+        };
+        if self.timers.retry == RETRY && !paths.iter().zip(&values).all(same) {
+            self.timers.pass_at(now);
+        }
     }
 
     /// A journal that somebody deleted or damaged is begun anew with what is known.

@@ -53,7 +53,7 @@ impl Engine {
         self.timers.publish = clock::now() + PUBLISH;
         let mut status = blank(&self.origin.site, self.source.clone());
         status.started = self.started;
-        status.generation = self.router.generation();
+        status.generation = self.router.generation_of(&self.observed);
         status.reconcile.clone_from(&self.last);
         status.change.clone_from(&self.change);
         status.drift.clone_from(&self.drift);
@@ -75,7 +75,7 @@ impl Engine {
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));
         }
-        all.extend(self.observed.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
+        all.extend(self.observed.intruders.iter().map(|i| crate::plan::report::intruder(i)));
         all
     }
 

@@ -99,6 +99,11 @@ impl<K: Kernel> Router<K> {
         self.generation
     }
 
+    /// The same, also if the journal was lost: the table that was observed tells.
+    pub fn generation_of(&self, observed: &Observed) -> u64 {
+        self.generation.max(observed.stamp.as_ref().map_or(0, |stamp| stamp.generation))
+    }
+
     /// The path choice remembered from before, if any.
     pub fn remembered_selection(&self) -> Option<Selection> {
         self.ledger.selection()
@@ -183,7 +188,7 @@ impl<K: Kernel> Router<K> {
         if !steps.is_empty() {
             steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
         }
-        let stamp = Stamp { generation: self.generation + 1, plan: Uuid::now_v7() };
+        let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
         Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
     }
 

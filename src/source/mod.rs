@@ -93,7 +93,14 @@ pub async fn read_settled(root: &Path) -> Result<Snapshot, SourceError> {
     for _ in 0..SETTLE_ROUNDS {
         let path = root.to_owned();
         let ended = |e| SourceError::Read { path: root.to_owned(), source: io::Error::other(e) };
-        let now = tokio::task::spawn_blocking(move || read(&path)).await.map_err(ended)??;
+        let now = match tokio::task::spawn_blocking(move || read(&path)).await.map_err(ended)? {
+            // Somebody is tidying up.
+            Err(SourceError::Read { path, source }) if source.kind() == io::ErrorKind::NotFound && path != root => {
+                tokio::time::sleep(SETTLE).await;
+                continue;
+            }
+            result => result?,
+        };
         if last.as_ref().is_some_and(|last| last.revision == now.revision) {
             return Ok(now);
         }

@@ -1,11 +1,14 @@
 //! The integration tests, one binary.
 
 mod brain;
+mod cases;
 mod classifier;
 mod config;
 mod failover;
 mod kernel;
 mod lab;
+mod messages;
+mod reconcile;
 mod records;
 mod support;
 mod tidy;

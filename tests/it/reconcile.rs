@@ -18,16 +18,14 @@ fn repository() -> Repository {
 
 /// Everything that is ours, as `ip` and `nft` show it, without what changes with every apply.
 fn ours(daemon: &Daemon) -> String {
-    daemon.sh(
-        "nft -s list table inet patronus 2>/dev/null | grep -v 'comment \"generation' || true
-         ip -4 rule show | grep 'proto 157' || true; ip -6 rule show | grep 'proto 157' || true
+    daemon.sh("nft -s list table inet patronus 2>/dev/null | grep -v 'comment \"generation' || true
+         (ip -4 rule show; ip -6 rule show) | grep 'proto 157' | sort || true
          for table in $(seq 20001 20012); do
            ip -4 route show table $table proto 157 2>/dev/null || true
            ip -6 route show table $table proto 157 2>/dev/null || true
          done
          cd /proc/sys/net; grep . ipv4/ip_forward ipv6/conf/all/forwarding ipv4/conf/wan0/rp_filter \
-           ipv4/conf/wan0/src_valid_mark ipv4/conf/wan0/ignore_routes_with_linkdown",
-    )
+           ipv4/conf/wan0/src_valid_mark ipv4/conf/wan0/ignore_routes_with_linkdown")
 }
 
 fn all_up(status: &Status) -> bool {

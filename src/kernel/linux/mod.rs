@@ -132,6 +132,12 @@ impl Linux {
         Ok(self.nft.highest(tables::counters(&self.netfilter)?))
     }
 
+    /// Values of sysctls by their paths below `/proc/sys/net/`; about 5 microseconds each. Of some, such as
+    /// `src_valid_mark`, the kernel announces no change.
+    pub fn sysctls(&self, paths: &[String]) -> Result<BTreeMap<Key, Value>, KernelError> {
+        Ok(sysctl::read(paths)?.into_iter().collect())
+    }
+
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.
     pub fn nft_generation(&self) -> Result<u32, KernelError> {
         tables::generation(&self.netfilter)

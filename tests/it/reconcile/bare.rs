@@ -200,4 +200,3 @@ fn log_lines(log: &str) {
     }
     assert!(log.lines().count() < 60, "too much is logged:\n{log}");
 }
-

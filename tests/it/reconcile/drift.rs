@@ -23,7 +23,8 @@ fn foreigners() -> String {
     let mut script = String::from("ip -batch - <<'END'\n");
     for n in 0..330 {
         let (table, protocol) = ([30_000, 20_000, 20_256][n % 3], [186, 157, 42][n % 3]);
-        let _ = writeln!(script, "route add blackhole 10.200.{}.{}/32 table {table} proto {protocol}", n / 256, n % 256);
+        let _ =
+            writeln!(script, "route add blackhole 10.200.{}.{}/32 table {table} proto {protocol}", n / 256, n % 256);
         let priority = [5_000, 19_989, 19_991, 20_256][n % 4] + 256 * (n / 4) * usize::from(n % 4 == 3);
         let _ = writeln!(
             script,
@@ -45,7 +46,8 @@ table inet foreign {
     for n in 0..330 {
         let _ = write!(script, "{}10.203.{}.{}", if n == 0 { "" } else { ", " }, n / 256, n % 256);
     }
-    script + " }; }
+    script
+        + " }; }
   chain forward { type filter hook forward priority 10; ip saddr @addresses drop; }
 }
 END
@@ -54,12 +56,10 @@ END
 
 /// All of it again, byte for byte, with what the administrator has in the main table.
 fn theirs(daemon: &Daemon) -> String {
-    daemon.sh(
-        "ip -4 rule show | grep -v 'proto 157$\\|20001:.*fwmark 0x1000000/0xff000000 lookup 20001' | grep 10.20
+    daemon.sh("ip -4 rule show | grep -v 'proto 157$\\|20001:.*fwmark 0x1000000/0xff000000 lookup 20001' | grep 10.20
          ip -4 rule show | grep 'from 10.20.*157$'
          for table in 20000 20001 20256 30000 main; do ip -d -4 route show table $table | grep 'blackhole 10.20'; done
-         nft -n list table inet patronus2; nft -n list table ip patronus; nft -n list table inet foreign",
-    )
+         nft -n list table inet patronus2; nft -n list table ip patronus; nft -n list table inet foreign")
 }
 
 struct Watched {
@@ -103,41 +103,58 @@ fn whatever_is_changed_is_put_back_within_a_second_and_a_thousand_foreign_object
     let (theirs_before, before) = (theirs(&daemon), ours(&daemon));
     assert!(theirs_before.lines().count() > 700 && before.contains("path/fiber"), "{theirs_before}\n{before}");
     let mut watched = Watched { daemon, before, report: String::new() };
-    let table = "t=$(nft list set inet patronus targets | grep -o '0x[0-9a-f]* comment \"path/fiber\"' | cut -d' ' -f1)";
+    let table =
+        "t=$(nft list set inet patronus targets | grep -o '0x[0-9a-f]* comment \"path/fiber\"' | cut -d' ' -f1)";
     let faults = [
         ("nft", "our table deleted", "nft delete table inet patronus"),
-        ("nft", "a chain flushed", "nft flush chain inet patronus $(nft list table inet patronus | awk '$1==\"chain\"{print $2; exit}')"),
+        (
+            "nft",
+            "a chain flushed",
+            "nft flush chain inet patronus $(nft list table inet patronus | awk '$1==\"chain\"{print $2; exit}')",
+        ),
         ("nft", "an element deleted", &format!("{table}; nft delete element inet patronus targets {{ $t }}")),
         ("nft", "all numbers deleted", "nft flush set inet patronus targets; nft flush set inet patronus policies"),
         ("nft", "the stamp deleted", "nft flush set inet patronus stamp"),
-        ("nft", "a foreign rule in our table", "nft insert rule inet patronus $(nft list table inet patronus | awk '$1==\"chain\"{print $2; exit}') meta mark 5 accept"),
+        (
+            "nft",
+            "a foreign rule in our table",
+            "nft insert rule inet patronus $(nft list table inet patronus | awk '$1==\"chain\"{print $2; exit}') meta mark 5 accept",
+        ),
         ("nft", "a foreign set in our table", "nft add set inet patronus mine '{ type mark; }'"),
         ("rule", "one rule deleted", "ip rule del pref 20001 proto 157"),
-        ("rule", "all rules deleted", "for f in -4 -6; do while ip $f rule del proto 157 2>/dev/null; do :; done; done
-            i=0; while ip rule add pref 19990 protocol 42 from 10.209.0.1 lookup 30000 && [ $i = 1 ]; do i=1; done; ip rule del pref 19990 from 10.209.0.1"),
+        // Those of others with our protocol number stand outside.
+        (
+            "rule",
+            "all rules deleted",
+            "for p in $(ip rule show | grep 'proto 157' | grep -v 'from 10.20' | sed 's/:.*//' | sort -u); do
+            for f in -4 -6; do while ip $f rule del pref $p proto 157 2>/dev/null; do :; done; done; done",
+        ),
         ("route", "one route deleted", "ip route del default table 20001 metric 10 proto 157"),
-        ("route", "a route changed", "ip route change default via 198.51.100.77 dev wan0 onlink table 20001 metric 10 proto 157"),
+        (
+            "route",
+            "a route changed",
+            "ip route change default via 198.51.100.77 dev wan0 onlink table 20001 metric 10 proto 157",
+        ),
         ("route", "a table flushed", "ip route flush table 20001 proto 157; ip -6 route flush table 20001 proto 157"),
-        ("route", "all tables flushed", "for t in $(seq 20001 20012); do ip route flush table $t proto 157 2>/dev/null || true; ip -6 route flush table $t proto 157 2>/dev/null || true; done"),
+        (
+            "route",
+            "all tables flushed",
+            "for t in $(seq 20001 20012); do ip route flush table $t proto 157 2>/dev/null || true; ip -6 route flush table $t proto 157 2>/dev/null || true; done",
+        ),
         ("route", "a stray route with our marks", "ip route add 10.208.0.0/16 dev wan0 table 20002 proto 157"),
         ("sysctl", "rp_filter changed", "echo 1 > /proc/sys/net/ipv4/conf/wan0/rp_filter"),
         ("sysctl", "forwarding off", "echo 0 > /proc/sys/net/ipv4/ip_forward"),
-        ("sysctl", "ignore_routes_with_linkdown off", "echo 0 > /proc/sys/net/ipv4/conf/wan0/ignore_routes_with_linkdown"),
+        (
+            "sysctl",
+            "ignore_routes_with_linkdown off",
+            "echo 0 > /proc/sys/net/ipv4/conf/wan0/ignore_routes_with_linkdown",
+        ),
         ("sysctl", "src_valid_mark off", "echo 0 > /proc/sys/net/ipv4/conf/wan0/src_valid_mark"),
     ];
-    // The rules of others with our protocol number would be hit by a blunt deletion.
-    let theirs_aside = "ip -4 rule save > /tmp/unused 2>/dev/null || true";
     for (kind, what, line) in faults {
-        if what == "all rules deleted" {
-            let line = "for f in -4 -6; do ip $f rule show | grep 'proto 157' | grep -v 'from 10.20' | sed 's/:.*//' | sort -u | while read p; do
-                [ $p -gt 19989 ] && [ $p -lt 20256 ] && [ $p != 19991 ] && ip $f rule del pref $p proto 157; done; done; true";
-            watched.repair(kind, what, line);
-        } else {
-            watched.repair(kind, what, line);
-        }
+        watched.repair(kind, what, line);
         assert!(theirs(&watched.daemon) == theirs_before, "{what}: something of others changed");
     }
-    let _ = theirs_aside;
     failover_among_foreigners(&mut watched, &theirs_before);
     links(&mut watched);
     flush_ruleset(&mut watched);
@@ -163,7 +180,10 @@ fn failover_among_foreigners(watched: &mut Watched, theirs_before: &str) {
 fn links(watched: &mut Watched) {
     let faults = [
         ("a link down and up", "ip link set wan0 down; ip link set wan0 up"),
-        ("an address gone and back", "a=$(ip -4 -o addr show wan0 | awk '{print $4}'); ip addr del $a dev wan0; ip addr add $a dev wan0"),
+        (
+            "an address gone and back",
+            "a=$(ip -4 -o addr show wan0 | awk '{print $4}'); ip addr del $a dev wan0; ip addr add $a dev wan0",
+        ),
     ];
     for (what, line) in faults {
         watched.daemon.sh(line);
@@ -213,9 +233,8 @@ fn a_storm_of_foreign_changes_starves_nobody_and_lost_notifications_lead_to_a_fu
     let lab = repository.lab();
     let daemon = Daemon::start(&lab, &repository, "berlin");
     let before = daemon.wait("both paths", all_up).paths["fiber"].probes_answered;
-    let mut batch = String::from("cat > /tmp/$$.batch <<'END'\n");
-    (0..5_000).for_each(|n| drop(writeln!(batch, "route add blackhole 10.{}.{}.1/32 table 30000", 128 + n / 256, n % 256)));
-    batch += "END\nip -batch /tmp/$$.batch; ip route flush table 30000; ip -batch /tmp/$$.batch; rm /tmp/$$.batch";
+    let one = "(seq 0 4999 | awk '{printf \"route add blackhole 10.%d.%d.1/32 table 30000\\n\", 128+$1/256, $1%256}' | ip -batch -)";
+    let batch = format!("{one}; ip route flush table 30000; {one}");
     let storm = {
         let (lab, node) = (std::sync::Arc::clone(&lab), daemon.router());
         thread::spawn(move || crate::support::daemon::sh(&lab, &node, &batch))

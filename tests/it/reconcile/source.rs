@@ -19,7 +19,9 @@ fn with_policy(line: &str) -> String {
 }
 
 fn extra(number: usize) -> String {
-    with_policy(&format!("extra{number}: {{priority: {number}, match: {{destination: [10.77.{number}.0/24]}}, action: {{path: lte}}}}"))
+    with_policy(&format!(
+        "extra{number}: {{priority: {number}, match: {{destination: [10.77.{number}.0/24]}}, action: {{path: lte}}}}"
+    ))
 }
 
 fn has(status: &Status, number: usize) -> bool {
@@ -94,7 +96,10 @@ fn invalid(daemon: &Daemon, file: &Path) {
     let event = daemon.wait_event("source", |e| e.message.contains(&place));
     assert!(event.message.contains("stays in force"), "{event:?}");
     let log = daemon.log();
-    assert!(log.lines().any(|l| l.contains("WARN") && l.contains(&place)), "no warning with {place} in the log:\n{log}");
+    assert!(
+        log.lines().any(|l| l.contains("WARN") && l.contains(&place)),
+        "no warning with {place} in the log:\n{log}"
+    );
     let metrics = daemon.metrics();
     assert_eq!(metrics.iter().find(|(k, _)| k.starts_with("patronus_source_errors")).map(|(_, v)| *v), Some(1.0));
     assert!(daemon.says(&["status"]).contains(&place), "{}", daemon.says(&["status"]));
@@ -152,15 +157,19 @@ fn many_files(daemon: &Daemon, dir: &Path) {
 
 /// What is removed disappears everywhere, and what stays keeps number and counter.
 fn a_path_is_removed(daemon: &Daemon, file: &Path) {
-    let numbers = |daemon: &Daemon| daemon.sh("nft list set inet patronus targets | grep -o '0x[0-9a-f]* comment \"[^\"]*\"' | sort");
+    let numbers = |daemon: &Daemon| {
+        daemon.sh("nft list set inet patronus targets | grep -o '0x[0-9a-f]* comment \"[^\"]*\"' | sort")
+    };
     let before = numbers(daemon);
     daemon.sh("nft -s list table inet patronus | grep -q lte; ip rule show | grep -q 20003");
-    let smaller: String = SITE.lines().filter(|l| !l.starts_with("    lte:")).map(|l| l.replace("backups: [lte], ", "") + "\n").collect();
+    let smaller: String =
+        SITE.lines().filter(|l| !l.starts_with("    lte:")).map(|l| l.replace("backups: [lte], ", "") + "\n").collect();
     fs::write(file, smaller).unwrap();
-    let status = daemon.wait("the path to go", |s| !s.paths.contains_key("lte") && s.source.applied == s.source.desired);
+    let status =
+        daemon.wait("the path to go", |s| !s.paths.contains_key("lte") && s.source.applied == s.source.desired);
     assert_eq!(status.policies.len(), 3);
     let table = daemon.sh("nft list table inet patronus; ip rule show");
-    assert!(!table.contains("lte") && !table.contains("wwan0"), "{table}");
+    assert!(!table.contains("_lte") && !table.contains("wwan0"), "{table}");
     let series: Vec<String> = daemon.metrics().into_keys().filter(|k| k.contains("lte")).collect();
     assert!(series.is_empty(), "{series:?}");
     let after = numbers(daemon);

@@ -93,14 +93,30 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it on a site's router and waits until it has applied its configuration.
     pub fn start(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
+        let mut daemon = Self::new(lab, repository, site);
+        daemon.settle();
+        daemon
+    }
+
+    /// Starts it on a site's router and waits for nothing.
+    pub fn launched(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
+        let mut daemon = Self::new(lab, repository, site);
+        daemon.launch();
+        daemon
+    }
+
+    fn new(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
         let place = tempfile::Builder::new().prefix("patronus-it-").tempdir().unwrap();
         for part in ["state", "run"] {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
-        let mut daemon = Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository };
-        daemon.settle();
-        daemon
+        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository }
+    }
+
+    /// The lab that it runs in.
+    pub const fn lab(&self) -> &Arc<Lab> {
+        &self.lab
     }
 
     /// Starts it again after it ended, and waits until it has reconciled once.
