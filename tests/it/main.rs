@@ -3,7 +3,6 @@
 mod brain;
 mod classifier;
 mod config;
-mod docs;
 mod failover;
 mod kernel;
 mod lab;
@@ -11,3 +10,4 @@ mod records;
 mod support;
 mod tidy;
 mod transaction;
+mod tunnels;
