@@ -19,6 +19,8 @@ use crate::{
 
 /// Under which name the ledger keeps the numbers.
 const ALLOCATIONS: &str = "allocations";
+/// Who made the canonical form of the ruleset applied last.
+const CANONICAL_BY: &str = "canonical-by";
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +162,20 @@ impl<K: Kernel> Router<K> {
     }
 
     async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
-        Ok(NftTable { canonical: self.kernel.canonical(&source).await?, source })
+        let canonical = match self.applied_form(&source) {
+            Some(form) => form.to_owned(),
+            None => self.kernel.canonical(&source).await?,
+        };
+        Ok(NftTable { canonical, source })
+    }
+
+    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
+    /// kernel made it. That form was read back from the kernel then.
+    fn applied_form(&self, source: &str) -> Option<&str> {
+        let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
+        let made_by = self.kernel.canonical_by()?;
+        let same = table.source == source && !table.canonical.is_empty();
+        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
     }
 
     fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
@@ -212,6 +227,7 @@ impl<K: Kernel> Router<K> {
         }
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
+            self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
             self.applied = Some(planned.desired.clone());
         }
         let wanted: Vec<String> = site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default();
@@ -221,6 +237,16 @@ impl<K: Kernel> Router<K> {
             self.ledger.forget_sysctl(&key);
             self.originals.remove(&key);
         }
+    }
+
+    /// Looks whether the journal is still there; if not, begins another one with all that is remembered, and says
+    /// so.
+    pub fn tend_ledger(&mut self) -> Option<String> {
+        let told = self.ledger.tend()?;
+        self.ledger.put(ALLOCATIONS, &self.known);
+        self.originals.iter().for_each(|(key, value)| self.ledger.keep_sysctl(key, value));
+        self.applied.iter().for_each(|state| self.ledger.set_applied(state));
+        Some(told)
     }
 
     /// Takes in that a step was executed outside a transaction: it is part of what is applied now.

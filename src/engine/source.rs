@@ -252,7 +252,7 @@ impl Engine {
             let which = revision.as_ref().map(|r| format!("revision {r}: ")).unwrap_or_default();
             let first = errors.first().cloned().unwrap_or_default();
             let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
-            self.event("source", "", format!("{which}{first}{more}; {kept}"), serde_json::json!(errors));
+            self.warning("source", "", format!("{which}{first}{more}; {kept}"), serde_json::json!(errors));
             self.timers.publish = clock::now();
         }
         self.reader.refused.clone_from(&revision);

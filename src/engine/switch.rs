@@ -33,8 +33,12 @@ impl Engine {
         }
     }
 
-    /// A link's state reaches every path that leaves by it, before any look at the kernel.
+    /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows
+    /// must not set routes by a link that is down.
     pub(super) fn link_changed(&mut self, name: &IfName, up: bool, carrier: bool, now: Instant) {
+        if let Some(facts) = self.observed.facts.links.get_mut(name) {
+            (facts.up, facts.carrier) = (up, carrier);
+        }
         let told = |interface: &IfName| {
             if interface == name { state(up, carrier) } else { self.link_of(interface) }
         };
@@ -53,15 +57,24 @@ impl Engine {
 
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = self.active.as_ref().filter(|_| self.has_looked()) else { return };
         for path in active.site.paths.values() {
             let link = link(path, |interface| self.link_of(interface));
             self.monitor.set_link(&path.name, link, now);
         }
     }
 
-    /// Asks the failover rules; switches at once if they want another path.
+    /// Whether the kernel has been looked at since the start: every network namespace has a loopback interface.
+    fn has_looked(&self) -> bool {
+        !self.observed.facts.links.is_empty()
+    }
+
+    /// Asks the failover rules; switches at once if they want another path. Before the first look at the kernel
+    /// every interface would seem to be missing, so nothing is decided.
     pub(super) async fn decide(&mut self, now: Instant) {
+        if !self.has_looked() {
+            return;
+        }
         while let Some(event) = self.monitor.poll_event() {
             let message = format!("{} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
             let health = self.monitor.healths().get(&event.path).map(|h| json!(h)).unwrap_or_default();
@@ -124,7 +137,10 @@ impl Engine {
                     tracing::debug!(?step, flows = done.flows, "switched");
                     self.executed(step);
                 }
-                Err(error) => tracing::warn!(%error, ?step, "a switch step failed; the full pass takes over"),
+                Err(error) => {
+                    tracing::warn!("a switch step failed, the full pass takes over: {error}");
+                    tracing::debug!(?step, "failed");
+                }
             }
         }
     }
@@ -174,6 +190,16 @@ impl Engine {
     /// Records and logs that something happened.
     pub(super) fn event(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         tracing::info!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    /// The same for what a person should look at.
+    pub(super) fn warning(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
+        tracing::warn!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    fn record(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         let event = Event { id: 0, at: clock::wall(), kind: kind.into(), subject: subject.into(), message, detail };
         self.recorder.event(event);
     }

@@ -41,6 +41,22 @@ impl Ledger {
         Self::Memory(apply::Memory::default())
     }
 
+    /// Looks whether the journal's file is still the one that was opened and undamaged; if not, begins another
+    /// and says so. What was remembered has to be put into it again.
+    pub fn tend(&mut self) -> Option<String> {
+        let Self::Disk(journal) = self else { return None };
+        journal.be_patient();
+        let trouble = journal.trouble()?;
+        let file = journal.file().to_owned();
+        match file.parent().map(Journal::open_or_replace)? {
+            Ok((another, _)) => {
+                **journal = another;
+                Some(format!("{} {trouble} while in use; a new one was begun", file.display()))
+            }
+            Err(error) => Some(format!("{} {trouble} while in use: {}", file.display(), error.chain())),
+        }
+    }
+
     /// A remembered value; absent when there is none or the store is dead.
     #[must_use]
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {

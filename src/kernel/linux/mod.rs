@@ -318,6 +318,10 @@ impl Kernel for Linux {
         forms.push_back((source.to_owned(), form.clone()));
         Ok(form)
     }
+
+    fn canonical_by(&self) -> Option<String> {
+        self.nft.identity()
+    }
 }
 
 /// Whether this process may change the network: `CAP_NET_ADMIN` is in its effective set (capabilities(7)).

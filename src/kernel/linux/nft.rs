@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -80,6 +81,15 @@ impl Nft {
         directories.extend(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
         let found = directories.into_iter().map(|d| d.join("nft")).find(|p| p.is_file());
         found.map(Self::new).ok_or_else(missing)
+    }
+
+    /// The program's file and the kernel's release: what the listing of a ruleset depends on. The library that
+    /// does the work is replaced together with the program by every packaging.
+    pub(super) fn identity(&self) -> Option<String> {
+        let file = std::fs::metadata(&self.program).ok()?;
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        let (program, length, inode) = (self.program.display(), file.len(), file.ino());
+        Some(format!("{program} {length} {inode} {}.{} {}", file.ctime(), file.ctime_nsec(), release.trim()))
     }
 
     /// Replaces the whole table in one transaction. Counters go on from their present values.
