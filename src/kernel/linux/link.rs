@@ -203,15 +203,17 @@ impl Links {
 
     fn tunnel(&self, link: &Link) -> Option<Tunnel> {
         let mut tunnel = link.tunnel(&self.names)?;
-        tunnel.addresses = self.addresses_of(link.index).into_iter().filter(|net| !automatic(net)).collect();
+        let given = |a: &&Address| a.index == link.index && !automatic(&a.net);
+        tunnel.addresses = self.addresses.iter().filter(given).map(|a| a.net).collect();
         tunnel.addresses.sort();
         Some(tunnel)
     }
 }
 
-/// The kernel gives each interface a link-local IPv6 address by itself.
+/// The kernel gives each interface a link-local IPv6 address by itself, made from its MAC address (RFC 4291,
+/// appendix A) or from a secret (RFC 7217); the ones that we give have nothing but zeros before their last two bytes.
 fn automatic(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local() && net.addr().segments()[4..7] != [0; 3])
 }
 
 /// The interface of this name; nothing if there is none.
