@@ -76,7 +76,10 @@ fn measure(paths: usize) -> Figures {
 
 fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
     let begun = Instant::now();
-    let up = || scrape().map_or(0, |text| text.lines().filter(|l| l.starts_with("patronus_path_up{") && l.ends_with(" 1")).count());
+    let up = || {
+        scrape()
+            .map_or(0, |text| text.lines().filter(|l| l.starts_with("patronus_path_up{") && l.ends_with(" 1")).count())
+    };
     while up() < paths {
         let said = || fs::read_to_string(log).unwrap_or_default();
         assert!(begun.elapsed() < Duration::from_secs(60), "{} of {paths} up: {}\n{:?}", up(), said(), scrape());

@@ -28,10 +28,8 @@ fn repository() -> Repository {
             None => format!("{line}\n"),
         };
         let text: String = text.lines().map(tunnels).collect();
-        text.replace("backups:", "failbackDelay: 2s, backups:").replace(
-            "  failbackDelay: 2s, backups:",
-            "  failbackDelay: 2s\n  backups:",
-        )
+        text.replace("backups:", "failbackDelay: 2s, backups:")
+            .replace("  failbackDelay: 2s, backups:", "  failbackDelay: 2s\n  backups:")
     };
     let south = quick(SOUTH)
         .replace("198.51.100.30", "192.0.2.30")
@@ -139,7 +137,11 @@ fn sites_reach_each_other_by_their_tunnels_and_the_internet_by_themselves() {
     let own = fleet.exchange("south", &Node::Internet, "1.1.1.1", "wan0");
     assert_eq!(sources(&own), [ip("192.0.2.30")], "the internet is reached by the branch's own uplink");
     let by_hub = fleet.exchange("south", &Node::Internet, "9.9.9.9", "pt1003");
-    assert_eq!(sources(&by_hub), [ip("198.51.100.10")], "what policy sends through the hub leaves there, and answers return");
+    assert_eq!(
+        sources(&by_hub),
+        [ip("198.51.100.10")],
+        "what policy sends through the hub leaves there, and answers return"
+    );
     // A large packet does not fit into the tunnel; the hub's or the branch's router says so to the host.
     let large = fleet.sh(&host("south"), "ping -c 3 -i 0.3 -M do -s 1472 9.9.9.9 2>&1 || true");
     assert!(large.contains("1450") || large.contains("too long"), "{large}");
@@ -191,8 +193,14 @@ fn flows_between_sites_move_to_the_other_tunnel() {
         thread::sleep(Duration::from_secs(1));
         let report = flow.finish().unwrap();
         let back = report.back.as_ref().unwrap();
-        eprintln!("{fault:?}: lost {} there, {} there and back of {}; clean after {:?} and {:?}", report.there.lost(),
-            back.lost(), report.there.sent(), report.there.clean_after(moment), back.clean_after(moment));
+        eprintln!(
+            "{fault:?}: lost {} there, {} there and back of {}; clean after {:?} and {:?}",
+            report.there.lost(),
+            back.lost(),
+            report.there.sent(),
+            report.there.clean_after(moment),
+            back.clean_after(moment)
+        );
         let clean = [&report.there, back].map(|t| t.clean_after(moment).expect("clean in the end"));
         assert!(clean.iter().all(|c| *c < Duration::from_secs(4)), "{fault:?}: {clean:?}");
         if fault == Fault::Carrier {
@@ -212,20 +220,29 @@ fn tunnels_are_repaired_and_taken_away() {
     let mut fleet = Fleet::up();
     let north = router("north");
     fleet.sh(&north, "ip link add vx9 type vxlan id 9 remote 203.0.113.10 dstport 4789 dev wan1");
-    for harm in ["ip link del pt1001", "ip link set pt1001 down", "ip addr flush dev pt1001", "ip link set pt1001 mtu 1280"] {
+    for harm in
+        ["ip link del pt1001", "ip link set pt1001 down", "ip addr flush dev pt1001", "ip link set pt1001 mtu 1280"]
+    {
         fleet.sh(&north, harm);
         let whole = || {
             let shown = fleet.sh(&north, "ip addr show dev pt1001 2>/dev/null || true");
-            shown.contains("mtu 1450") && shown.contains(",UP") && shown.contains("169.254.") && shown.contains("fe80::2/64")
-                || shown.contains("mtu 1450") && shown.contains(",UP") && shown.contains("169.254.") && shown.contains("fe80::1/64")
+            shown.contains("mtu 1450")
+                && shown.contains(",UP")
+                && shown.contains("169.254.")
+                && shown.contains("fe80::2/64")
+                || shown.contains("mtu 1450")
+                    && shown.contains(",UP")
+                    && shown.contains("169.254.")
+                    && shown.contains("fe80::1/64")
         };
         let start = std::time::Instant::now();
         while !whole() {
             assert!(start.elapsed() < Duration::from_secs(10), "{harm}: {}", fleet.sh(&north, "ip addr"));
             thread::sleep(Duration::from_millis(20));
         }
-        fleet.north.wait("the tunnel to work", |s| s.paths["hq-fiber"].health.state == PathState::Up);
+        fleet.north.wait("the tunnel to work", active("to-hq", "hq-fiber"));
     }
+    fleet.hq.wait("the hub's way back", active("north", "north-fiber"));
     fleet.exchange("north", &host("hq"), "10.1.0.10", "pt1001");
     fleet.exchange("north", &host("hq"), "2001:db8:1::a", "pt1001");
     fleet.north.terminate();
