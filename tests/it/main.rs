@@ -13,3 +13,4 @@ mod records;
 mod support;
 mod tidy;
 mod transaction;
+mod tunnels;
