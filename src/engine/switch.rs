@@ -48,6 +48,10 @@ impl Engine {
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
         let Some(active) = &self.active else { return };
+        // Every look shows the loopback at least; before the first one, nothing is known and nothing is missing.
+        if self.observed.facts.links.is_empty() {
+            return;
+        }
         for path in active.site.paths.values() {
             let link = match self.observed.facts.links.get(&path.interface) {
                 None => Link::Missing,
