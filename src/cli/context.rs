@@ -175,9 +175,12 @@ pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
     selection
 }
 
-/// The configuration in force before, if it is known and still valid.
-pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
+/// The configuration in force before, if it is known and still valid; `new` is the one that shall be.
+pub fn in_force(router: &Router<Linux>, settings: &Settings, new: &Active) -> Option<Active> {
     let good = router.ledger.last_good()?;
+    if good.revision == new.revision && good.files == new.files {
+        return Some(new.clone());
+    }
     let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
     activate(snapshot, settings).ok()
 }

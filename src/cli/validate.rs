@@ -1,7 +1,7 @@
 //! `patronus validate`: all that is wrong with a tree, without kernel and network.
 
 use std::{
-    fs,
+    fmt, fs,
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -10,8 +10,9 @@ use super::{Exit, Failure, Outcome};
 use crate::{
     config::{self, Config, MAX_FILE, MAX_FILES, MAX_TREE, Snapshot},
     diag::{self, CODES, Diagnostic, Severity},
+    settings::Settings,
     units::Name,
-    validate::{self, intent::Intent},
+    validate::{self, Options, intent::Intent},
 };
 
 /// Check configuration files: syntax, schema, references, addressing, policies, failover, probing.
@@ -23,9 +24,12 @@ pub struct Args {
     /// How findings are printed.
     #[arg(long, value_enum, default_value_t)]
     output: Form,
-    /// Fail unless this site is there.
+    /// Show only what concerns this site, and fail unless it is there.
     #[arg(long, value_name = "SITE")]
     site: Option<Name>,
+    /// Settings of a router, whose ranges and protected prefixes count.
+    #[arg(long, value_name = "FILE", env = "PATRONUS_CONFIG")]
+    config: Option<PathBuf>,
     /// Explain a code, such as `PAT0402`, and end.
     #[arg(long, value_name = "CODE")]
     explain: Option<String>,
@@ -49,21 +53,39 @@ pub fn run(args: &Args) -> Outcome {
     if let Some(code) = &args.explain {
         return explain(code);
     }
+    let options = options(args)?;
     let snapshot = read(&args.paths)?;
     let (config, mut found) = config::load(&snapshot);
-    let (intent, more) = validate::check(&config);
+    let (intent, more) = validate::check_with(&config, &options);
     found.extend(more);
     diag::sort(&mut found);
-    print(args, &config, &found).map_err(|error| Failure::error("cannot print the findings", &error))?;
-    if let (Some(site), Some(intent)) = (&args.site, &intent)
-        && !intent.sites().contains_key(site)
-    {
-        return Err(Failure::new(Exit::Config, format!("the configuration has no site `{site}`")));
+    let all = found.len();
+    if let Some(site) = &args.site {
+        exists(site, &config)?;
+        found.retain(|found| found.is_about(site));
     }
-    if args.output == Form::Text {
-        summary(&config, intent.as_ref(), &found);
-    }
+    let summary = Summary::of(&config, intent.as_ref(), &found, all);
+    print(args.output, &config, &found, &summary)
+        .map_err(|error| Failure::error("cannot print the findings", &error))?;
     Ok(if intent.is_some() { Exit::Done } else { Exit::Config })
+}
+
+/// What the settings say that bears on the configuration; without settings, the defaults.
+fn options(args: &Args) -> Result<Options, Failure> {
+    let Some(path) = &args.config else { return Ok(Options::default()) };
+    let settings = Settings::load(Some(path), |_| None)
+        .map_err(|error| Failure { exit: Exit::Settings, ..Failure::error("reading the settings", &error) })?;
+    Ok(settings.check_options())
+}
+
+fn exists(site: &Name, config: &Config) -> Result<(), Failure> {
+    let sites = config.site_names();
+    if sites.contains(&site) {
+        return Ok(());
+    }
+    let near = diag::suggest(site.as_str(), sites.iter().map(|name| name.as_str()));
+    let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+    Err(Failure::new(Exit::Config, format!("the configuration has no site `{site}`{near}")))
 }
 
 fn explain(code: &str) -> Outcome {
@@ -77,28 +99,75 @@ fn explain(code: &str) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn print(args: &Args, config: &Config, found: &[Diagnostic]) -> std::io::Result<()> {
+fn print(form: Form, config: &Config, found: &[Diagnostic], summary: &Summary) -> std::io::Result<()> {
     let sources = config.sources();
     // The stream drops the styles again where NO_COLOR or a non-terminal asks for it.
     let mut out = anstream::stdout();
-    match args.output {
-        Form::Text => out.write_all(diag::terminal(found, sources, true).as_bytes()),
-        Form::Json => writeln!(out, "{:#}", diag::json(found, sources)),
-        Form::Sarif => writeln!(out, "{:#}", diag::sarif(found, sources)),
-        Form::Github => out.write_all(diag::github(found, sources).as_bytes()),
+    match form {
+        Form::Text => out.write_all(diag::terminal(found, sources, true).as_bytes())?,
+        Form::Json => {
+            let mut value = diag::json(found, sources);
+            value["summary"] = serde_json::to_value(summary)?;
+            writeln!(out, "{value:#}")?;
+        }
+        Form::Sarif => writeln!(out, "{:#}", diag::sarif(found, sources))?,
+        Form::Github => out.write_all(diag::github(found, sources).as_bytes())?,
+    }
+    out.flush()?;
+    if form != Form::Json {
+        // The findings are out; a closed standard error takes nothing from them.
+        let _ = writeln!(std::io::stderr(), "{summary}");
+    }
+    Ok(())
+}
+
+/// What it adds up to.
+#[derive(serde::Serialize)]
+struct Summary {
+    /// Whether the whole configuration may be applied.
+    valid: bool,
+    errors: usize,
+    warnings: usize,
+    /// Findings that do not concern the site that was asked for.
+    elsewhere: usize,
+    files: usize,
+    sites: usize,
+    objects: usize,
+}
+
+impl Summary {
+    fn of(config: &Config, intent: Option<&Intent>, found: &[Diagnostic], all: usize) -> Self {
+        let errors = found.iter().filter(|d| d.severity == Severity::Error).count();
+        Self {
+            valid: intent.is_some(),
+            errors,
+            warnings: found.len() - errors,
+            elsewhere: all - found.len(),
+            files: config.sources().len(),
+            sites: config.site_names().len(),
+            objects: config.objects(),
+        }
     }
 }
 
-fn summary(config: &Config, intent: Option<&Intent>, found: &[Diagnostic]) {
-    let errors = found.iter().filter(|d| d.severity == Severity::Error).count();
-    let files = config.sources().len();
-    let counted = [(errors, "error"), (found.len() - errors, "warning"), (files, "file")];
-    let [errors, warnings, files] = counted.map(|(n, word)| format!("{n} {word}{}", if n == 1 { "" } else { "s" }));
-    let mut text = format!("{errors}, {warnings} in {files}");
-    if let Some(intent) = intent {
-        text.push_str(&format!(": {} sites, {} objects are valid", intent.sites().len(), config.objects()));
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+        let files = counted(self.files, "file");
+        if self.valid {
+            write!(f, "valid: {}, {} in {files}", counted(self.sites, "site"), counted(self.objects, "object"))?;
+        } else {
+            write!(f, "not valid: {} in {files}", counted(self.errors, "error"))?;
+        }
+        if self.warnings > 0 {
+            write!(f, ", {}", counted(self.warnings, "warning"))?;
+        }
+        if self.elsewhere > 0 {
+            write!(f, "; {} elsewhere", counted(self.elsewhere, "finding"))?;
+        }
+        let explain = self.errors + self.warnings > 0;
+        if explain { f.write_str("; `patronus validate --explain CODE` says more") } else { Ok(()) }
     }
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Reads all configuration files under the given paths.
@@ -139,8 +208,11 @@ impl Walk {
             }
             return Ok(());
         }
-        if named || is_yaml(path) {
+        if is_yaml(path) {
             self.file(path, meta.len())?;
+        } else if named {
+            let message = format!("{} is neither *.yaml nor *.yml, and would not be read", path.display());
+            return Err(Failure::new(Exit::Usage, message));
         }
         Ok(())
     }
@@ -151,10 +223,7 @@ impl Walk {
             let message = format!("more than {MAX_FILES} files or {MAX_TREE} bytes: this is no configuration tree");
             return Err(Failure::new(Exit::Config, message));
         }
-        let mut name = path.strip_prefix(".").unwrap_or(path).to_string_lossy().into_owned();
-        if !is_yaml(path) {
-            name.push_str(".yaml");
-        }
+        let name = path.strip_prefix(".").unwrap_or(path).to_string_lossy().into_owned();
         // One byte more than allowed is enough for the loader to refuse it.
         let mut bytes = Vec::new();
         let read = fs::File::open(path).and_then(|file| {

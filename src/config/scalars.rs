@@ -58,7 +58,7 @@ macro_rules! text_scalar {
 
 /// Serde and schema of a type that is written as a whole number or as text.
 macro_rules! number_or_text {
-    ($type:ident, $format:literal, $min:literal, $max:literal, $expects:literal) => {
+    ($type:ident, $format:literal, $min:literal, $max:literal, $expects:literal, $examples:tt) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
                 NumberOrText::deserialize(d)?.text().parse().map($type).map_err(de::Error::custom)
@@ -71,7 +71,7 @@ macro_rules! number_or_text {
         }
         scalar_schema!($type, {
             "type": ["integer", "string"], "minimum": $min, "maximum": $max, "format": $format,
-            "description": $expects, "x-expects": $expects,
+            "description": $expects, "x-expects": $expects, "examples": $examples,
         });
     };
 }
@@ -218,13 +218,51 @@ text_scalar!(To, "path-destination", "`internet`, or `site/endpoint` of another 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ports(pub PortRange);
 
-number_or_text!(Ports, "port", 1, 65535, "a port from 1 to 65535, or a range such as `10000-20000`");
+number_or_text!(
+    Ports,
+    "port",
+    1,
+    65535,
+    "a port from 1 to 65535, or a range such as `10000-20000`",
+    [443, "10000-20000"]
+);
 
 /// A DSCP by name or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DscpName(pub Dscp);
 
-number_or_text!(DscpName, "dscp", 0, 63, "a DSCP: a name such as `ef`, `af41` or `cs5`, or a number from 0 to 63");
+number_or_text!(
+    DscpName,
+    "dscp",
+    0,
+    63,
+    "a DSCP: a name such as `ef`, `af41` or `cs5`, or a number from 0 to 63",
+    [
+        "ef",
+        "voice-admit",
+        "af41",
+        "af42",
+        "af43",
+        "af31",
+        "af32",
+        "af33",
+        "af21",
+        "af22",
+        "af23",
+        "af11",
+        "af12",
+        "af13",
+        "cs1",
+        "cs2",
+        "cs3",
+        "cs4",
+        "cs5",
+        "cs6",
+        "cs7",
+        "le",
+        "be"
+    ]
+);
 
 /// An IP protocol number (IANA's registry of assigned Internet protocol numbers).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -285,7 +323,14 @@ impl fmt::Display for Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProtocolName(pub Protocol);
 
-number_or_text!(ProtocolName, "protocol", 0, 255, "an IP protocol: a name such as `tcp`, `udp` or `esp`, or a number");
+number_or_text!(
+    ProtocolName,
+    "protocol",
+    0,
+    255,
+    "an IP protocol: a name such as `tcp`, `udp` or `esp`, or a number",
+    ["tcp", "udp", "icmp", "icmpv6", "esp", "ah", "gre", "sctp", "udplite", "dccp", "ipip"]
+);
 
 /// How to leave by an endpoint: `auto`, an address, or a list with at most one address per family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -309,6 +354,7 @@ impl<'de> Deserialize<'de> for Gateway {
 scalar_schema!(Gateway, {
     "type": ["string", "array"], "format": "gateway", "minItems": 1, "maxItems": 2,
     "items": {"type": "string", "format": "address", "x-expects": "an IP address, such as `192.0.2.1` or `2001:db8::1`"},
+    "examples": ["auto"],
     "description": "an address, `auto`, or a list with one address per family",
     "x-expects": "a gateway: an address, `auto`, or a list with one address per family",
 });
@@ -358,6 +404,7 @@ scalar_schema!(Nat, {
         "type": "string", "format": "address", "x-expects": "an IP address, such as `192.0.2.1` or `2001:db8::1`",
     }},
     "additionalProperties": false,
+    "examples": ["masquerade", "none"],
     "description": "`masquerade`, `none`, or `{snat: ADDRESS}`",
     "x-expects": "`masquerade`, `none`, or `{snat: ADDRESS}`",
 });

@@ -14,7 +14,7 @@ use crate::diag::{Code, listed, suggest};
 
 /// The one version of the language.
 pub const API_VERSION: &str = "patronus.network/v1alpha1";
-/// How many faults of one object are shown.
+/// How many faults of one document are shown.
 const MAX_FAULTS: usize = 50;
 
 /// The kinds of objects.
@@ -224,16 +224,25 @@ impl Schema {
             return Vec::new();
         }
         let mut out = Vec::new();
-        for error in self.validator.iter_errors(value).take(MAX_FAULTS) {
-            self.explain(&error, &mut out);
+        let mut errors = self.validator.iter_errors(value);
+        let mut more = 0;
+        for error in errors.by_ref().take(MAX_FAULTS) {
+            more += self.explain(&error, &mut out);
         }
+        more += errors.count();
         // A value of the wrong type breaks several rules at once; the first says it best.
         let mut seen = std::collections::BTreeSet::new();
         out.retain(|p| seen.insert((p.pointer.clone(), p.on_key, p.code == Code::MissingField, p.message.clone())));
+        if more > 0 {
+            let message = format!("and {more} more faults in this document");
+            let help = Some("correct the others first".to_owned());
+            out.push(Problem { code: Code::More, pointer: String::new(), on_key: false, message, help });
+        }
         out
     }
 
-    fn explain(&self, error: &ValidationError<'_>, out: &mut Vec<Problem>) {
+    /// Adds what an error means; returns how many faults of it are left out.
+    fn explain(&self, error: &ValidationError<'_>, out: &mut Vec<Problem>) -> usize {
         let pointer = error.instance_path().as_str().to_owned();
         let around = error.schema_path().as_str().rsplit_once('/').map_or("", |(around, _)| around);
         let schema = self.value.pointer(around).unwrap_or(&Value::Null);
@@ -241,6 +250,7 @@ impl Schema {
             Fault::AdditionalProperties { unexpected } => {
                 let fields: Vec<&str> = properties(schema);
                 out.extend(unexpected.iter().take(MAX_FAULTS).map(|name| unknown_field(&pointer, name, &fields)));
+                return unexpected.len().saturating_sub(MAX_FAULTS);
             }
             Fault::Required { property } => {
                 let name = property.as_str().unwrap_or_default();
@@ -248,12 +258,14 @@ impl Schema {
             }
             Fault::PropertyNames { error } => {
                 let name = error.instance().as_str().unwrap_or_default().to_owned();
-                let message = format!("`{name}` is not a name: use 1 to 63 of a-z, 0-9 and `-`");
+                let message = format!("`{}` is not a name: use 1 to 63 of a-z, 0-9 and `-`", short(&name));
+                let help = tamed(&name);
                 let pointer = format!("{pointer}/{}", escape(&name));
-                out.push(Problem { code: Code::WrongValue, pointer, on_key: true, message, help: None });
+                out.push(Problem { code: Code::WrongValue, pointer, on_key: true, message, help });
             }
             kind => out.push(wrong(pointer, error.instance(), schema, kind, &error.to_string())),
         }
+        0
     }
 }
 
@@ -299,13 +311,25 @@ fn wrong(pointer: String, value: &Value, schema: &Value, kind: &Fault, fallback:
         }
         (Fault::Enum { options }, _) => {
             let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            help = value
-                .as_str()
-                .and_then(|v| suggest(v, options.iter().copied()))
-                .map(|near| format!("did you mean `{near}`?"));
-            format!("{shown} is not one of {}", listed(&options, 20))
+            let field = pointer.rsplit('/').next().unwrap_or_default();
+            let near = value.as_str().and_then(|v| suggest(v, options.iter().copied()));
+            let near = near.map(|near| format!("did you mean `{near}`?"));
+            let only = match &options[..] {
+                [one] => format!("write `{one}`"),
+                more => format!("the values are {}", listed(more, 20)),
+            };
+            help = Some(near.unwrap_or(only));
+            if schema["x-later"].as_array().is_some_and(|later| later.contains(value)) {
+                code = Code::NotYet;
+                format!("`{field}: {}` is not supported yet", shown.trim_matches('`'))
+            } else {
+                format!("{shown} is not a value of `{field}`")
+            }
         }
-        (Fault::Constant { expected_value }, _) => format!("{shown} must be {}", show(expected_value)),
+        (Fault::Constant { expected_value }, _) => {
+            help = Some(format!("write {}", show(expected_value)));
+            format!("{shown} is not {}", show(expected_value))
+        }
         (Fault::Minimum { limit }, _) if expects.is_none() => format!("{shown} is below the smallest value, {limit}"),
         (Fault::Maximum { limit }, _) if expects.is_none() => format!("{shown} is above the largest value, {limit}"),
         (Fault::MinItems { limit }, _) => format!("the list needs at least {limit} entries"),
@@ -334,21 +358,46 @@ fn article(kind: &str) -> &str {
 
 fn hint(value: &Value, schema: &Value) -> Option<String> {
     let wanted = schema["type"].as_str().unwrap_or_default();
+    let expects = schema["x-expects"].as_str().unwrap_or_default();
     match value {
+        Value::Number(number) => with_unit(number, expects).or_else(|| {
+            let text = wanted == "string" && expects.is_empty();
+            text.then(|| format!("quote it: \"{number}\""))
+        }),
+        Value::String(text) if expects.starts_with("a name") => tamed(text),
         Value::Null => Some("give it a value, or delete the field".into()),
         Value::String(text) if wanted == "boolean" => match text.to_lowercase().as_str() {
             "yes" | "on" | "y" => Some("write `true`".into()),
             "no" | "off" | "n" => Some("write `false`".into()),
             _ => None,
         },
-        Value::Number(_) | Value::Bool(_) if wanted == "string" && schema["x-expects"].is_null() => {
-            Some(format!("quote it: \"{value}\""))
-        }
+        Value::Bool(_) if wanted == "string" && expects.is_empty() => Some(format!("quote it: \"{value}\"")),
         _ if wanted == "array" && !value.is_array() => {
             Some(format!("write it as a list: [{}]", show(value).trim_matches('`')))
         }
         _ => None,
     }
+}
+
+/// The number with the unit that was probably meant.
+fn with_unit(number: &serde_json::Number, expects: &str) -> Option<String> {
+    if expects.contains("duration") {
+        return Some(format!("write `{number}s` or `{number}ms`"));
+    }
+    if expects.contains("percentage") {
+        let share = number.as_f64().filter(|share| (0.0..=100.0).contains(share))?;
+        let percent = if share < 1.0 { (share * 1e6).round() / 1e4 } else { share };
+        return Some(format!("write `{percent}%`"));
+    }
+    let rate: crate::units::Rate = format!("{number}bit").parse().ok().filter(|_| expects.contains("rate"))?;
+    Some(format!("write `{rate}`"))
+}
+
+/// A text as a name, where little has to be changed.
+fn tamed(text: &str) -> Option<String> {
+    let tame = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: crate::units::Name = text.chars().map(tame).collect::<String>().trim_matches('-').parse().ok()?;
+    Some(format!("write `{name}`"))
 }
 
 fn show(value: &Value) -> String {

@@ -129,6 +129,7 @@ pub struct PathSpec {
 pub struct TunnelSpec {
     /// The kind of tunnel that Patronus makes.
     #[serde(rename = "type")]
+    #[schemars(schema_with = "tunnel_kinds")]
     pub kind: Option<TunnelKind>,
     /// VXLAN network identifier, the same at both ends and nowhere else.
     #[schemars(range(min = 1, max = 16_777_215))]
@@ -147,9 +148,8 @@ pub struct TunnelSpec {
 }
 
 /// A kind of tunnel that Patronus makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[schemars(inline)]
 pub enum TunnelKind {
     /// VXLAN (RFC 7348), point to point.
     Vxlan,
@@ -160,7 +160,8 @@ pub enum TunnelKind {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ProbeSpec {
     /// The method. Default `icmp`; others are not supported yet.
-    pub method: Option<String>,
+    #[schemars(schema_with = "methods")]
+    pub method: Option<MethodName>,
     /// Addresses, probed in parallel. Default for a tunnel: its far end.
     pub targets: Vec<Address>,
     /// From round to round, at least 10ms. Default 1s.
@@ -179,6 +180,14 @@ pub struct ProbeSpec {
     /// ICMP payload in bytes. Default 56.
     #[schemars(range(min = 16, max = 1452))]
     pub size: Option<u16>,
+}
+
+/// A probe method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MethodName {
+    /// ICMP or `ICMPv6` echo.
+    Icmp,
 }
 
 /// What counts as healthy.
@@ -209,7 +218,8 @@ pub struct FailoverSpec {
     #[serde(default)]
     pub backups: Vec<Name>,
     /// How a backup is chosen: `ordered` (the first healthy one; the default) or `best-score`.
-    pub strategy: Option<String>,
+    #[schemars(schema_with = "strategies")]
+    pub strategy: Option<StrategyName>,
     /// The active path is left when its score falls below. Default 50.
     #[schemars(range(min = 1, max = 100))]
     pub failover_threshold: Option<u8>,
@@ -221,7 +231,8 @@ pub struct FailoverSpec {
     /// An `SlaClass` that counts for this rule in place of the paths' own thresholds.
     pub sla_class: Option<Name>,
     /// What happens when no path is up: `keep` the last one (the default), or `reject`.
-    pub no_path: Option<String>,
+    #[schemars(schema_with = "no_paths")]
+    pub no_path: Option<NoPathName>,
     /// Not supported yet.
     #[serde(default)]
     #[schemars(schema_with = "reserved")]
@@ -235,12 +246,55 @@ pub struct FailoverSpec {
     pub enabled: bool,
 }
 
+/// A schema of words: those that work, which editors offer, and those that the language keeps for later.
+fn words(now: &[&str], later: &[&str]) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "enum": now, "x-later": later})
+}
+
+fn tunnel_kinds(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["vxlan"], &["wireguard", "ipsec", "gre", "geneve"])
+}
+
+fn methods(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["icmp"], &["udp", "stamp", "tcp", "tls", "http", "https", "dns", "arp", "nd"])
+}
+
+fn strategies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["ordered", "best-score"], &["best-quality", "lowest-cost", "load-balance", "overflow"])
+}
+
+fn no_paths(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["keep", "reject"], &["leastBad", "nextPolicy"])
+}
+
 fn reserved(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"description": "Not supported yet."})
 }
 
 const fn yes() -> bool {
     true
+}
+
+/// How a backup is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StrategyName {
+    /// The first healthy one.
+    #[default]
+    Ordered,
+    /// The one with the highest score.
+    BestScore,
+}
+
+/// What a rule does when no path is up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoPathName {
+    /// It stays on the last one.
+    #[default]
+    Keep,
+    /// It answers with an error.
+    Reject,
 }
 
 /// Thresholds that a kind of traffic needs.

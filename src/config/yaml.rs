@@ -7,14 +7,33 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use granit_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Number, Value};
 
+use super::unread::Unread;
 use crate::diag::{Code, Diagnostic, Span};
 
 /// How deep a document may nest.
 const MAX_DEPTH: usize = 32;
 /// How many nodes aliases of one document may expand to.
 const MAX_ALIASED: usize = 10_000;
-/// How many syntax errors of one file are shown.
+/// How many values one file may hold: a file of the largest size holds about half as many.
+const MAX_VALUES: usize = 150_000;
+/// How many documents one file may hold: a file of the largest size has no room for more objects.
+const MAX_DOCUMENTS: usize = 10_000;
+/// After how many syntax errors the rest of a file is left unread.
 const MAX_FAULTS: usize = 20;
+/// After how many other faults of its YAML the rest of a file is left unread.
+const MAX_FOUND: usize = 100;
+
+const TOO_DEEP: &str = "no object of the language nests deeper than 8 levels: is a bracket left open?";
+
+/// What one file may cost.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    aliased: usize,
+    values: usize,
+    documents: usize,
+}
+
+const BUDGET: Budget = Budget { aliased: MAX_ALIASED, values: MAX_VALUES, documents: MAX_DOCUMENTS };
 
 /// The places of a value and of everything in it.
 #[derive(Debug, Clone, Default)]
@@ -78,20 +97,27 @@ pub struct Parsed {
     pub documents: Vec<Document>,
     /// What is wrong with it.
     pub found: Vec<Diagnostic>,
-    /// Whether a document or more could not be read.
-    pub incomplete: bool,
+    /// What could not be read.
+    pub unread: Unread,
 }
 
 /// Reads all documents of a text.
 #[must_use]
 pub fn parse(file: &Arc<str>, text: &str) -> Parsed {
+    parse_within(BUDGET, file, text)
+}
+
+fn parse_within(budget: Budget, file: &Arc<str>, text: &str) -> Parsed {
     let mut reader = Reader {
+        budget,
         file,
         text,
         out: Parsed::default(),
         stack: Vec::new(),
         anchors: BTreeMap::new(),
         aliased: 0,
+        values: 0,
+        started: 0,
         root: None,
     };
     let options = granit_parser::options! { flow_nesting_limit: 64, block_nesting_limit: 64 };
@@ -102,8 +128,12 @@ pub fn parse(file: &Arc<str>, text: &str) -> Parsed {
             Ok((event, span)) => reader.event(event, span.byte_range().unwrap_or_default()),
             Err(error) => {
                 faults += 1;
-                reader.syntax(&error);
-                faults < MAX_FAULTS && matches!(parser.proceed_next_document(), Ok(true))
+                let at = reader.syntax(&error);
+                if faults == MAX_FAULTS {
+                    reader.give_up(Code::More, format!("the rest of the file was not read after {faults} errors"), at)
+                } else {
+                    matches!(parser.proceed_next_document(), Ok(true))
+                }
             }
         };
         if !go_on {
@@ -141,20 +171,56 @@ enum Kind {
 }
 
 struct Reader<'a> {
+    budget: Budget,
     file: &'a Arc<str>,
     text: &'a str,
     out: Parsed,
     stack: Vec<Frame>,
     anchors: BTreeMap<usize, Node>,
     aliased: usize,
+    values: usize,
+    /// Where the present document begins.
+    started: usize,
     root: Option<Node>,
 }
 
 impl Reader<'_> {
     /// Takes one event; false ends the reading of this file.
     fn event(&mut self, event: Event<'_>, at: Range<usize>) -> bool {
+        if !self.take(event, at.clone()) {
+            return false;
+        }
+        if self.values > self.budget.values {
+            return self.give_up(Code::Limit, format!("the file holds more than {} values", self.budget.values), at);
+        }
+        if self.out.documents.len() > self.budget.documents {
+            let message = format!("the file holds more than {} documents", self.budget.documents);
+            return self.give_up(Code::Limit, message, at);
+        }
+        if self.out.found.len() >= MAX_FOUND {
+            let message = format!("the rest of the file was not read after {MAX_FOUND} errors");
+            return self.give_up(Code::More, message, at);
+        }
+        true
+    }
+
+    /// Ends the reading of this file here.
+    fn give_up(&mut self, code: Code, message: String, at: Range<usize>) -> bool {
+        let help = match code {
+            Code::More => "correct these first",
+            _ => "split the file, by site for example",
+        };
+        self.report(code, message, at, help);
+        self.out.unread.text(self.text.get(self.started..).unwrap_or_default());
+        false
+    }
+
+    fn take(&mut self, event: Event<'_>, at: Range<usize>) -> bool {
         match event {
-            Event::DocumentStart(..) => self.begin(),
+            Event::DocumentStart(..) => {
+                self.begin();
+                self.started = at.start.min(self.text.len());
+            }
             Event::DocumentEnd => self.finish(),
             Event::Scalar(text, style, anchor, tag) => {
                 self.tag(tag.is_some(), &at);
@@ -193,14 +259,22 @@ impl Reader<'_> {
         }
     }
 
-    fn syntax(&mut self, error: &granit_parser::ScanError) {
+    fn syntax(&mut self, error: &granit_parser::ScanError) -> Range<usize> {
         let at = error.marker().byte_offset().unwrap_or(0).min(self.text.len());
         let info = error.info();
         let limit = info.contains("limit") || info.contains("nest");
         let code = if limit { Code::Limit } else { Code::Syntax };
-        self.report(code, format!("not YAML: {info}"), at..at + 1, "");
-        self.out.incomplete = true;
+        let (message, help) = match code {
+            Code::Limit => (info.to_owned(), TOO_DEEP),
+            _ => (format!("not YAML: {info}"), ""),
+        };
+        self.report(code, message, at..at + 1, help);
+        let rest = self.text.get(at..).unwrap_or_default();
+        let end = rest.find("\n---").map_or(self.text.len(), |next| at + next + 1);
+        self.out.unread.text(self.text.get(self.started..end).unwrap_or_default());
+        self.started = end;
         self.begin();
+        at..at + 1
     }
 
     fn tag(&mut self, tagged: bool, at: &Range<usize>) {
@@ -242,10 +316,7 @@ impl Reader<'_> {
             let here = Diagnostic::error(Code::MergeKey, "merge keys are not allowed");
             found = Some(here.at(Span::new(self.file, at.clone())).help(help));
         }
-        // Many repetitions in one file say nothing new, and finding the first one costs a search.
-        if self.out.found.len() < 100 {
-            self.out.found.extend(found);
-        }
+        self.out.found.extend(found);
         self.set_key(Key { text: text.to_owned(), at, keep });
     }
 
@@ -258,8 +329,8 @@ impl Reader<'_> {
     fn open(&mut self, kind: Kind, anchor: usize, tagged: bool, at: Range<usize>) -> bool {
         self.tag(tagged, &at);
         if self.stack.len() >= MAX_DEPTH {
-            self.report(Code::Limit, format!("nested more than {MAX_DEPTH} levels deep"), at, "");
-            self.out.incomplete = true;
+            self.report(Code::Limit, format!("nested more than {MAX_DEPTH} levels deep"), at, TOO_DEEP);
+            self.out.unread.text(self.text.get(self.started..).unwrap_or_default());
             return false;
         }
         self.stack.push(Frame { start: at.start, anchor, size: 1, places: Vec::new(), kind });
@@ -279,14 +350,15 @@ impl Reader<'_> {
 
     fn alias(&mut self, id: usize, at: Range<usize>) -> bool {
         let Some(node) = self.anchors.get(&id).cloned() else {
-            self.report(Code::Syntax, "an alias inside its own anchor", at, "");
-            self.out.incomplete = true;
+            self.report(Code::Syntax, "an alias inside its own anchor", at, "write the value out");
+            self.out.unread.text(self.text.get(self.started..).unwrap_or_default());
             return false;
         };
         self.aliased += node.size;
-        if self.aliased > MAX_ALIASED {
-            self.report(Code::Limit, format!("aliases expand to more than {MAX_ALIASED} nodes"), at, "");
-            self.out.incomplete = true;
+        if self.aliased > self.budget.aliased {
+            let message = format!("aliases expand to more than {} values", self.budget.aliased);
+            self.report(Code::Limit, message, at, "write the values out, or share them with `selector` and `vars`");
+            self.out.unread.text(self.text.get(self.started..).unwrap_or_default());
             return false;
         }
         self.done(node, 0);
@@ -295,11 +367,13 @@ impl Reader<'_> {
 
     /// Puts a finished value where it belongs.
     fn done(&mut self, mut node: Node, anchor: usize) {
+        self.values += 1;
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
         if self.wants_key() {
-            self.report(Code::ComplexKey, "a key must be a plain word", node.places.value.clone(), "");
+            let help = "write a word before the `:`";
+            self.report(Code::ComplexKey, "a key must be a plain word", node.places.value.clone(), help);
             self.set_key(Key { text: String::new(), at: node.places.value, keep: false });
             return;
         }

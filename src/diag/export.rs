@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{Diagnostic, Severity, Sources, Span};
+use super::{Code, Diagnostic, Severity, Sources, Span};
+use crate::units::Name;
 
 /// Version of the JSON form.
 pub const FORMAT_VERSION: u32 = 1;
@@ -27,6 +28,7 @@ pub fn json(found: &[Diagnostic], sources: &Sources) -> Value {
             "code": d.code.info().code, "severity": d.severity, "title": d.code.info().title,
             "message": d.message, "place": d.span.as_ref().map(|s| place(s, sources)),
             "notes": notes.collect::<Vec<_>>(), "help": d.help,
+            "sites": d.sites.iter().map(Name::as_str).collect::<Vec<_>>(),
         })
     };
     json!({"format_version": FORMAT_VERSION, "diagnostics": found.iter().map(one).collect::<Vec<_>>()})
@@ -39,7 +41,7 @@ pub fn sarif(found: &[Diagnostic], sources: &Sources) -> Value {
     let rules = used.iter().map(|code| {
         let info = code.info();
         json!({
-            "id": info.code, "shortDescription": {"text": info.title}, "fullDescription": {"text": info.explanation},
+            "id": info.code, "name": format!("{code:?}"), "shortDescription": {"text": info.title}, "fullDescription": {"text": info.explanation},
         })
     });
     let driver = json!({
@@ -51,12 +53,12 @@ pub fn sarif(found: &[Diagnostic], sources: &Sources) -> Value {
         "runs": [{
             "tool": {"driver": driver},
             "columnKind": "unicodeCodePoints",
-            "results": found.iter().map(|d| sarif_result(d, sources)).collect::<Vec<_>>(),
+            "results": found.iter().map(|d| sarif_result(d, &used, sources)).collect::<Vec<_>>(),
         }],
     })
 }
 
-fn sarif_result(d: &Diagnostic, sources: &Sources) -> Value {
+fn sarif_result(d: &Diagnostic, used: &BTreeSet<Code>, sources: &Sources) -> Value {
     let text = d.help.as_ref().map_or_else(|| d.message.clone(), |help| format!("{}\n{help}", d.message));
     let related = d.notes.iter().enumerate().map(|(id, note)| {
         let mut location = sarif_location(&note.span, sources);
@@ -65,7 +67,7 @@ fn sarif_result(d: &Diagnostic, sources: &Sources) -> Value {
         location
     });
     json!({
-        "ruleId": d.code.info().code, "level": d.severity, "message": {"text": text},
+        "ruleId": d.code.info().code, "ruleIndex": used.iter().position(|code| *code == d.code), "level": d.severity, "message": {"text": text},
         "locations": d.span.iter().map(|s| sarif_location(s, sources)).collect::<Vec<_>>(),
         "relatedLocations": related.collect::<Vec<_>>(),
     })
@@ -75,9 +77,17 @@ fn sarif_location(span: &Span, sources: &Sources) -> Value {
     let (line, column) = sources.position(&span.file, span.start);
     let (end_line, end_column) = sources.position(&span.file, span.end);
     json!({"physicalLocation": {
-        "artifactLocation": {"uri": uri(&span.file), "uriBaseId": "%SRCROOT%"},
+        "artifactLocation": artifact(&span.file),
         "region": {"startLine": line, "startColumn": column, "endLine": end_line, "endColumn": end_column},
     }})
+}
+
+/// A relative path is one below the root of the sources.
+fn artifact(path: &str) -> Value {
+    match path.strip_prefix('/') {
+        Some(absolute) => json!({"uri": format!("file:///{}", uri(absolute))}),
+        None => json!({"uri": uri(path), "uriBaseId": "%SRCROOT%"}),
+    }
 }
 
 /// A relative path as a URI reference (RFC 3986, section 4.2).
@@ -104,8 +114,12 @@ pub fn github(found: &[Diagnostic], sources: &Sources) -> String {
         if let Some(span) = &d.span {
             let (line, column) = sources.position(&span.file, span.start);
             let (end_line, end_column) = sources.position(&span.file, span.end);
-            fields.push(format!("file={},line={line},col={column}", escape(&span.file, true)));
-            fields.push(format!("endLine={end_line},endColumn={end_column}"));
+            fields.push(format!("file={},line={line}", escape(&span.file, true)));
+            // Columns are taken only where the place is within one line.
+            fields.push(match end_line == line {
+                true => format!("col={column},endColumn={end_column}"),
+                false => format!("endLine={end_line}"),
+            });
         }
         fields.push(format!("title={}", escape(&title, true)));
         out.push_str(&format!("::{level} {}::{}\n", fields.join(","), escape(&text, false)));

@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use crate::units::Name;
+
 mod codes;
 mod export;
 mod terminal;
@@ -65,13 +67,15 @@ pub struct Diagnostic {
     pub notes: Vec<Note>,
     /// What to do.
     pub help: Option<String>,
+    /// The sites that it concerns; none where it concerns all.
+    pub sites: Vec<Name>,
 }
 
 impl Diagnostic {
     /// An error without a place.
     pub fn error(code: Code, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, severity: Severity::Error, message, span: None, notes: Vec::new(), help: None }
+        Self { code, severity: Severity::Error, message, span: None, notes: Vec::new(), help: None, sites: Vec::new() }
     }
 
     /// A warning without a place.
@@ -93,6 +97,21 @@ impl Diagnostic {
         self
     }
 
+    /// The same for these sites.
+    #[must_use]
+    pub fn concerns<'a>(mut self, sites: impl IntoIterator<Item = &'a Name>) -> Self {
+        self.sites = sites.into_iter().cloned().collect();
+        self.sites.sort_unstable();
+        self.sites.dedup();
+        self
+    }
+
+    /// Whether it concerns a site.
+    #[must_use]
+    pub fn is_about(&self, site: &Name) -> bool {
+        self.sites.is_empty() || self.sites.contains(site)
+    }
+
     /// The same with advice.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -107,10 +126,26 @@ pub fn has_errors(found: &[Diagnostic]) -> bool {
     found.iter().any(|d| d.severity == Severity::Error)
 }
 
-/// Sorts by place, then by code and text, and drops repetitions.
+/// Most findings that one pass over a tree gives; a file of rubbish could give as many as it has values.
+pub const MAX_FOUND: usize = 1_000;
+
+/// Sorts by place, then by code and text, and drops repetitions. What has no place comes last.
 pub fn sort(found: &mut Vec<Diagnostic>) {
-    found.sort_by(|a, b| (&a.span, a.code, &a.message).cmp(&(&b.span, b.code, &b.message)));
+    let key = |d: &Diagnostic| (d.span.is_none(), d.code == Code::More);
+    found.sort_by(|a, b| (key(a), &a.span, a.code, &a.message).cmp(&(key(b), &b.span, b.code, &b.message)));
     found.dedup();
+}
+
+/// Cuts sorted findings to [`MAX_FOUND`], warnings before errors, and says so in a last one.
+pub fn cap(found: &mut Vec<Diagnostic>, doing: &str) {
+    let Some(more) = found.len().checked_sub(MAX_FOUND).filter(|more| *more > 0) else { return };
+    let severity = if has_errors(found) { Severity::Error } else { Severity::Warning };
+    found.sort_by_key(|d| d.severity);
+    found.truncate(MAX_FOUND);
+    sort(found);
+    let message =
+        format!("and {more} more: {doing} found {} in all, and the first {MAX_FOUND} are shown", more + MAX_FOUND);
+    found.push(Diagnostic { severity, ..Diagnostic::error(Code::More, message) }.help("correct these first"));
 }
 
 /// The texts that diagnostics point into.

@@ -85,6 +85,7 @@ pub struct Engine {
     recorder: Recorder,
     active: Option<Active>,
     source: SourceStatus,
+    reader: source::Reader,
     monitor: Monitor,
     selection: Selection,
     prober: Prober,
@@ -140,6 +141,7 @@ enum Wake {
     Kernel(KernelEvent),
     Sample(Sample),
     Source,
+    Reading(source::Reading),
     Command(Command),
     Time,
 }
@@ -164,6 +166,7 @@ impl Engine {
             recorder: parts.recorder,
             active: None,
             source,
+            reader: source::Reader::default(),
             monitor: Monitor::default(),
             prober: Prober::start(sender)?,
             samples,
@@ -206,7 +209,8 @@ impl Engine {
                 Wake::Kernel(event) => self.on_kernel(event).await,
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
-                Wake::Command(command) => self.on_command(command).await,
+                Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
+                Wake::Command(command) => self.on_command(command),
                 Wake::Time => {}
             }
         }
@@ -226,6 +230,7 @@ impl Engine {
             Some(sample) = self.samples.recv() => Wake::Sample(sample),
             Some(()) = wires.reload.recv() => Wake::Source,
             Some(command) = wires.commands.recv() => Wake::Command(command),
+            reading = self.reader.done() => Wake::Reading(reading),
             () = watcher.changed() => Wake::Source,
             () = tokio::time::sleep(wait) => Wake::Time,
         }
@@ -248,8 +253,7 @@ impl Engine {
         self.sweep(now).await;
         if self.timers.source <= now {
             watcher.refresh();
-            self.timers.source = now + SOURCE_AUDIT;
-            self.read_source().await;
+            self.read_source(watcher, now);
         }
         if self.timers.audit <= now {
             self.timers.pass_at(now);
@@ -289,13 +293,11 @@ impl Engine {
         self.decide(now).await;
     }
 
-    async fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
-                self.read_source().await;
-                self.pass().await;
-                // Whoever asked may have gone away.
-                let _ = self.last.clone().map(|status| reply.send(status));
+                self.reader.waiting.push(reply);
+                self.read_source_at(clock::now());
             }
         }
     }

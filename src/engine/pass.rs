@@ -32,12 +32,23 @@ impl Engine {
         if self.active.is_none() {
             return;
         }
+        self.tend_ledger();
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
             Ok(planned) => self.carry_out(&planned).await,
             Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
         };
         self.ended(begun, outcome, steps, message);
+    }
+
+    /// A journal that somebody deleted or damaged is begun anew with what is known.
+    fn tend_ledger(&mut self) {
+        let Some(told) = self.router.tend_ledger() else { return };
+        if !self.alarms.start.contains(&told) {
+            self.warning("alarm", "journal", told.clone(), serde_json::Value::Null);
+            self.alarms.start.push(told);
+        }
+        self.source.applied = None;
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
@@ -70,7 +81,7 @@ impl Engine {
             let count = self.drift.len();
             let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
             self.drift.truncate(DRIFT_LINES);
-            self.event("drift", "", message, json!(self.drift));
+            self.warning("drift", "", message, json!(self.drift));
         }
     }
 
@@ -119,7 +130,12 @@ impl Engine {
         let repeated = self.last.as_ref().is_some_and(|l| l.outcome == outcome && l.message == message);
         if outcome != ReconcileOutcome::Unchanged && !(failed && repeated) {
             let text = summary(outcome, steps, took, message.as_deref(), self.router.generation());
-            self.event("reconcile", "", text, json!({ "steps": steps, "micros": took.as_micros() }));
+            let detail = json!({ "steps": steps, "micros": took.as_micros() });
+            if failed {
+                self.warning("reconcile", "", text, detail);
+            } else {
+                self.event("reconcile", "", text, detail);
+            }
         }
         self.alarms.kernel = failed.then(|| message.clone()).flatten();
         if failed {

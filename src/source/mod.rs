@@ -87,10 +87,13 @@ pub fn read(root: &Path) -> Result<Snapshot, SourceError> {
 }
 
 /// Reads a directory until two readings agree, so that a tree in the middle of being written is not taken.
+/// It reads on a thread for such work: a slow disk keeps nobody waiting but the caller.
 pub async fn read_settled(root: &Path) -> Result<Snapshot, SourceError> {
     let mut last: Option<Snapshot> = None;
     for _ in 0..SETTLE_ROUNDS {
-        let now = read(root)?;
+        let path = root.to_owned();
+        let ended = |e| SourceError::Read { path: root.to_owned(), source: io::Error::other(e) };
+        let now = tokio::task::spawn_blocking(move || read(&path)).await.map_err(ended)??;
         if last.as_ref().is_some_and(|last| last.revision == now.revision) {
             return Ok(now);
         }

@@ -1,6 +1,10 @@
 //! What concerns more than one site: names, selectors, overlapping networks, addresses, tunnel ids.
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -107,10 +111,6 @@ fn twice<T>(config: &Config, objects: &[Object<T>], noun: &str, report: &mut Rep
         if config.is_inline(first) && config.is_inline(object) {
             continue;
         }
-        // The inline objects of a site that is there twice are a consequence, not a second fault.
-        if config.is_inline(first) && config.is_inline(object) {
-            continue;
-        }
         let shown = match &object.scope {
             Scope::Site(site) if noun != "site" => format!("{site}/{name}"),
             _ => name.to_string(),
@@ -135,17 +135,44 @@ fn owners<T>(config: &Config, objects: &[Object<T>], report: &mut Report) {
                 report.add(with_suggestion(found, site.as_str(), config.labels.keys()));
             }
             // Files of policies without any site are a library, not a mistake.
-            Scope::Selector(_) if config.labels.is_empty() => {}
+            Scope::Selector(_) if config.labels.is_empty() || config.lacks_sites() => {}
             Scope::Selector(wanted)
                 if !config.labels.iter().any(|(site, labels)| object.scope.covers(site, labels)) =>
             {
                 let labels: Vec<String> = wanted.iter().map(|(key, value)| format!("{key}: {value}")).collect();
                 let message = format!("no site carries the labels {}", crate::diag::listed(&labels, 5));
-                report.add(warning(Code::SelectsNothing, config.field_name(object, "/selector"), message));
+                let found = warning(Code::SelectsNothing, config.field_name(object, "/selector"), message);
+                report.add(match near_labels(wanted, config) {
+                    Some(help) => found.help(help),
+                    None => found,
+                });
             }
             _ => {}
         }
     }
+}
+
+/// What the sites carry under a label that none of them carries as it was asked for.
+fn near_labels(wanted: &BTreeMap<String, String>, config: &Config) -> Option<String> {
+    let keys: BTreeSet<&str> = config.labels.values().flat_map(|labels| labels.keys().map(String::as_str)).collect();
+    wanted.iter().find_map(|(key, value)| {
+        let values: BTreeSet<&str> = config.labels.values().filter_map(|l| l.get(key)).map(String::as_str).collect();
+        if values.contains(value.as_str()) {
+            return None;
+        }
+        if values.is_empty() {
+            let near = crate::diag::suggest(key, keys.iter().copied());
+            return Some(match near {
+                Some(near) => format!("no site has a label `{key}`; did you mean `{near}`?"),
+                None => format!("no site has a label `{key}`"),
+            });
+        }
+        let values: Vec<&str> = values.into_iter().collect();
+        Some(match crate::diag::suggest(value, values.iter().copied()) {
+            Some(near) => format!("did you mean `{key}: {near}`?"),
+            None => format!("the sites' values of `{key}` are {}", crate::diag::listed(&values, 8)),
+        })
+    })
 }
 
 /// The finding with the nearest of the names that would have been right, or all of them if they are few.
@@ -158,7 +185,8 @@ pub fn with_suggestion<'a>(
     match crate::diag::suggest(word, names.iter().map(|n| n.as_str())) {
         Some(near) => found.help(format!("did you mean `{near}`?")),
         None if !names.is_empty() && names.len() <= 8 => {
-            found.help(format!("there is {}", crate::diag::listed(&names, 8)))
+            let verb = if names.len() == 1 { "is" } else { "are" };
+            found.help(format!("there {verb} {}", crate::diag::listed(&names, 8)))
         }
         None => found,
     }
@@ -201,7 +229,9 @@ fn lans(fleet: &Fleet<'_>, report: &mut Report) {
                         claim.what, claim.site, wide.what, wide.site
                     )
                 };
-                report.add(error(Code::LanOverlap, (claim.at)(), message).note((wide.at)(), "the other prefix"));
+                let found = error(Code::LanOverlap, (claim.at)(), message).note((wide.at)(), "the other prefix");
+                let help = "renumber one of them: a prefix behind a router is written once in the whole configuration";
+                report.add(found.help(help).concerns([claim.site, wide.site]));
             }
             None => widest = Some(claim),
         }
@@ -218,7 +248,9 @@ fn addresses(fleet: &Fleet<'_>, report: &mut Report) {
             match seen.get(&address.0) {
                 Some((site, other, first)) if *site == view.name || is_global(address.0) => {
                     let message = clash(&address, (view.name, name), (site, other));
-                    report.add(error(Code::DuplicateAddress, at, message).note(first.clone(), "first used here"));
+                    let found = error(Code::DuplicateAddress, at, message).note(first.clone(), "first used here");
+                    let help = "correct one of them, or leave `address` out: it is observed then";
+                    report.add(found.help(help).concerns([view.name, *site]));
                 }
                 _ => {
                     seen.insert(address.0, (view.name, name, at));

@@ -69,9 +69,11 @@ pub fn check_with(config: &Config, options: &Options) -> (Option<Intent>, Vec<Di
     let fleet = fleet::Fleet::new(config, sla);
     let mut sites = BTreeMap::new();
     for view in fleet.sites.values() {
+        report.site = Some(view.name.clone());
         let site = site::check(&fleet, view, options, &mut report);
         sites.insert(view.name.clone(), site);
     }
+    report.site = None;
     fleet::check(&fleet, &mut report);
     let found = report.finish();
     let sound = !config.failed() && !diag::has_errors(&found);
@@ -101,16 +103,19 @@ type Finding = (Option<Span>, Code, String);
 #[derive(Debug, Default)]
 struct Report {
     found: Vec<Diagnostic>,
+    /// The site that is being checked.
+    site: Option<Name>,
     shared: BTreeMap<Finding, (Diagnostic, BTreeSet<Name>)>,
 }
 
 impl Report {
     fn add(&mut self, found: Diagnostic) {
+        let found = if found.sites.is_empty() { found.concerns(&self.site) } else { found };
         self.found.push(found);
     }
 
     fn extend(&mut self, found: Option<Diagnostic>) {
-        self.found.extend(found);
+        found.into_iter().for_each(|found| self.add(found));
     }
 
     /// A finding about `object` as it applies to `site`.
@@ -127,9 +132,10 @@ impl Report {
             let sites: Vec<Name> = sites.into_iter().collect();
             let word = if sites.len() == 1 { "site" } else { "sites" };
             found.message.push_str(&format!(" (at {word} {})", diag::listed(&sites, 3)));
-            self.found.push(found);
+            self.found.push(found.concerns(&sites));
         }
         diag::sort(&mut self.found);
+        diag::cap(&mut self.found, "checking");
         self.found
     }
 }

@@ -22,8 +22,6 @@ use crate::{
 const SLOW: Duration = Duration::from_secs(5);
 /// Shortest interval between rounds.
 const SHORTEST: Duration = Duration::from_millis(10);
-/// Probe methods that the language reserves.
-const LATER: [&str; 9] = ["udp", "stamp", "tcp", "tls", "http", "https", "dns", "arp", "nd"];
 
 /// A path under examination.
 pub struct Subject<'a> {
@@ -93,7 +91,13 @@ fn destination(subject: &Subject<'_>, endpoint: &Endpoint, report: &mut Report) 
             None
         }
         (scalars::To::Endpoint(site, _), _) if site == subject.view.name => {
-            subject.error(report, Code::Combination, "/to", "the path leads to its own site");
+            subject.advise(
+                report,
+                Code::Combination,
+                "/to",
+                "the path leads to its own site",
+                "name an endpoint of another site",
+            );
             None
         }
         (scalars::To::Endpoint(..), None) => {
@@ -133,7 +137,6 @@ pub fn sla_missing<T>(fleet: &Fleet<'_>, class: &Name, object: &Object<T>) -> Op
 fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Probe {
     let default = ProbeSpec::default();
     let spec = subject.object.spec.probe.as_ref().unwrap_or(&default);
-    method(subject, spec, report);
     let targets = targets(subject, spec, to, endpoint, report);
     let interval = spec.interval.map_or(Duration::from_secs(1), Length::get);
     let probe = Probe {
@@ -150,23 +153,10 @@ fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, r
     let count = probe.targets.len();
     if count > 0 && probe.quorum as usize > count {
         let message = format!("{} answers are required of {count} targets", probe.quorum);
-        subject.error(report, Code::Quorum, "/probe/quorum", message);
+        let help = format!("write a `quorum` of at most {count}, or add targets");
+        subject.advise(report, Code::Quorum, "/probe/quorum", message, &help);
     }
     probe
-}
-
-fn method(subject: &Subject<'_>, spec: &ProbeSpec, report: &mut Report) {
-    match spec.method.as_deref() {
-        None | Some("icmp") => {}
-        Some(later) if LATER.contains(&later) => {
-            let message = format!("the probe method `{later}` is not supported yet");
-            subject.advise(report, Code::NotYet, "/probe/method", message, "use `icmp`");
-        }
-        Some(other) => {
-            let message = format!("`{other}` is not a probe method");
-            subject.advise(report, Code::WrongValue, "/probe/method", message, "use `icmp`");
-        }
-    }
 }
 
 fn targets(
@@ -184,7 +174,9 @@ fn targets(
         }
         return targets;
     }
-    if let ([one], Destination::Internet) = (&targets[..], to) {
+    if let ([one, rest @ ..], Destination::Internet) = (&targets[..], to)
+        && rest.iter().all(|other| other == one)
+    {
         let message = format!("{one} is the only target: when it is down, the path looks down");
         let at = subject.fleet.config.field(subject.object, "/probe/targets");
         report.add(warning(Code::SingleTarget, at, message).help("add one or two that do not depend on it"));
@@ -236,14 +228,20 @@ fn target_place(
     {
         let family = Family::of(&target);
         let message = format!("the target {target} is {family}, and the endpoint has no {family} gateway");
-        subject.error(report, Code::FamilyConflict, &field, message);
+        let help = format!("delete the target, or give the endpoint an {family} gateway beside the other one");
+        subject.advise(report, Code::FamilyConflict, &field, message, &help);
+    }
+    if target.is_unspecified() || target.is_loopback() || target.is_multicast() {
+        let message = format!("the probe target {target} is not the address of one host out there");
+        subject.advise(report, Code::WrongValue, &field, message, "name a host that answers ICMP echo");
     }
 }
 
 fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
     let shown = |d: Duration| Length::from_millis(u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
     if probe.interval < SHORTEST {
-        subject.error(report, Code::ProbeTiming, "/probe/interval", "the interval is shorter than 10ms");
+        let message = format!("the interval {} is shorter than 10ms", shown(probe.interval));
+        subject.advise(report, Code::ProbeTiming, "/probe/interval", message, "write `interval: 10ms` or more");
     } else if probe.timeout > probe.interval || probe.timeout.is_zero() {
         let message =
             format!("the timeout {} does not fit the interval {}", shown(probe.timeout), shown(probe.interval));
@@ -253,7 +251,8 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
     if probe.window < probe.down_after {
         let message =
             format!("a window of {} rounds cannot hold the {} of `downAfter`", probe.window, probe.down_after);
-        subject.error(report, Code::ProbeTiming, "/probe/window", message);
+        let help = format!("write `window: {}` or more", probe.down_after);
+        subject.advise(report, Code::ProbeTiming, "/probe/window", message, &help);
     }
     let worst = detection(probe);
     if worst > SLOW && !probe.targets.is_empty() {
@@ -274,4 +273,20 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
 #[must_use]
 pub fn detection(probe: &Probe) -> Duration {
     probe.interval.saturating_mul(probe.down_after).saturating_add(probe.timeout)
+}
+
+/// The families that a path can carry, as far as the configuration tells.
+pub fn families(path: &intent::Path, endpoints: &BTreeMap<Name, Endpoint>) -> Vec<Family> {
+    let of = |addresses: &[IpAddr]| addresses.iter().map(Family::of).collect();
+    match &path.to {
+        Destination::Internet => match endpoints.get(&path.from).map(|e| &e.gateway) {
+            Some(GatewaySpec::Fixed(list)) => of(list),
+            _ => Family::ALL.to_vec(),
+        },
+        Destination::Site { tunnel: TunnelSpec::Vxlan { inner_remote, .. }, .. } => of(inner_remote),
+        Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. } if gateways.is_empty() => {
+            Family::ALL.to_vec()
+        }
+        Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. } => of(gateways),
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Options, Report, error,
     fleet::{Fleet, View, with_suggestion},
-    intent::{self, Action, Destination, GatewaySpec, Match, TunnelSpec},
+    intent::{self, Action, Match},
+    paths::families,
     rules::{ambiguous, path_named},
     shadow::{Space, merged},
 };
@@ -103,22 +104,6 @@ fn matches(spec: &MatchSpec) -> Match {
     }
 }
 
-/// The families that a path can carry, as far as the configuration tells.
-fn families(path: &intent::Path, endpoints: &BTreeMap<Name, intent::Endpoint>) -> Vec<Family> {
-    let of = |addresses: &[std::net::IpAddr]| addresses.iter().map(Family::of).collect();
-    match &path.to {
-        Destination::Internet => match endpoints.get(&path.from).map(|e| &e.gateway) {
-            Some(GatewaySpec::Fixed(list)) => of(list),
-            _ => Family::ALL.to_vec(),
-        },
-        Destination::Site { tunnel: TunnelSpec::Vxlan { inner_remote, .. }, .. } => of(inner_remote),
-        Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. } if gateways.is_empty() => {
-            Family::ALL.to_vec()
-        }
-        Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. } => of(gateways),
-    }
-}
-
 struct Subject<'a> {
     fleet: &'a Fleet<'a>,
     view: &'a View<'a>,
@@ -146,7 +131,8 @@ impl Subject<'_> {
         if let Some(protocol) = spec.protocol.map(|p| p.0).filter(|p| !Protocol::has_ports(*p)) {
             for (field, _) in ports.into_iter().filter(|(_, list)| !list.is_empty()) {
                 let message = format!("packets of protocol {protocol} have no ports");
-                self.report(report, error(Code::EmptyMatch, self.at(&format!("/match/{field}")), message));
+                let found = error(Code::EmptyMatch, self.at(&format!("/match/{field}")), message);
+                self.report(report, found.help("delete the ports, or name a protocol that has them, such as `udp`"));
             }
         }
     }
@@ -170,7 +156,7 @@ impl Subject<'_> {
         let action = given.pop()?;
         if spec.dscp.is_some() && matches!(action, Action::Drop | Action::Reject) {
             let message = "`dscp` has no meaning for traffic that goes nowhere";
-            self.report(report, error(Code::Combination, self.at("/action/dscp"), message));
+            self.report(report, error(Code::Combination, self.at("/action/dscp"), message).help("delete `dscp`"));
         }
         self.resolves(&action, known, report).then_some(action)
     }
@@ -195,7 +181,10 @@ impl Subject<'_> {
         if let Some(rule) = self.view.rules.iter().find(|rule| rule.name == *name) {
             // A rule that is there and sound in itself is only missing when it is switched off.
             let off = error(Code::Dangling, at, format!("the failover rule `{name}` is not enabled"));
-            return (!rule.spec.enabled).then(|| off.note(self.fleet.config.field(rule, "/enabled"), "here"));
+            return (!rule.spec.enabled).then(|| {
+                off.note(self.fleet.config.field(rule, "/enabled"), "switched off here")
+                    .help("switch it on, or use another one")
+            });
         }
         if self.fleet.config.is_broken(Kind::FailoverRule, name.as_str()) {
             return None;
@@ -231,7 +220,8 @@ impl Subject<'_> {
             let names: Vec<&Name> = members.iter().map(|path| &path.name).collect();
             let message = format!("no path here carries {}: {}", wanted[0], crate::diag::listed(&names, 5));
             let found = error(Code::NoWay, self.at(field), message);
-            self.report(report, found.help("give the endpoint a gateway of that family"));
+            let help = format!("match the other family only, or give an endpoint an {} gateway", wanted[0]);
+            self.report(report, found.help(help));
         }
     }
 
@@ -264,7 +254,12 @@ fn priorities(fleet: &Fleet<'_>, view: &View<'_>, lines: &[Line<'_>], report: &m
             let found = error(Code::DuplicatePriority, at, message);
             // The finding is the fleet's only if both policies are.
             let object = if matches!(second.scope, crate::config::Scope::Site(_)) { second } else { first };
-            report.add_for(object, view.name, found.note(fleet.config.field(first, "/priority"), "the other one"));
+            let found = found.note(fleet.config.field(first, "/priority"), "the other one");
+            report.add_for(
+                object,
+                view.name,
+                found.help("give one of them another number: the smaller one matches first"),
+            );
         }
     }
 }

@@ -9,13 +9,22 @@ use super::{
     paths::sla_missing,
 };
 use crate::{
-    config::{Object, schema::Kind, types::FailoverSpec},
-    diag::{Code, Diagnostic, Span, suggest},
-    units::{Name, Span as Length},
+    config::{
+        Object,
+        schema::Kind,
+        types::{FailoverSpec, NoPathName, StrategyName},
+    },
+    diag::{Code, Diagnostic, Span},
+    units::{Family, Name, Span as Length},
 };
 
 /// Checks the rules of a site and builds them.
-pub fn check(fleet: &Fleet<'_>, view: &View<'_>, report: &mut Report) -> BTreeMap<Name, intent::Rule> {
+pub fn check(
+    fleet: &Fleet<'_>,
+    view: &View<'_>,
+    families: &BTreeMap<Name, Vec<Family>>,
+    report: &mut Report,
+) -> BTreeMap<Name, intent::Rule> {
     let mut rules: BTreeMap<Name, intent::Rule> = BTreeMap::new();
     let mut places: BTreeMap<&Name, &Object<FailoverSpec>> = BTreeMap::new();
     for object in view.rules.iter().copied().filter(|rule| rule.spec.enabled) {
@@ -23,7 +32,7 @@ pub fn check(fleet: &Fleet<'_>, view: &View<'_>, report: &mut Report) -> BTreeMa
             ambiguous(fleet, view, (first, object), "failover rule", report);
             continue;
         }
-        if let Some(rule) = (Subject { fleet, view, object }).rule(report) {
+        if let Some(rule) = (Subject { fleet, view, families, object }).rule(report) {
             rules.insert(object.name.clone(), rule);
         }
     }
@@ -66,6 +75,8 @@ pub fn path_named(fleet: &Fleet<'_>, view: &View<'_>, own: bool, name: &Name, at
 struct Subject<'a> {
     fleet: &'a Fleet<'a>,
     view: &'a View<'a>,
+    /// What each path can carry, as far as the configuration tells.
+    families: &'a BTreeMap<Name, Vec<Family>>,
     object: &'a Object<FailoverSpec>,
 }
 
@@ -82,11 +93,13 @@ impl Subject<'_> {
         let spec = &self.object.spec;
         self.reserved(report);
         let members = self.members(report);
+        self.alike(report);
         let (low, high) = (spec.failover_threshold.unwrap_or(50), spec.failback_threshold.unwrap_or(80));
         if high <= low {
             let field = if spec.failback_threshold.is_some() { "/failbackThreshold" } else { "/failoverThreshold" };
             let message = format!("the failback threshold {high} is not above the failover threshold {low}");
-            self.report(report, error(Code::Thresholds, self.at(field), message));
+            let help = "return at a score well above the one at which the path is left, such as 80 and 50";
+            self.report(report, error(Code::Thresholds, self.at(field), message).help(help));
         }
         let sla = spec.sla_class.as_ref().and_then(|class| {
             let health = self.fleet.sla.get(class).copied();
@@ -97,8 +110,14 @@ impl Subject<'_> {
             }
             health
         });
-        let strategy = self.word(report, "strategy", spec.strategy.as_deref(), STRATEGIES, LATER_STRATEGIES);
-        let no_path = self.word(report, "noPath", spec.no_path.as_deref(), NO_PATHS, LATER_NO_PATHS);
+        let strategy = match spec.strategy.unwrap_or_default() {
+            StrategyName::Ordered => Strategy::Ordered,
+            StrategyName::BestScore => Strategy::BestScore,
+        };
+        let no_path = match spec.no_path.unwrap_or_default() {
+            NoPathName::Keep => NoPath::Keep,
+            NoPathName::Reject => NoPath::Reject,
+        };
         let rule = intent::Rule {
             name: self.object.name.clone(),
             members,
@@ -110,6 +129,21 @@ impl Subject<'_> {
             no_path,
         };
         (!rule.members.is_empty()).then_some(rule)
+    }
+
+    /// A backup that can carry none of what the primary carries is none.
+    fn alike(&self, report: &mut Report) {
+        let spec = &self.object.spec;
+        let Some(able) = self.families.get(&spec.primary) else { return };
+        for (n, backup) in spec.backups.iter().enumerate() {
+            let Some(other) = self.families.get(backup).filter(|o| !o.iter().any(|f| able.contains(f))) else {
+                continue;
+            };
+            let (have, lack) = (crate::diag::listed(other, 2), crate::diag::listed(able, 2));
+            let message = format!("the backup `{backup}` carries {have}, and the primary `{}` {lack}", spec.primary);
+            let found = error(Code::NoWay, self.at(&format!("/backups/{n}")), message);
+            self.report(report, found.help("no flow could move from one to the other: name a path of the same family"));
+        }
     }
 
     fn reserved(&self, report: &mut Report) {
@@ -140,37 +174,4 @@ impl Subject<'_> {
         }
         members
     }
-
-    /// The meaning of a word; the first one where none is given or it is wrong.
-    fn word<T: Copy, const N: usize>(
-        &self,
-        report: &mut Report,
-        field: &str,
-        word: Option<&str>,
-        known: [(&str, T); N],
-        later: &[&str],
-    ) -> T {
-        let Some(word) = word else { return known[0].1 };
-        if let Some((_, meaning)) = known.iter().find(|(name, _)| *name == word) {
-            return *meaning;
-        }
-        let names = known.map(|(name, _)| name);
-        let at = self.at(&format!("/{field}"));
-        let found = if later.contains(&word) {
-            error(Code::NotYet, at, format!("`{field}: {word}` is not supported yet"))
-        } else {
-            error(Code::WrongValue, at, format!("`{word}` is not a value of `{field}`"))
-        };
-        let help = suggest(word, names).map(|near| format!("did you mean `{near}`?"));
-        self.report(
-            report,
-            found.help(help.unwrap_or_else(|| format!("the values are {}", crate::diag::listed(&names, 5)))),
-        );
-        known[0].1
-    }
 }
-
-const STRATEGIES: [(&str, Strategy); 2] = [("ordered", Strategy::Ordered), ("best-score", Strategy::BestScore)];
-const LATER_STRATEGIES: &[&str] = &["best-quality", "lowest-cost", "load-balance", "overflow"];
-const NO_PATHS: [(&str, NoPath); 2] = [("keep", NoPath::Keep), ("reject", NoPath::Reject)];
-const LATER_NO_PATHS: &[&str] = &["leastBad", "nextPolicy"];

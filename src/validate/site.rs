@@ -1,18 +1,18 @@
 //! One site: its uplinks, its paths, and what they add up to.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     Options, Report, error,
     fleet::{Fleet, View},
     intent::{self, Destination, GatewaySpec, TunnelSpec},
-    paths, policies, rules,
+    paths, policies, rules, warning,
 };
 use crate::{
     config::{scalars, schema::Kind, types::EndpointSpec},
-    diag::{Code, Span},
+    diag::{Code, Diagnostic, Span},
     units::{Family, IfName, Name},
 };
 
@@ -20,10 +20,12 @@ use crate::{
 pub fn check(fleet: &Fleet<'_>, view: &View<'_>, options: &Options, report: &mut Report) -> intent::Site {
     let endpoints = endpoints(fleet, view, report);
     let paths = paths::check(fleet, view, &endpoints, report);
-    let rules = rules::check(fleet, view, report);
+    let able = paths.iter().map(|(name, path)| (name.clone(), paths::families(path, &endpoints))).collect();
+    let rules = rules::check(fleet, view, &able, report);
     let policies = policies::check(fleet, view, (&endpoints, &paths, &rules), options, report);
     interfaces(fleet, view, &paths, report);
-    if view.paths.is_empty() && !fleet.config.any_broken(Kind::Path) {
+    gateways(fleet, view, report);
+    if view.paths.is_empty() && !fleet.config.any_broken(Kind::Path, view.name) {
         let message = format!("site `{}` has no path", view.name);
         let found = error(Code::NoWayOut, fleet.config.name(view.object), message);
         report.add(found.help("give it one: `paths: {fiber: {from: fiber, to: internet, nat: masquerade}}`"));
@@ -66,11 +68,9 @@ fn endpoint(
             list.sort_unstable();
             if list.windows(2).any(|two| Family::of(&two[0]) == Family::of(&two[1])) {
                 let at = fleet.config.field(view.object, &format!("/endpoints/{name}/gateway"));
-                report.add(error(
-                    Code::FamilyConflict,
-                    at,
-                    "an endpoint has at most one gateway of each address family",
-                ));
+                let found =
+                    error(Code::FamilyConflict, at, "an endpoint has at most one gateway of each address family");
+                report.add(found.help("make the other one an endpoint of its own, on an interface of its own"));
             }
             GatewaySpec::Fixed(list)
         }
@@ -86,13 +86,68 @@ fn endpoint(
     }
 }
 
+/// Next hops: not the router itself, not in a LAN, and IPv6 ones not on one link by two interfaces.
+fn gateways(fleet: &Fleet<'_>, view: &View<'_>, report: &mut Report) {
+    let mut links: BTreeMap<Ipv6Net, (&Name, IpAddr, Span)> = BTreeMap::new();
+    for (name, endpoint) in &view.object.spec.endpoints {
+        let Some(scalars::Gateway::Fixed(list)) = &endpoint.gateway else { continue };
+        let at = fleet.config.field(view.object, &format!("/endpoints/{name}/gateway"));
+        for gateway in list {
+            report.extend(misplaced(view, name, endpoint, *gateway, &at));
+            let Some(link) = global_link(*gateway) else { continue };
+            match links.get(&link) {
+                Some((other, theirs, first)) => {
+                    let found = one_link((name, *gateway), (other, *theirs), link, at.clone());
+                    report.add(found.note(first.clone(), "the other one"));
+                }
+                None => drop(links.insert(link, (name, *gateway, at.clone()))),
+            }
+        }
+    }
+}
+
+fn misplaced(view: &View<'_>, name: &Name, endpoint: &EndpointSpec, gateway: IpAddr, at: &Span) -> Option<Diagnostic> {
+    if endpoint.address.is_some_and(|own| own.0 == gateway) {
+        let found =
+            error(Code::DuplicateAddress, at.clone(), format!("the gateway {gateway} is the endpoint's own address"));
+        return Some(found.help("write the address of the provider's router"));
+    }
+    let lan = view.object.spec.lan.iter().flat_map(|lan| &lan.prefixes).find(|prefix| prefix.0.contains(&gateway))?;
+    let message = format!("the gateway {gateway} of the endpoint `{name}` lies inside the LAN {lan} of this site");
+    Some(error(Code::LanOverlap, at.clone(), message).help("renumber the LAN, or the network to the provider"))
+}
+
+/// The network that an IPv6 next hop is on, taken to be a /64; link-local ones belong to their interface.
+fn global_link(gateway: IpAddr) -> Option<Ipv6Net> {
+    match gateway {
+        IpAddr::V6(v6) if !v6.is_unicast_link_local() => Ipv6Net::new(v6, 64).ok().map(|net| net.trunc()),
+        _ => None,
+    }
+}
+
+fn one_link(own: (&Name, IpAddr), other: (&Name, IpAddr), link: Ipv6Net, at: Span) -> Diagnostic {
+    let message = if own.1 == other.1 {
+        format!("the endpoints `{}` and `{}` have the same IPv6 gateway {}", other.0, own.0, own.1)
+    } else {
+        format!("the IPv6 gateways of the endpoints `{}` and `{}` are both in {link}", other.0, own.0)
+    };
+    let help = "the kernel refuses one of them, unless both interfaces have an address in that network: write the \
+                link-local addresses of the routers (`fe80::…`), or `auto`";
+    warning(Code::SharedLink, at, message).help(help)
+}
+
 /// Every interface has one part to play: LAN, endpoint or tunnel; and one path leaves by it.
 fn interfaces(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, intent::Path>, report: &mut Report) {
     let mut parts: BTreeMap<&IfName, (String, Span)> = BTreeMap::new();
     let mut claim = |interface, part: String, at: Span, report: &mut Report| match parts.get(interface) {
         Some((other, first)) => {
+            let other = if *other == part { "another one" } else { other };
             let message = format!("the interface `{interface}` of {part} is also that of {other}");
-            report.add(error(Code::InterfaceConflict, at, message).note(first.clone(), "first used here"));
+            let help = match part.as_str() {
+                "a LAN" => "write all prefixes of an interface into one entry: `prefixes: [10.0.0.0/24, 10.0.1.0/24]`",
+                _ => "give each of them an interface of its own, a VLAN for example",
+            };
+            report.add(error(Code::InterfaceConflict, at, message).note(first.clone(), "first used here").help(help));
         }
         None => {
             parts.insert(interface, (part, at));
@@ -141,7 +196,8 @@ fn count(
     let targets = view.paths.len() + rules.len() + members;
     let mut over = |what: &str, have: usize, mask: crate::units::MarkMask, field: &str| {
         if have > mask.max_number() as usize {
-            let message = format!("site `{}` has {have} {what}; {mask} numbers {}", view.name, mask.max_number());
+            let room = mask.max_number();
+            let message = format!("site `{}` has {have} {what}, and the mask {mask} has numbers for {room}", view.name);
             let found = error(Code::TooMany, fleet.config.name(view.object), message);
             report.add(found.help(format!("widen `ranges.{field}` in the router's settings")));
         }

@@ -207,16 +207,39 @@ fn derived(id: u32, first: bool) -> Inner {
     (nets.into_iter().flatten().collect(), vec![v4(first).into(), v6(first).into()])
 }
 
-/// The path of the other site that should be this one's mirror.
+/// The paths of the other site that could be this one's mirror.
 fn opposite<'a>(subject: &Subject<'a>, (site, far): (&Name, &Name)) -> Vec<&'a Object<PathSpec>> {
-    let back = scalars::To::Endpoint(subject.view.name.clone(), subject.object.spec.from.clone());
-    let view = subject.fleet.sites.get(site);
-    let paths = view.into_iter().flat_map(|view| view.paths.values().copied());
-    paths.filter(|path| path.spec.from == *far && path.spec.to == back && path.spec.tunnel.is_some()).collect()
+    between(subject.fleet, (site, far), (subject.view.name, &subject.object.spec.from))
+}
+
+/// The paths that lead back to a path of `site`.
+fn opposite_of<'a>(fleet: &Fleet<'a>, site: &Name, path: &Object<PathSpec>) -> Vec<&'a Object<PathSpec>> {
+    match &path.spec.to {
+        scalars::To::Endpoint(far_site, far) => between(fleet, (far_site, far), (site, &path.spec.from)),
+        scalars::To::Internet => Vec::new(),
+    }
+}
+
+/// The tunnel paths from one endpoint of a site to one of another.
+fn between<'a>(fleet: &Fleet<'a>, from: (&Name, &Name), to: (&Name, &Name)) -> Vec<&'a Object<PathSpec>> {
+    let to = scalars::To::Endpoint(to.0.clone(), to.1.clone());
+    let paths = fleet.sites.get(from.0).into_iter().flat_map(|view| view.paths.values().copied());
+    paths.filter(|path| path.spec.from == *from.1 && path.spec.to == to && path.spec.tunnel.is_some()).collect()
 }
 
 fn same_kind(a: &TunnelSpec, b: &TunnelSpec) -> bool {
     a.kind == b.kind && a.id == b.id && a.port.unwrap_or(PORT) == b.port.unwrap_or(PORT)
+}
+
+/// What keeps two descriptions from being those of one tunnel.
+fn difference(a: &TunnelSpec, b: &TunnelSpec) -> String {
+    let port = |tunnel: &TunnelSpec| tunnel.port.unwrap_or(PORT);
+    match (a.id, b.id) {
+        _ if a.kind != b.kind => "one has a `type`, the other an `interface`".to_owned(),
+        (Some(a), Some(b)) if a != b => format!("the ids are {a} and {b}"),
+        _ if port(a) != port(b) => format!("the ports are {} and {}", port(a), port(b)),
+        _ => "the `remote` of each must be the `local` of the other".to_owned(),
+    }
 }
 
 /// Whether inner addresses that are written down are those that the other end expects.
@@ -234,16 +257,23 @@ fn mirror(subject: &Subject<'_>, spec: &TunnelSpec, far: (&Name, &Name), report:
     let candidates = opposite(subject, far);
     let tunnel =
         |path: &Object<PathSpec>| path.spec.tunnel.as_ref().is_some_and(|t| same_kind(spec, t) && same_inner(spec, t));
-    if candidates.iter().any(|path| tunnel(path)) || subject.fleet.config.any_broken(Kind::Path) {
+    if candidates.iter().any(|path| tunnel(path)) || subject.fleet.config.any_broken(Kind::Path, far.0) {
         return;
     }
     let (site, from) = (subject.view.name, &subject.object.spec.from);
     let (far_site, far_endpoint) = far;
     let found = if let Some(path) = candidates.first() {
-        let message = format!("this tunnel and `{far_site}/{}` are not two ends of one", path.name);
+        // Told once, at the end whose name sorts first.
+        let told = (far_site, &path.name) < (site, &subject.object.name);
+        if told && opposite_of(subject.fleet, far_site, path).first().is_some_and(|own| own.name == subject.object.name)
+        {
+            return;
+        }
+        let differs = path.spec.tunnel.as_ref().map_or_else(String::new, |other| difference(spec, other));
+        let message = format!("this tunnel and `{far_site}/{}` are not two ends of one: {differs}", path.name);
         let at = subject.fleet.config.field(subject.object, "/tunnel");
         let found = error(Code::Mirror, at, message).note(subject.fleet.config.field(path, "/tunnel"), "the other end");
-        found.help("type, id, port and inner addresses must agree")
+        found.help("type, id, port and inner addresses must agree").concerns([site, far_site])
     } else {
         let message =
             format!("nothing leads back: `{far_site}` has no tunnel path from `{far_endpoint}` to `{site}/{from}`");
@@ -274,7 +304,8 @@ pub fn ids(fleet: &Fleet<'_>, report: &mut Report) {
                 format!("the tunnel id {id} of `{site}/{}` is also that of `{first_site}/{}`", path.name, first.name);
             let found = error(Code::DuplicateTunnel, fleet.config.field(path, "/tunnel/id"), message);
             let found = found.note(fleet.config.field(first, "/tunnel/id"), "first used here");
-            report.add(found.help("two paths with one id must be the two ends of one tunnel"));
+            let help = "two paths with one id must be the two ends of one tunnel: take another id";
+            report.add(found.help(help).concerns([site, first_site]));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The integration tests, one binary.
 
 mod brain;
+mod classifier;
 mod config;
 mod docs;
+mod failover;
 mod kernel;
 mod lab;
 mod records;

@@ -127,9 +127,9 @@ impl Linux {
         Ok(())
     }
 
-    /// Values of the counters `policy_<name>`; empty without our table.
+    /// Values of the counters `policy_<name>`, or those seen last where somebody deleted them.
     pub fn counters(&self) -> Result<BTreeMap<Name, Counter>, KernelError> {
-        tables::counters(&self.netfilter)
+        Ok(self.nft.highest(tables::counters(&self.netfilter)?))
     }
 
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.
@@ -317,6 +317,10 @@ impl Kernel for Linux {
         }
         forms.push_back((source.to_owned(), form.clone()));
         Ok(form)
+    }
+
+    fn canonical_by(&self) -> Option<String> {
+        self.nft.identity()
     }
 }
 

@@ -1,0 +1,151 @@
+//! The whole daemon with many paths: processor, memory, metrics over HTTP.
+//!
+//! Ten uplinks between two namespaces carry paths in tunnels of others (`tunnel: {interface: ...}`); each path has
+//! its own mark, table and target, and the far side answers from the kernel.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    probe::wire,
+    row::{Bound, Row, ms},
+    world::PATRONUS,
+};
+
+const UPLINKS: usize = 10;
+/// Until the first passes are over and the windows are full.
+const WARM: Duration = Duration::from_secs(25);
+const TIME: Duration = Duration::from_secs(15);
+
+struct Figures {
+    cpu: f64,
+    rss: f64,
+    scrapes: Vec<f64>,
+}
+
+/// One daemon after the other, since each wants the processor for itself.
+pub fn run() -> Vec<Row> {
+    let small: Vec<_> = [0, 100].into_iter().map(|n| thread::spawn(move || measure(n))).collect();
+    let mut small = small.into_iter().map(|side| side.join().expect("the measurement"));
+    let (none, hundred) = (small.next().expect("one"), small.next().expect("two"));
+    let thousand = thread::spawn(|| measure(1000)).join().expect("the measurement");
+    vec![
+        Row::new("daemon, 1,000 paths probed at 1 s: one core", "%", vec![thousand.cpu * 100.0], Bound::Most(10.0)),
+        Row::new("daemon, 1,000 paths: resident", "MB", vec![thousand.rss], Bound::Most(60.0)),
+        Row::new("daemon, no path: resident", "MB", vec![none.rss], Bound::None),
+        Row::new("daemon, 100 paths over none: resident", "MB", vec![hundred.rss - none.rss], Bound::Most(1.0)),
+        Row::new("/metrics of 1,000 paths over HTTP", "ms", thousand.scrapes, Bound::Most(50.0)),
+    ]
+}
+
+fn measure(paths: usize) -> Figures {
+    let provider = wire::two_uplinks();
+    for n in 2..UPLINKS {
+        wire::plug(&provider, u8::try_from(n).expect("few uplinks"));
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    for part in ["repository", "state", "run"] {
+        fs::create_dir(dir.path().join(part)).expect("a directory");
+    }
+    fs::write(dir.path().join("repository/site.yaml"), site(paths)).expect("a file");
+    let settings = serde_json::json!({
+        "site": "bench",
+        "source": {"dir": dir.path().join("repository")},
+        "stateDir": dir.path().join("state"),
+        "runtimeDir": dir.path().join("run"),
+        "listen": {"metrics": "127.0.0.1:9469"},
+        "ranges": {"targetMask": "0xfff00000", "policyMask": "0x0000ffff", "tableBase": 5000, "priorityBase": 5000},
+    });
+    fs::write(dir.path().join("patronus.yaml"), settings.to_string()).expect("a file");
+    let log = fs::File::create(dir.path().join("log")).expect("a log");
+    let mut command = Command::new(PATRONUS);
+    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml"));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
+    let figures = watch(&child, paths, &dir.path().join("log"));
+    let _ = child.kill();
+    let _ = child.wait();
+    figures
+}
+
+fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
+    let begun = Instant::now();
+    let up = || {
+        scrape()
+            .map_or(0, |text| text.lines().filter(|l| l.starts_with("patronus_path_up{") && l.ends_with(" 1")).count())
+    };
+    while up() < paths {
+        let said = || fs::read_to_string(log).unwrap_or_default();
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} of {paths} up: {}\n{:?}", up(), said(), scrape());
+        thread::sleep(Duration::from_millis(300));
+    }
+    thread::sleep(if paths > 100 { WARM } else { WARM / 2 });
+    let (before, start) = (cpu(child.id()), Instant::now());
+    thread::sleep(TIME);
+    let share = (cpu(child.id()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    let resident = rss(child.id());
+    let scrapes = (0..21).map(|_| {
+        let begun = Instant::now();
+        let text = scrape().expect("metrics");
+        assert!(text.matches("\npatronus_path_up{").count() == paths, "every path is there");
+        ms(begun.elapsed())
+    });
+    Figures { cpu: share, rss: resident, scrapes: scrapes.collect() }
+}
+
+fn scrape() -> Option<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:9469").ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn site(paths: usize) -> String {
+    let mut text = "apiVersion: patronus.network/v1alpha1
+kind: Site
+metadata: {name: bench}
+spec:
+  lan:
+    - {interface: lo, prefixes: [192.168.10.0/24]}
+  endpoints:\n"
+        .to_owned();
+    for n in 0..UPLINKS {
+        let _ = writeln!(text, "    u{n}: {{interface: wan{n}, gateway: 198.51.10{n}.1}}");
+    }
+    if paths > 0 {
+        text.push_str("  paths:\n");
+    }
+    for n in 0..paths {
+        let (uplink, high, low) = (n % UPLINKS, n / 250, n % 250);
+        let _ = writeln!(
+            text,
+            "    p{n}: {{from: u{uplink}, to: internet, nat: none, probe: {{targets: [10.50.{high}.{low}], interval: 1s}}}}"
+        );
+    }
+    text
+}
+
+/// Processor time of all threads of a process (`/proc/PID/task/*/schedstat`, in nanoseconds).
+fn cpu(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon lives").flatten();
+    let spent = |path: std::path::PathBuf| -> Option<u64> {
+        fs::read_to_string(path.join("schedstat")).ok()?.split_whitespace().next()?.parse().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(|task| spent(task.path())).sum())
+}
+
+/// Resident memory in megabytes.
+#[allow(clippy::cast_precision_loss)]
+fn rss(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    let kb: u64 = line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number");
+    kb as f64 / 1024.0
+}
