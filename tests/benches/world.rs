@@ -76,7 +76,12 @@ spec:
     text.push_str("  failover:\n    main: {primary: a, backups: [b], failbackDelay: 1h}\n  policies:\n");
     for n in 1..*policies {
         let matching = match n % 4 {
-            0 => format!("destination: [10.{}.{}.0/24], protocol: tcp, destinationPorts: [{}]", n / 250, n % 250, 1000 + n),
+            0 => format!(
+                "destination: [10.{}.{}.0/24], protocol: tcp, destinationPorts: [{}]",
+                n / 250,
+                n % 250,
+                1000 + n
+            ),
             1 => format!("source: [192.168.10.{}/32], protocol: tcp, destinationPorts: [{}]", 20 + n % 200, 2000 + n),
             2 => format!("protocol: udp, destinationPorts: [{}-{}]", 20_000 + n * 10, 20_005 + n * 10),
             _ => format!("protocol: udp, dscp: [{}], sourcePorts: [{}]", n % 64, 3000 + n),
