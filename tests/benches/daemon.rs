@@ -1,7 +1,6 @@
 //! The whole daemon with many paths: processor, memory, metrics over HTTP.
 //!
-//! Ten uplinks between two namespaces carry paths in tunnels of others (`tunnel: {interface: ...}`); each path has
-//! its own mark, table and target, and the far side answers from the kernel.
+//! Each path has an uplink of its own, a virtual cable to a second namespace whose kernel answers the probes.
 
 use std::{
     fmt::Write as _,
@@ -14,12 +13,10 @@ use std::{
 };
 
 use super::{
-    probe::wire,
     row::{Bound, Row, ms},
     world::PATRONUS,
 };
 
-const UPLINKS: usize = 10;
 /// Until the first passes are over and the windows are full.
 const WARM: Duration = Duration::from_secs(25);
 const TIME: Duration = Duration::from_secs(15);
@@ -46,10 +43,8 @@ pub fn run() -> Vec<Row> {
 }
 
 fn measure(paths: usize) -> Figures {
-    let provider = wire::two_uplinks();
-    for n in 2..UPLINKS {
-        wire::plug(&provider, u8::try_from(n).expect("few uplinks"));
-    }
+    let space = Space::new(paths);
+    patronus::lab::enter(&space.0).expect("the router's namespace");
     let dir = tempfile::tempdir().expect("a directory");
     for part in ["repository", "state", "run"] {
         fs::create_dir(dir.path().join(part)).expect("a directory");
@@ -72,6 +67,61 @@ fn measure(paths: usize) -> Figures {
     let _ = child.kill();
     let _ = child.wait();
     figures
+}
+
+/// A router's namespace and its provider's (with a `p` behind the name); removed in the end.
+struct Space(String);
+
+impl Space {
+    fn new(paths: usize) -> Self {
+        let space = Self(format!("patronusbenchd{}n{paths}", std::process::id()));
+        let (router, provider) = (&space.0, format!("{}p", space.0));
+        let (mut near, mut far) = (String::from("link set lo up\n"), String::from("link set lo up\n"));
+        far.push_str("route add local 10.50.0.0/16 dev lo\n");
+        for n in 0..paths {
+            let _ = writeln!(near, "link add w{n} type veth peer name i{n} netns {provider}");
+        }
+        for n in 0..paths {
+            let _ = writeln!(near, "address add {}/31 dev w{n}\nlink set w{n} up", address(n, 0));
+            let _ = writeln!(far, "address add {}/31 dev i{n}\nlink set i{n} up", address(n, 1));
+        }
+        ip(&["netns", "add", router], "");
+        ip(&["netns", "add", &provider], "");
+        for name in [router, &provider] {
+            let quiet = [
+                "netns",
+                "exec",
+                name,
+                "sysctl",
+                "-qw",
+                "net.ipv6.conf.default.disable_ipv6=1",
+                "net.ipv4.icmp_ratelimit=0",
+            ];
+            ip(&quiet, "");
+        }
+        ip(&["-n", router, "-batch", "-"], &near);
+        ip(&["-n", &provider, "-batch", "-"], &far);
+        space
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        for name in [self.0.clone(), format!("{}p", self.0)] {
+            let _ = Command::new("ip").args(["netns", "del", &name]).status();
+        }
+    }
+}
+
+/// The router's (0) or the provider's (1) address on an uplink.
+fn address(n: usize, end: usize) -> String {
+    format!("10.60.{}.{}", n / 100, n % 100 * 2 + end)
+}
+
+fn ip(words: &[&str], input: &str) {
+    let mut child = Command::new("ip").args(words).stdin(Stdio::piped()).spawn().expect("ip");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("to write");
+    assert!(child.wait().expect("ip").success(), "ip {words:?}");
 }
 
 fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
@@ -116,17 +166,20 @@ spec:
     - {interface: lo, prefixes: [192.168.10.0/24]}
   endpoints:\n"
         .to_owned();
-    for n in 0..UPLINKS {
-        let _ = writeln!(text, "    u{n}: {{interface: wan{n}, gateway: 198.51.10{n}.1}}");
+    if paths == 0 {
+        text.push_str("    e0: {interface: w0, gateway: 10.60.0.1}\n");
+    }
+    for n in 0..paths {
+        let _ = writeln!(text, "    e{n}: {{interface: w{n}, gateway: {}}}", address(n, 1));
     }
     if paths > 0 {
         text.push_str("  paths:\n");
     }
     for n in 0..paths {
-        let (uplink, high, low) = (n % UPLINKS, n / 250, n % 250);
+        let (high, low) = (n / 250, n % 250);
         let _ = writeln!(
             text,
-            "    p{n}: {{from: u{uplink}, to: internet, nat: none, probe: {{targets: [10.50.{high}.{low}], interval: 1s}}}}"
+            "    p{n}: {{from: e{n}, to: internet, nat: none, probe: {{targets: [10.50.{high}.{low}], interval: 1s}}}}"
         );
     }
     text

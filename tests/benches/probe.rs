@@ -24,7 +24,7 @@ use super::row::{Bound, Row};
 
 #[allow(dead_code)]
 #[path = "../it/support/wire.rs"]
-pub mod wire;
+mod wire;
 
 const UPLINKS: usize = 10;
 
