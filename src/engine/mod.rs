@@ -248,6 +248,10 @@ impl Engine {
     /// Does whatever is due.
     async fn on_time(&mut self, watcher: &mut Watcher) {
         let now = clock::now();
+        // After a long pass samples wait: whoever is late here must not call the prober silent.
+        while let Ok(sample) = self.samples.try_recv() {
+            self.take_sample(&sample, now);
+        }
         self.monitor.handle_timeout(now);
         self.decide(now).await;
         self.sweep(now).await;

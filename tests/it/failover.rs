@@ -305,7 +305,7 @@ fn metrics_of_a_dead_path(world: &World, cut: &Cut, what: &str) {
         assert_ne!(of("loss_ratio"), Some(0.0), "{what}");
     }
     if cut.answered && matches!(cut.fault, Fault::Latency(_)) {
-        assert!(of("rtt_seconds").unwrap() > 0.1, "{what}: {:?}", of("rtt_seconds"));
+        assert!(of("rtt_seconds").unwrap() > 0.01, "{what}: {:?}", of("rtt_seconds"));
     }
 }
 
@@ -543,7 +543,8 @@ fn a_merely_degraded_path_keeps_its_flows_and_gets_no_new_ones() {
     more(&old, 300);
     let report = old.finish().unwrap();
     assert_eq!(by(&report.there, report.there.started().unwrap(), broken), ["fiber"]);
-    assert_eq!(by(&report.there, broken + Duration::from_secs(1), Instant::now()).len(), 0);
+    let late = by(&report.there, broken + Duration::from_millis(TELLING), Instant::now());
+    assert!(!late.contains(&"fiber".to_owned()), "{late:?}");
     assert_eq!(all_by(&report), ["fiber", "lte"]);
 }
 
