@@ -108,7 +108,7 @@ pub(super) enum Reading {
     /// It is the revision that is known already.
     Known(String),
     /// Another revision, checked.
-    Checked(String, Result<Active, ConfigError>),
+    Checked(String, Result<Box<Active>, ConfigError>),
 }
 
 /// Reads and checks the source aside: a large fleet takes seconds, and no probe waits for it.
@@ -151,7 +151,7 @@ async fn read(origin: Origin, known: Vec<String>) -> Option<Reading> {
     }
     let check = move || activate(snapshot, Some(&origin.site), &origin.options);
     let checked = tokio::task::spawn_blocking(check).await.ok()?;
-    Some(Reading::Checked(revision, checked))
+    Some(Reading::Checked(revision, checked.map(Box::new)))
 }
 
 impl Engine {
@@ -208,7 +208,7 @@ impl Engine {
                 self.event("source", "", format!("revision {revision} is valid"), serde_json::Value::Null);
                 self.source.desired = Some(revision);
                 self.source.errors.clear();
-                self.adopt(active);
+                self.adopt(*active);
             }
             Reading::Checked(revision, Err(error)) => self.refuse(Some(revision), error.lines()),
         }

@@ -68,11 +68,11 @@ fn outcome(dir: &Path) -> (String, String, State) {
     (shown, ruleset, state)
 }
 
-fn golden(file: PathBuf, text: &str, wrong: &mut Vec<String>) {
+fn golden(file: &Path, text: &str, wrong: &mut Vec<String>) {
     if std::env::var_os("PATRONUS_REGENERATE").is_some() {
-        fs::write(&file, text).unwrap();
+        fs::write(file, text).unwrap();
     }
-    let golden = fs::read_to_string(&file).unwrap_or_default();
+    let golden = fs::read_to_string(file).unwrap_or_default();
     if golden != text {
         let difference = similar::TextDiff::from_lines(golden.as_str(), text).unified_diff().to_string();
         wrong.push(format!("{}:\n{difference}", file.display()));
@@ -87,8 +87,8 @@ fn sites_and_facts_lead_to_the_rulesets_and_plans_on_file() {
     for dir in &dirs {
         let (plan, ruleset, state) = outcome(dir);
         assert_eq!(outcome(dir), (plan.clone(), ruleset.clone(), state), "two runs differ: {}", dir.display());
-        golden(dir.join("plan.txt"), &plan, &mut wrong);
-        golden(dir.join("ruleset.nft"), &ruleset, &mut wrong);
+        golden(&dir.join("plan.txt"), &plan, &mut wrong);
+        golden(&dir.join("ruleset.nft"), &ruleset, &mut wrong);
         // The kernel takes what is on file.
         let loaded = ruleset.clone();
         crate::support::netns::in_netns(move || async move {
