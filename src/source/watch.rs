@@ -119,7 +119,11 @@ fn note(event: &Event, writing: &Writing) -> bool {
         EventKind::Modify(ModifyKind::Data(_)) => writing.extend(files.map(|path| (path.clone(), clock::now()))),
         EventKind::Access(AccessKind::Close(AccessMode::Write))
         | EventKind::Remove(_)
-        | EventKind::Modify(ModifyKind::Name(_)) => files.for_each(|path| drop(writing.remove(path))),
+        | EventKind::Modify(ModifyKind::Name(_)) => {
+            for path in files {
+                writing.remove(path);
+            }
+        }
         EventKind::Access(_) => return false,
         _ => {}
     }
