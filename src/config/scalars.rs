@@ -408,3 +408,81 @@ scalar_schema!(Nat, {
     "description": "`masquerade`, `none`, or `{snat: ADDRESS}`",
     "x-expects": "`masquerade`, `none`, or `{snat: ADDRESS}`",
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong<T: FromStr<Err = UnitError> + fmt::Debug>(text: &str) -> String {
+        text.parse::<T>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_prefix_names_its_network() {
+        for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/32", "::/0"] {
+            assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
+        }
+        assert_eq!(wrong::<Prefix>("10.0.0.1/24"), "`10.0.0.1/24` has host bits set: the network is `10.0.0.0/24`");
+        assert_eq!(wrong::<Prefix>("10.0.0.1"), "`10.0.0.1` has no prefix length: write `10.0.0.1/32`");
+        for text in ["", "10.0.0.0/33", "10.0.0/24", "::/129", "10.0.0.0/", "x/8", "010.0.0.0/8"] {
+            assert!(wrong::<Prefix>(text).contains("is not a prefix"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_the_internet_or_an_endpoint() {
+        assert_eq!("internet".parse::<To>().unwrap(), To::Internet);
+        assert_eq!("hq/fiber".parse::<To>().unwrap().to_string(), "hq/fiber");
+        for text in ["", "hq", "hq/", "/fiber", "hq/fiber/x", "Internet", "HQ/fiber"] {
+            assert!(wrong::<To>(text).contains("is not a destination"), "{text}");
+        }
+    }
+
+    #[test]
+    fn protocols_have_names_and_numbers() {
+        for (name, number) in PROTOCOLS {
+            assert_eq!(name.parse::<Protocol>().unwrap().0, number);
+            assert_eq!(Protocol(number).to_string(), name);
+            assert_eq!(number.to_string().parse::<Protocol>().unwrap().0, number);
+        }
+        assert!(wrong::<Protocol>("tpc").ends_with("did you mean `tcp`?"));
+        assert!(wrong::<Protocol>("256").contains("is not a protocol"));
+    }
+
+    #[test]
+    fn what_a_schema_offers_is_valid() {
+        fn examples<T: JsonSchema>() -> (String, Vec<String>) {
+            let schema = T::json_schema(&mut SchemaGenerator::default()).to_value();
+            let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+            let all = schema["examples"].as_array().unwrap().iter().map(text).collect();
+            (schema["format"].as_str().unwrap().to_owned(), all)
+        }
+        for (format, offered) in
+            [examples::<DscpName>(), examples::<ProtocolName>(), examples::<Ports>(), examples::<Gateway>()]
+        {
+            assert!(!offered.is_empty());
+            offered.iter().for_each(|word| check(&format, word).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_format_refuses_rubbish() {
+        let loose = ["mark-mask"];
+        for format in FORMATS.iter().filter(|format| !loose.contains(format)) {
+            assert!(check(format, "\u{0}rubbish é").is_err(), "{format}");
+        }
+    }
+
+    #[test]
+    fn gateways_and_addresses_are_one_or_many() {
+        let gateway = |text: &str| serde_json::from_str::<Gateway>(text);
+        assert_eq!(gateway("\"auto\"").unwrap(), Gateway::Auto);
+        assert_eq!(gateway("\"192.0.2.1\"").unwrap(), Gateway::Fixed(vec![[192, 0, 2, 1].into()]));
+        assert!(matches!(gateway("[\"192.0.2.1\", \"fe80::1\"]"), Ok(Gateway::Fixed(list)) if list.len() == 2));
+        assert!(gateway("\"nowhere\"").is_err() && gateway("[\"auto\"]").is_err());
+        assert_eq!(
+            serde_json::from_str::<Nat>("{\"snat\": \"192.0.2.1\"}").unwrap(),
+            Nat::Snat(Address([192, 0, 2, 1].into()))
+        );
+    }
+}

@@ -129,6 +129,7 @@ pub struct PathSpec {
 pub struct TunnelSpec {
     /// The kind of tunnel that Patronus makes.
     #[serde(rename = "type")]
+    #[serde(default)]
     #[schemars(schema_with = "tunnel_kinds")]
     pub kind: Option<TunnelKind>,
     /// VXLAN network identifier, the same at both ends and nowhere else.
@@ -160,6 +161,7 @@ pub enum TunnelKind {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ProbeSpec {
     /// The method. Default `icmp`; others are not supported yet.
+    #[serde(default)]
     #[schemars(schema_with = "methods")]
     pub method: Option<MethodName>,
     /// Addresses, probed in parallel. Default for a tunnel: its far end.
@@ -218,6 +220,7 @@ pub struct FailoverSpec {
     #[serde(default)]
     pub backups: Vec<Name>,
     /// How a backup is chosen: `ordered` (the first healthy one; the default) or `best-score`.
+    #[serde(default)]
     #[schemars(schema_with = "strategies")]
     pub strategy: Option<StrategyName>,
     /// The active path is left when its score falls below. Default 50.
@@ -231,6 +234,7 @@ pub struct FailoverSpec {
     /// An `SlaClass` that counts for this rule in place of the paths' own thresholds.
     pub sla_class: Option<Name>,
     /// What happens when no path is up: `keep` the last one (the default), or `reject`.
+    #[serde(default)]
     #[schemars(schema_with = "no_paths")]
     pub no_path: Option<NoPathName>,
     /// Not supported yet.

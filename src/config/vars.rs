@@ -84,3 +84,48 @@ fn text_value(text: &str, vars: &Vars, pointer: &str, undefined: &mut Vec<Undefi
     out.push_str(rest);
     Value::String(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn vars() -> Vars {
+        let all = json!({"net": "10.1.0.0/24", "port": 5060, "on": true});
+        all.as_object().unwrap().clone().into_iter().collect()
+    }
+
+    #[test]
+    fn a_text_that_is_one_variable_takes_its_type() {
+        let replaced = replace(&json!({"a": "${port}", "b": ["${on}", "${net}"]}), &vars()).unwrap();
+        assert_eq!(replaced, json!({"a": 5060, "b": [true, "10.1.0.0/24"]}));
+    }
+
+    #[test]
+    fn variables_within_a_text_stay_text() {
+        let replaced = replace(&json!("${port}-${port} ${on}"), &vars()).unwrap();
+        assert_eq!(replaced, json!("5060-5060 true"));
+    }
+
+    #[test]
+    fn every_undefined_variable_is_told_with_its_place() {
+        let missing = replace(&json!({"a/b": ["x", "${nope} ${neither}"]}), &vars()).unwrap_err();
+        let told: Vec<_> = missing.iter().map(|m| (m.pointer.as_str(), m.name.as_str())).collect();
+        assert_eq!(told, [("/a~1b/1", "nope"), ("/a~1b/1", "neither")]);
+    }
+
+    #[test]
+    fn what_is_no_variable_stays() {
+        for text in ["$port", "${port", "}${", "a ${", "$${"] {
+            assert_eq!(replace(&json!(text), &vars()), Ok(json!(text)), "{text}");
+        }
+        assert!(!uses(&json!({"a": ["$x", 1, null]})) && uses(&json!({"a": ["${x}"]})));
+    }
+
+    #[test]
+    fn a_value_is_not_replaced_again() {
+        let vars = Vars::from([("a".to_owned(), json!("${b}")), ("b".to_owned(), json!("x"))]);
+        assert_eq!(replace(&json!("${a}"), &vars), Ok(json!("${b}")));
+    }
+}

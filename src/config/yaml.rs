@@ -12,10 +12,12 @@ use crate::diag::{Code, Diagnostic, Span};
 
 /// How deep a document may nest.
 const MAX_DEPTH: usize = 32;
-/// How many nodes aliases of one document may expand to.
+/// How many values the anchors of one document may keep and its aliases expand to, together.
 const MAX_ALIASED: usize = 10_000;
-/// How many values one file may hold: a file of the largest size holds about half as many.
-const MAX_VALUES: usize = 150_000;
+/// How many values one document may hold: a site with 4,000 policies of its own.
+const MAX_VALUES: usize = 50_000;
+/// How many values one file may hold: one of the largest size, densely written, holds about 80,000.
+const MAX_VALUES_OF_FILE: usize = 100_000;
 /// How many documents one file may hold: a file of the largest size has no room for more objects.
 const MAX_DOCUMENTS: usize = 10_000;
 /// After how many syntax errors the rest of a file is left unread.
@@ -30,10 +32,12 @@ const TOO_DEEP: &str = "no object of the language nests deeper than 8 levels: is
 struct Budget {
     aliased: usize,
     values: usize,
+    values_of_file: usize,
     documents: usize,
 }
 
-const BUDGET: Budget = Budget { aliased: MAX_ALIASED, values: MAX_VALUES, documents: MAX_DOCUMENTS };
+const BUDGET: Budget =
+    Budget { aliased: MAX_ALIASED, values: MAX_VALUES, values_of_file: MAX_VALUES_OF_FILE, documents: MAX_DOCUMENTS };
 
 /// The places of a value and of everything in it.
 #[derive(Debug, Clone, Default)]
@@ -117,6 +121,7 @@ fn parse_within(budget: Budget, file: &Arc<str>, text: &str) -> Parsed {
         anchors: BTreeMap::new(),
         aliased: 0,
         values: 0,
+        earlier: 0,
         started: 0,
         root: None,
     };
@@ -179,6 +184,8 @@ struct Reader<'a> {
     anchors: BTreeMap<usize, Node>,
     aliased: usize,
     values: usize,
+    /// Values of the documents before this one.
+    earlier: usize,
     /// Where the present document begins.
     started: usize,
     root: Option<Node>,
@@ -191,7 +198,19 @@ impl Reader<'_> {
             return false;
         }
         if self.values > self.budget.values {
-            return self.give_up(Code::Limit, format!("the file holds more than {} values", self.budget.values), at);
+            return self.give_up(
+                Code::Limit,
+                format!("the document holds more than {} values", self.budget.values),
+                at,
+            );
+        }
+        if self.values + self.earlier > self.budget.values_of_file {
+            let message = format!("the file holds more than {} values", self.budget.values_of_file);
+            return self.give_up(Code::Limit, message, at);
+        }
+        if self.aliased > self.budget.aliased {
+            let message = format!("anchors and aliases stand for more than {} values", self.budget.aliased);
+            return self.give_up(Code::Limit, message, at);
         }
         if self.out.documents.len() > self.budget.documents {
             let message = format!("the file holds more than {} documents", self.budget.documents);
@@ -208,6 +227,7 @@ impl Reader<'_> {
     fn give_up(&mut self, code: Code, message: String, at: Range<usize>) -> bool {
         let help = match code {
             Code::More => "correct these first",
+            _ if self.aliased > self.budget.aliased => "write the values out, or share them with `selector` and `vars`",
             _ => "split the file, by site for example",
         };
         self.report(code, message, at, help);
@@ -248,6 +268,7 @@ impl Reader<'_> {
         self.stack.clear();
         self.anchors.clear();
         self.aliased = 0;
+        self.earlier += std::mem::take(&mut self.values);
         self.root = None;
     }
 
@@ -355,13 +376,9 @@ impl Reader<'_> {
             return false;
         };
         self.aliased += node.size;
-        if self.aliased > self.budget.aliased {
-            let message = format!("aliases expand to more than {} values", self.budget.aliased);
-            self.report(Code::Limit, message, at, "write the values out, or share them with `selector` and `vars`");
-            self.out.unread.text(self.text.get(self.started..).unwrap_or_default());
-            return false;
+        if self.aliased <= self.budget.aliased {
+            self.done(node, 0);
         }
-        self.done(node, 0);
         true
     }
 
@@ -369,6 +386,9 @@ impl Reader<'_> {
     fn done(&mut self, mut node: Node, anchor: usize) {
         self.values += 1;
         if anchor != 0 {
+            self.aliased += node.size;
+        }
+        if anchor != 0 && self.aliased <= self.budget.aliased {
             self.anchors.insert(anchor, node.clone());
         }
         if self.wants_key() {
@@ -435,4 +455,101 @@ fn number(text: &str) -> Option<Number> {
     }
     let digits = |b: u8| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'-' | b'+');
     if text.bytes().all(digits) { text.parse().ok().and_then(Number::from_f64) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: &str) -> Parsed {
+        parse(&"a.yaml".into(), text)
+    }
+
+    fn at<'a>(text: &'a str, span: &Span) -> &'a str {
+        &text[span.start..span.end]
+    }
+
+    #[test]
+    fn keys_and_values_know_their_places() {
+        let text = "é: {b: [one, \"two\"]}\nc:\n  - d: x # why\n";
+        let parsed = read(text);
+        let document = &parsed.documents[0];
+        assert_eq!(document.value, json!({"é": {"b": ["one", "two"]}, "c": [{"d": "x"}]}));
+        assert_eq!(at(text, &document.value_at("/é/b/1")), "\"two\"");
+        assert_eq!(at(text, &document.key_at("/é/b")), "b");
+        assert_eq!(at(text, &document.value_at("/c/0/d")), "x");
+        assert_eq!(at(text, &document.value_at("/é")), "{b: [one, \"two\"]}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_at_the_nearest_thing_around_it() {
+        let text = "a: {b: 1}\n";
+        let parsed = read(text);
+        assert_eq!(at(text, &parsed.documents[0].value_at("/a/x/y")), "{b: 1}");
+        assert_eq!(at(text, &parsed.documents[0].key_at("/a/x")), "a");
+    }
+
+    #[test]
+    fn keys_with_slashes_are_found() {
+        let text = "\"a/b~c\": 1\n";
+        assert_eq!(at(text, &read(text).documents[0].value_at("/a~1b~0c")), "1");
+    }
+
+    #[test]
+    fn scalars_follow_the_core_schema_of_yaml_1_2() {
+        let text = "[yes, on, true, ~, 12, 0x1f, 0o17, 1.5, 1e3, '12', 012, 0b1, .inf, 1_000, -3, +4]";
+        let wanted = json!(["yes", "on", true, null, 12, 31, 15, 1.5, 1000.0, "12", 12, "0b1", ".inf", "1_000", -3, 4]);
+        assert_eq!(read(text).documents[0].value, wanted);
+    }
+
+    #[test]
+    fn reading_goes_on_after_a_broken_document() {
+        let parsed = read("a: 1\n---\nname: lost\nb: [\n---\nc: 2\n");
+        let values: Vec<_> = parsed.documents.iter().map(|d| d.value.clone()).collect();
+        assert_eq!(values, [json!({"a": 1}), json!({"c": 2})]);
+        assert_eq!(parsed.found.len(), 1);
+        assert!(parsed.unread.mentions("lost") && !parsed.unread.mentions("c"));
+    }
+
+    /// Five levels of ten aliases: a hundred thousand values from 300 bytes.
+    fn bomb() -> String {
+        let first = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        (0..4).fold(first, |text, n| {
+            let each = vec![format!("*a{n}"); 10].join(",");
+            format!("{text}a{}: &a{} [{each}]\n", n + 1, n + 1)
+        })
+    }
+
+    fn size(value: &Value) -> usize {
+        1 + match value {
+            Value::Array(items) => items.iter().map(size).sum(),
+            Value::Object(map) => map.values().map(size).sum(),
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn aliases_have_a_budget() {
+        let parsed = read(&bomb());
+        assert!(parsed.documents.is_empty());
+        assert_eq!(parsed.found[0].code, Code::Limit);
+    }
+
+    #[test]
+    fn sabotage_without_the_budget_the_aliases_expand() {
+        let budget = Budget { aliased: usize::MAX, ..BUDGET };
+        let parsed = parse_within(budget, &"a.yaml".into(), &bomb());
+        assert!(size(&parsed.documents[0].value) > 100_000);
+    }
+
+    #[test]
+    fn sabotage_without_the_budget_all_values_are_read() {
+        let text = format!("[{}]", "x,".repeat(MAX_VALUES + 10));
+        assert!(read(&text).documents.is_empty());
+        let parsed =
+            parse_within(Budget { values: usize::MAX, values_of_file: usize::MAX, ..BUDGET }, &"a.yaml".into(), &text);
+        assert_eq!(parsed.documents[0].value.as_array().unwrap().len(), MAX_VALUES + 10);
+    }
 }

@@ -189,7 +189,7 @@ fn reference() -> String {
          Every document has `apiVersion`, `kind`, `metadata` and `spec`. Durations, ratios and rates carry units;\n\
          booleans are `true` and `false`; unknown fields are errors. `${name}` in a text is replaced by the `vars` of\n\
          the site that the object applies to. A field marked * is required.\n\n\
-         Limits: 1 MiB a file, 10,000 files, 16 MiB a tree.\n\n\
+         Limits: 1 MiB, 100,000 values and 10,000 documents a file; 50,000 values a document; 10,000 files and 16 MiB a tree.\n\n\
          Derived inner addresses of a VXLAN tunnel with id *n*: the *(n mod 32,512)*-th /31 from 169.254.1.0, and\n\
          fe80::1/64 and fe80::2/64; the end whose `site/endpoint` sorts first has the first of each.\n",
     );
@@ -266,15 +266,22 @@ fn the_reference_is_current() {
     assert_current(&stale);
 }
 
+/// Time that this thread has spent on a processor, in which the load of other tests does not show (proc(5),
+/// `schedstat`).
+fn busy() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// Refused in less than a second of processor time, in a debug build too.
 fn assert_refused_quickly(what: &str, text: &[u8]) {
     let files = BTreeMap::from([("a.yaml".to_owned(), text.to_vec())]);
-    let begin = Instant::now();
+    let before = busy();
     let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
     let shown = diag::terminal(&found, config.sources(), false);
-    let took = begin.elapsed();
+    let took = busy() - before;
     assert!(intent.is_none() && !shown.is_empty(), "{what}: accepted");
-    // Ten times what a debug build takes alone, since other tests run at the same time.
-    assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+    assert!(took < Duration::from_secs(1), "{what}: {took:?}");
     println!("{what}: {took:?}, {} findings", found.len());
 }
 
@@ -305,9 +312,45 @@ fn hostile_yaml_is_refused_quickly() {
     assert_refused_quickly("empty kinds", "--- {kind: x}\n".repeat(MIB / 14).as_bytes());
     assert_refused_quickly("quotes", &vec![b'"'; MIB]);
     assert_refused_quickly("anchors", numbered(&|n| format!("- &a{n} x\n"), 80_000).as_bytes());
+    let anchored: String = (0..30).map(|n| format!("&b{n} [")).collect();
+    assert_refused_quickly("anchors in anchors", format!("a: {anchored}{}", "x,".repeat(MIB / 2 - 200)).as_bytes());
     assert_refused_quickly("tags", "- !a x\n".repeat(MIB / 7).as_bytes());
     assert_refused_quickly("bytes that are not UTF-8", &vec![0xff; MIB]);
     assert_refused_quickly("one line of many values", format!("a: [{}]", "x,".repeat(MIB / 2 - 4)).as_bytes());
+    assert_refused_quickly(
+        "policies with faults",
+        format!("{site}  policies:\n{}", numbered(&|n| format!("    p{n}: {{priority: x}}\n"), 40_000)).as_bytes(),
+    );
+}
+
+#[test]
+fn a_list_that_is_cut_short_says_so() {
+    let cut = |text: &str| {
+        let (_, _, found) = inspect(&one(text), &Options::default());
+        let last = found.last().unwrap();
+        assert_eq!(last.code.info().code, "PAT0008", "{last:?}");
+        assert!(found.len() <= diag::MAX_FOUND + 1);
+        last.message.clone()
+    };
+    assert_eq!(
+        cut(&"--- {kind: x}\n".repeat(1_500)),
+        "and 500 more: reading found 1500 in all, and the first 1000 are shown"
+    );
+    assert_eq!(cut(&"a: 1\n".repeat(500)), "the rest of the file was not read after 100 errors");
+    let fields: String = (0..60).map(|n| format!("  f{n}: 1\n")).collect();
+    let site = format!("apiVersion: patronus.network/v1alpha1\nkind: Site\nmetadata: {{name: a}}\nspec:\n{fields}");
+    let (_, _, found) = inspect(&one(&site), &Options::default());
+    assert!(found.iter().any(|d| d.message == "and 10 more faults in this document"), "{found:?}");
+}
+
+/// Why repeated keys are refused: a reader without the guard takes the last one and says nothing.
+#[test]
+fn a_reader_without_the_guard_drops_the_first_of_two_equal_keys() {
+    let text = fs::read_to_string(root().join("tests/config/invalid/key-given-twice.yaml")).unwrap();
+    let (_, intent, found) = inspect(&one(&text), &Options::default());
+    assert!(intent.is_none() && found[0].code.info().code == "PAT0004");
+    let sabotaged = text.lines().filter(|line| !line.contains("location: Berlin")).collect::<Vec<_>>().join("\n");
+    assert!(assert_valid("without the first", &one(&sabotaged)).sites().len() == 1, "only the guard refuses it");
 }
 
 #[test]
@@ -323,6 +366,9 @@ fn the_limits_are_checked_before_parsing() {
         assert_eq!(config.objects(), 0);
     }
 }
+
+mod shadow;
+mod verbs;
 
 mod arbitrary {
     use proptest::{
@@ -385,7 +431,7 @@ mod arbitrary {
 
     #[test]
     fn bytes_never_panic() {
-        runner(60_000)
+        runner(30_000)
             .run(&vec(any::<u8>(), 0..64), |bytes| {
                 never_panics(&bytes);
                 Ok(())
@@ -397,7 +443,7 @@ mod arbitrary {
     fn text_of_yaml_marks_never_panics() {
         let text =
             vec(0..PIECES.len(), 0..24).prop_map(|picks| picks.into_iter().map(|n| PIECES[n]).collect::<String>());
-        runner(30_000)
+        runner(20_000)
             .run(&text, |text| {
                 never_panics(text.as_bytes());
                 Ok(())
@@ -409,9 +455,10 @@ mod arbitrary {
     fn mutated_samples_never_panic() {
         let seeds = seeds();
         assert!(seeds.len() > 50);
+        // Rendering and checking are what a fault in a sound file reaches, so half of all inputs begin as one.
         let edits = vec((any::<usize>(), any::<u8>(), 1_usize..20, any::<usize>()), 1..6);
         let case = (0..seeds.len(), edits);
-        runner(10_000)
+        runner(50_000)
             .run(&case, |(n, edits)| {
                 never_panics(&mutate(seeds[n].clone(), &edits));
                 Ok(())
