@@ -128,7 +128,7 @@ fn the_commands_of_the_guides_work() {
 fn the_runner_sees_a_command_that_fails() {
     let document = "<!-- test -->\n```sh\ntrue\nfalse\ntrue\n```\n";
     assert!(!run(&script(document)).0);
-    assert!(!run(&script("<!-- test: exit 65 -->\n```sh\npatronus validate examples\n```\n")).0);
+    assert!(!run(&script("<!-- test: exit 65 -->\n```sh\npatronus validate examples/fleet\n```\n")).0);
     assert!(run(&script("<!-- test: exit 64 -->\n```sh\npatronus walidate\n```\n")).0);
 }
 
@@ -234,11 +234,12 @@ fn the_reference_of_verbs_is_that_of_the_program() {
 #[test]
 fn the_reference_of_metrics_is_that_of_the_program() {
     let text = metrics::render(&super::records::status());
-    let mut out = "# Metrics\n\nGenerated from the program. `GET /metrics` on `127.0.0.1:9469` unless the settings say \
+    let mut out =
+        "# Metrics\n\nGenerated from the program. `GET /metrics` on `127.0.0.1:9469` unless the settings say \
         otherwise;\n`/healthz` says whether the loop is alive, `/readyz` whether a configuration is in force. A figure \
         that is not known\nhas no series, and what left the configuration has none either.\n\n\
         | metric | type | labels | meaning |\n|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     let metric = |line: &str, word: &str| line.strip_prefix(word).and_then(|rest| rest.split_once(' ')).map(owned);
     let helps = text.lines().filter_map(|line| metric(line, "# HELP "));
     for (name, help) in helps {
@@ -268,8 +269,12 @@ fn the_reference_of_settings_shows_the_defaults() {
     let file = fields.split("struct File {").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap();
     for field in file.lines().filter_map(|line| line.trim().split_once(':').map(|(name, _)| name)) {
         let words: Vec<&str> = field.split('_').collect();
-        let camel = words[1..].iter().fold(words[0].to_owned(), |all, word| all + &word[..1].to_uppercase() + &word[1..]);
-        assert!(field.starts_with("///") || yaml.contains(&format!("\n{camel}:")) || yaml.starts_with(&camel), "{camel}");
+        let camel =
+            words[1..].iter().fold(words[0].to_owned(), |all, word| all + &word[..1].to_uppercase() + &word[1..]);
+        assert!(
+            field.starts_with("///") || yaml.contains(&format!("\n{camel}:")) || yaml.starts_with(&camel),
+            "{camel}"
+        );
     }
 }
 
