@@ -218,6 +218,7 @@ impl Schema {
     }
 
     /// All that is wrong with a value.
+    #[must_use]
     pub fn problems(&self, value: &Value) -> Vec<Problem> {
         if self.validator.is_valid(value) {
             return Vec::new();
@@ -262,6 +263,12 @@ impl Schema {
                 let pointer = format!("{pointer}/{}", escape(&name));
                 out.push(Problem { code: Code::WrongValue, pointer, on_key: true, message, help });
             }
+            Fault::Not { .. } => {
+                let field = pointer.rsplit('/').next().unwrap_or_default();
+                let message = format!("`{field}` is not supported yet");
+                let help = Some("delete it".to_owned());
+                out.push(Problem { code: Code::NotYet, pointer, on_key: true, message, help });
+            }
             kind => out.push(wrong(pointer, error.instance(), schema, kind, &error.to_string())),
         }
         0
@@ -273,6 +280,7 @@ fn properties(schema: &Value) -> Vec<&str> {
 }
 
 /// A part of a JSON pointer (RFC 6901).
+#[must_use]
 pub fn escape(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }

@@ -142,7 +142,7 @@ pub struct TunnelSpec {
     pub local: Option<Vec<Inner>>,
     /// Inner addresses of the other end, one per family. Default: derived from the id.
     pub remote: Option<Vec<Address>>,
-    /// The interface of a tunnel that something else keeps up (WireGuard, IPsec, GRE).
+    /// The interface of a tunnel that something else keeps up (`WireGuard`, `IPsec`, GRE).
     pub interface: Option<IfName>,
     /// Next hops on that interface, one per family; none on a point-to-point link.
     pub gateway: Option<Addresses>,
@@ -272,7 +272,7 @@ fn no_paths(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn reserved(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"description": "Not supported yet."})
+    schemars::json_schema!({"description": "Not supported yet.", "not": {}})
 }
 
 const fn yes() -> bool {

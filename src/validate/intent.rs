@@ -145,7 +145,7 @@ pub enum TunnelSpec {
         /// Inner addresses of the other side, one per family: the next hops.
         inner_remote: Vec<IpAddr>,
     },
-    /// Something else keeps it up (WireGuard, IPsec, GRE).
+    /// Something else keeps it up (`WireGuard`, `IPsec`, GRE).
     Interface {
         /// Next hops on it, at most one per family; none on a point-to-point link.
         gateways: Vec<IpAddr>,

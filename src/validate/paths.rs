@@ -71,7 +71,7 @@ fn path(subject: &Subject<'_>, endpoints: &BTreeMap<Name, Endpoint>, report: &mu
     let health = health(subject, report);
     let destination = endpoint.and_then(|endpoint| destination(subject, endpoint, report));
     let (interface, to) = destination?;
-    let probe = probe(subject, &to, endpoint, report)?;
+    let probe = probe(subject, &to, endpoint, report);
     let nat = match spec.nat {
         None | Some(scalars::Nat::None) => intent::Nat::None,
         Some(scalars::Nat::Masquerade) => intent::Nat::Masquerade,
@@ -134,7 +134,7 @@ pub fn sla_missing<T>(fleet: &Fleet<'_>, class: &Name, object: &Object<T>) -> Op
     Some(with_suggestion(found, class.as_str(), fleet.sla.keys()))
 }
 
-fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Option<Probe> {
+fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Probe {
     let default = ProbeSpec::default();
     let spec = subject.object.spec.probe.as_ref().unwrap_or(&default);
     let targets = targets(subject, spec, to, endpoint, report);
@@ -156,7 +156,7 @@ fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, r
         let help = format!("write a `quorum` of at most {count}, or add targets");
         subject.advise(report, Code::Quorum, "/probe/quorum", message, &help);
     }
-    Some(probe)
+    probe
 }
 
 fn targets(
@@ -232,7 +232,7 @@ fn target_place(
         subject.advise(report, Code::FamilyConflict, &field, message, &help);
     }
     if target.is_unspecified() || target.is_loopback() || target.is_multicast() {
-        let message = format!("the probe target {target} is not the address of one host out there");
+        let message = format!("the probe target {target} is not the address of another host");
         subject.advise(report, Code::WrongValue, &field, message, "name a host that answers ICMP echo");
     }
 }

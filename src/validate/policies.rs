@@ -170,7 +170,9 @@ impl Subject<'_> {
             _ => None,
         };
         let sound = found.is_none();
-        found.into_iter().for_each(|found| self.report(report, found));
+        if let Some(found) = found {
+            self.report(report, found);
+        }
         sound
     }
 

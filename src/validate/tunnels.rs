@@ -197,7 +197,7 @@ fn inner(subject: &Subject<'_>, spec: &TunnelSpec, id: u32, first: bool, report:
     }
 }
 
-/// Link-local addresses from the id: a /31 (RFC 3021) of 169.254.0.0/16, and fe80::1 and fe80::2.
+/// Link-local addresses from the id: a /31 (RFC 3021) of 169.254.0.0/16, and `fe80::1` and `fe80::2`.
 fn derived(id: u32, first: bool) -> Inner {
     let base = u32::from(Ipv4Addr::new(169, 254, 1, 0)) + 2 * (id % PAIRS);
     let v4 = |second: bool| Ipv4Addr::from(base + u32::from(second));
@@ -262,29 +262,24 @@ fn mirror(subject: &Subject<'_>, spec: &TunnelSpec, far: (&Name, &Name), report:
     }
     let (site, from) = (subject.view.name, &subject.object.spec.from);
     let (far_site, far_endpoint) = far;
-    let found = match candidates.first() {
-        Some(path) => {
-            // Told once, at the end whose name sorts first.
-            let told = (far_site, &path.name) < (site, &subject.object.name);
-            if told
-                && opposite_of(subject.fleet, far_site, path).first().is_some_and(|own| own.name == subject.object.name)
-            {
-                return;
-            }
-            let differs = path.spec.tunnel.as_ref().map_or_else(String::new, |other| difference(spec, other));
-            let message = format!("this tunnel and `{far_site}/{}` are not two ends of one: {differs}", path.name);
-            let at = subject.fleet.config.field(subject.object, "/tunnel");
-            let found =
-                error(Code::Mirror, at, message).note(subject.fleet.config.field(path, "/tunnel"), "the other end");
-            found.help("type, id, port and inner addresses must agree").concerns([site, far_site])
+    let found = if let Some(path) = candidates.first() {
+        // Told once, at the end whose name sorts first.
+        let told = (far_site, &path.name) < (site, &subject.object.name);
+        if told && opposite_of(subject.fleet, far_site, path).first().is_some_and(|own| own.name == subject.object.name)
+        {
+            return;
         }
-        None => {
-            let message =
-                format!("nothing leads back: `{far_site}` has no tunnel path from `{far_endpoint}` to `{site}/{from}`");
-            let at = subject.fleet.config.field(subject.object, "/to");
-            error(Code::Mirror, at, message)
-                .help(format!("add a path at `{far_site}`: `{{from: {far_endpoint}, to: {site}/{from}, tunnel: …}}`"))
-        }
+        let differs = path.spec.tunnel.as_ref().map_or_else(String::new, |other| difference(spec, other));
+        let message = format!("this tunnel and `{far_site}/{}` are not two ends of one: {differs}", path.name);
+        let at = subject.fleet.config.field(subject.object, "/tunnel");
+        let found = error(Code::Mirror, at, message).note(subject.fleet.config.field(path, "/tunnel"), "the other end");
+        found.help("type, id, port and inner addresses must agree").concerns([site, far_site])
+    } else {
+        let message =
+            format!("nothing leads back: `{far_site}` has no tunnel path from `{far_endpoint}` to `{site}/{from}`");
+        let at = subject.fleet.config.field(subject.object, "/to");
+        error(Code::Mirror, at, message)
+            .help(format!("add a path at `{far_site}`: `{{from: {far_endpoint}, to: {site}/{from}, tunnel: …}}`"))
     };
     report.add(found);
 }
