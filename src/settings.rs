@@ -273,14 +273,13 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => default.metrics,
         Some(text) if text == "none" => None,
         Some(text) => {
-            if let Ok(address) = text.parse() {
-                Some(address)
-            } else {
+            let Ok(address) = text.parse() else {
                 let message = format!("`{text}` is not an address and a port");
                 let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at("/listen/metrics"));
                 found.push(here.help("write `127.0.0.1:9469`, `\"[::1]:9469\"`, or `none`"));
                 return None;
-            }
+            };
+            Some(address)
         }
     };
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);

@@ -461,7 +461,9 @@ mod tests {
             [examples::<DscpName>(), examples::<ProtocolName>(), examples::<Ports>(), examples::<Gateway>()]
         {
             assert!(!offered.is_empty());
-            offered.iter().for_each(|word| check(&format, word).unwrap());
+            for word in &offered {
+                check(&format, word).unwrap();
+            }
         }
     }
 

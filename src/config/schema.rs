@@ -263,6 +263,12 @@ impl Schema {
                 let pointer = format!("{pointer}/{}", escape(&name));
                 out.push(Problem { code: Code::WrongValue, pointer, on_key: true, message, help });
             }
+            Fault::Not { .. } => {
+                let field = pointer.rsplit('/').next().unwrap_or_default();
+                let message = format!("`{field}` is not supported yet");
+                let help = Some("delete it".to_owned());
+                out.push(Problem { code: Code::NotYet, pointer, on_key: true, message, help });
+            }
             kind => out.push(wrong(pointer, error.instance(), schema, kind, &error.to_string())),
         }
         0

@@ -272,7 +272,7 @@ fn no_paths(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn reserved(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"description": "Not supported yet."})
+    schemars::json_schema!({"description": "Not supported yet.", "not": {}})
 }
 
 const fn yes() -> bool {

@@ -286,7 +286,8 @@ impl Reader<'_> {
         let limit = info.contains("limit") || info.contains("nest");
         let code = if limit { Code::Limit } else { Code::Syntax };
         let (message, help) = match code {
-            Code::Limit => (info.to_owned(), TOO_DEEP),
+            Code::Limit => (info.clone(), TOO_DEEP),
+            _ if info.contains("flow") => (format!("not YAML: {info}"), "a `{` or `[` here or above is not closed"),
             _ => (format!("not YAML: {info}"), ""),
         };
         self.report(code, message, at..at + 1, help);

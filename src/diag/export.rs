@@ -1,6 +1,6 @@
 //! Diagnostics for programs: JSON, SARIF 2.1.0 and the annotations of CI services.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde_json::{Value, json};
 
@@ -96,7 +96,7 @@ fn uri(path: &str) -> String {
     for byte in path.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            other => out.push_str(&format!("%{other:02X}")),
+            other => drop(write!(out, "%{other:02X}")),
         }
     }
     out
@@ -116,13 +116,15 @@ pub fn github(found: &[Diagnostic], sources: &Sources) -> String {
             let (end_line, end_column) = sources.position(&span.file, span.end);
             fields.push(format!("file={},line={line}", escape(&span.file, true)));
             // Columns are taken only where the place is within one line.
-            fields.push(match end_line == line {
-                true => format!("col={column},endColumn={end_column}"),
-                false => format!("endLine={end_line}"),
+            fields.push(if end_line == line {
+                format!("col={column},endColumn={end_column}")
+            } else {
+                format!("endLine={end_line}")
             });
         }
         fields.push(format!("title={}", escape(&title, true)));
-        out.push_str(&format!("::{level} {}::{}\n", fields.join(","), escape(&text, false)));
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "::{level} {}::{}", fields.join(","), escape(&text, false));
     }
     out
 }

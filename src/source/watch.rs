@@ -43,7 +43,15 @@ impl Watcher {
     pub fn new(root: &Path) -> Self {
         // One waiting wake-up is enough: it carries no meaning.
         let (sender, events) = mpsc::channel(1);
-        let mut watcher = Self { root: root.to_owned(), events, notifier: None, sender, watched: None, writing: Writing::default(), warned: false };
+        let mut watcher = Self {
+            root: root.to_owned(),
+            events,
+            notifier: None,
+            sender,
+            watched: None,
+            writing: Writing::default(),
+            warned: false,
+        };
         watcher.refresh();
         watcher
     }

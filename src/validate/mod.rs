@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Object, types::HealthSpec},
     diag::{self, Code, Diagnostic, Severity, Span},
     state::Ranges,
-    units::{MarkMask, Name, Ratio},
+    units::{MarkMask, Name, Ratio, Span as Length},
 };
 
 /// What the router's own settings say that bears on the configuration.
@@ -90,13 +90,13 @@ fn sla_classes(config: &Config) -> BTreeMap<Name, Health> {
 /// The thresholds that are given, and the base for the rest.
 fn overlay(spec: HealthSpec, base: Health) -> Health {
     Health {
-        latency: spec.latency.map_or(base.latency, super::units::Span::get),
-        jitter: spec.jitter.map_or(base.jitter, super::units::Span::get),
+        latency: spec.latency.map_or(base.latency, Length::get),
+        jitter: spec.jitter.map_or(base.jitter, Length::get),
         loss: spec.loss.unwrap_or(base.loss),
     }
 }
 
-/// What makes two findings one: place, code and message.
+/// What makes a finding the same one at many sites.
 type Finding = (Option<Span>, Code, String);
 
 /// Collects findings; one that a shared object causes at many sites is told once, with the sites' names.
@@ -115,7 +115,9 @@ impl Report {
     }
 
     fn extend(&mut self, found: Option<Diagnostic>) {
-        found.into_iter().for_each(|found| self.add(found));
+        if let Some(found) = found {
+            self.add(found);
+        }
     }
 
     /// A finding about `object` as it applies to `site`.
@@ -131,7 +133,7 @@ impl Report {
         for (mut found, sites) in self.shared.into_values() {
             let sites: Vec<Name> = sites.into_iter().collect();
             let word = if sites.len() == 1 { "site" } else { "sites" };
-            found.message.push_str(&format!(" (at {word} {})", diag::listed(&sites, 3)));
+            found.message = format!("{} (at {word} {})", found.message, diag::listed(&sites, 3));
             self.found.push(found.concerns(&sites));
         }
         diag::sort(&mut self.found);

@@ -232,7 +232,7 @@ fn target_place(
         subject.advise(report, Code::FamilyConflict, &field, message, &help);
     }
     if target.is_unspecified() || target.is_loopback() || target.is_multicast() {
-        let message = format!("the probe target {target} is not the address of one host out there");
+        let message = format!("the probe target {target} is not the address of another host");
         subject.advise(report, Code::WrongValue, &field, message, "name a host that answers ICMP echo");
     }
 }

@@ -91,7 +91,6 @@ impl Subject<'_> {
 
     fn rule(&self, report: &mut Report) -> Option<intent::Rule> {
         let spec = &self.object.spec;
-        self.reserved(report);
         let members = self.members(report);
         self.alike(report);
         let (low, high) = (spec.failover_threshold.unwrap_or(50), spec.failback_threshold.unwrap_or(80));
@@ -139,20 +138,12 @@ impl Subject<'_> {
             let Some(other) = self.families.get(backup).filter(|o| !o.iter().any(|f| able.contains(f))) else {
                 continue;
             };
-            let (have, lack) = (crate::diag::listed(other, 2), crate::diag::listed(able, 2));
-            let message = format!("the backup `{backup}` carries {have}, and the primary `{}` {lack}", spec.primary);
+            let only = |list: &[Family]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            let (have, lack) = (only(other), only(able));
+            let message =
+                format!("the backup `{backup}` carries only {have}, the primary `{}` only {lack}", spec.primary);
             let found = error(Code::NoWay, self.at(&format!("/backups/{n}")), message);
             self.report(report, found.help("no flow could move from one to the other: name a path of the same family"));
-        }
-    }
-
-    fn reserved(&self, report: &mut Report) {
-        let given =
-            [("flowAction", self.object.spec.flow_action.is_some()), ("damping", self.object.spec.damping.is_some())];
-        for (field, _) in given.into_iter().filter(|(_, given)| *given) {
-            let at = self.fleet.config.field_name(self.object, &format!("/{field}"));
-            let found = error(Code::NotYet, at, format!("`{field}` is not supported yet")).help("delete it");
-            self.report(report, found);
         }
     }
 

@@ -179,7 +179,8 @@ fn the_table_lists_every_module_once_and_only_edges_that_exist() {
         real.entry(&source.module).or_default().extend(used(&code.join("\n")));
     }
     for (module, uses) in &allowed {
-        let idle: Vec<&String> = uses.iter().filter(|to| *to != "all" && !real[module.as_str()].contains(*to)).collect();
+        let idle: Vec<&String> =
+            uses.iter().filter(|to| *to != "all" && !real[module.as_str()].contains(*to)).collect();
         assert!(idle.is_empty(), "the table allows {module} what it does not use: {idle:?}");
     }
 }
@@ -234,7 +235,10 @@ fn the_scanner_sees_planted_faults() {
         let found = strangers(&plan(fault), &allowed);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["src/plan/mod.rs: plan uses kernel"], "{fault}");
     }
-    assert!(strangers(&plan("//! See [`crate::kernel`].\n#[cfg(test)]\nmod tests {\n use crate::lab;\n"), &allowed).is_empty());
+    assert!(
+        strangers(&plan("//! See [`crate::kernel`].\n#[cfg(test)]\nmod tests {\n use crate::lab;\n"), &allowed)
+            .is_empty()
+    );
 
     let body = |lines: usize| format!("    pub async fn f(\n{}    }}\n", "        x();\n".repeat(lines));
     assert_eq!(long_functions(&plan(&body(79))[0]).len(), 1);
