@@ -40,7 +40,8 @@ pub async fn run(args: Args) -> Outcome {
     let kernel = context::kernel()?;
     context::privilege("run")?;
     let _lock = context::lock(&settings, "run")?;
-    let changes = Linux::subscribe().map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
+    let changes =
+        Linux::subscribe(&settings.ranges).map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
     let mut router = Router::new(kernel, ledger, settings.ranges);
     context::recover(&mut router).await?;

@@ -102,6 +102,12 @@ pub fn nothing(originals: &BTreeMap<SysctlKey, String>, facts: &Facts) -> State 
     State { objects: sysctl::restored(originals, facts).collect() }
 }
 
+/// Sysctls of tunnels of ours that are there and no longer wanted.
+#[must_use]
+pub fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
+    sysctl::of_leaving_tunnels(desired, observed)
+}
+
 /// Paths of the sysctls that a site wants or has wanted, for the scope of an observation.
 #[must_use]
 pub fn sysctl_scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Inputs;
 use crate::{
-    state::{Facts, Key, SysctlKey, Value},
+    state::{Facts, Key, State, SysctlKey, Value},
     units::IfName,
     validate::intent::{GatewaySpec, Site},
 };
@@ -55,15 +55,32 @@ fn entry(path: String, value: &str) -> (Key, Value) {
     (Key::Sysctl(SysctlKey { path }), Value::Sysctl { value: value.to_owned() })
 }
 
+pub(super) fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
+    let leaves = |name: &str| {
+        let gone = |key: &Key| matches!(key, Key::Link { name: link } if link.as_str() == name);
+        observed.objects.keys().any(gone) && !desired.objects.keys().any(gone)
+    };
+    let theirs = |key: &&Key| match key {
+        Key::Sysctl(sysctl) => interface_of(sysctl).is_some_and(leaves),
+        _ => false,
+    };
+    desired.objects.keys().chain(observed.objects.keys()).filter(theirs).cloned().collect()
+}
+
+/// The interface that a sysctl is about; none where it is about all.
+fn interface_of(key: &SysctlKey) -> Option<&str> {
+    let mut parts = key.path.split('/').skip(1);
+    let interface = (parts.next() == Some("conf")).then(|| parts.next()).flatten()?;
+    (interface != "all" && interface != "default").then_some(interface)
+}
+
 /// The old values, but for interfaces that have gone.
 pub(super) fn restored<'a>(
     originals: &'a BTreeMap<SysctlKey, String>,
     facts: &'a Facts,
 ) -> impl Iterator<Item = (Key, Value)> + 'a {
-    let there = |key: &SysctlKey| match key.path.split('/').collect::<Vec<_>>()[..] {
-        [_, "conf", "all" | "default", _] => true,
-        [_, "conf", interface, _] => facts.links.keys().any(|name| name.as_str() == interface),
-        _ => true,
+    let there = |key: &SysctlKey| {
+        interface_of(key).is_none_or(|interface| facts.links.keys().any(|name| name.as_str() == interface))
     };
     originals.iter().filter(move |(key, _)| there(key)).map(|(key, value)| entry(key.path.clone(), value))
 }

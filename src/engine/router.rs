@@ -183,8 +183,15 @@ impl<K: Kernel> Router<K> {
         (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
     }
 
+    /// The plan. What belongs to a tunnel that goes is not set back first: it goes with it.
     fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
-        let mut steps = plan::diff(&desired, &observed.state);
+        let leaving = desired::of_leaving_tunnels(&desired, &observed.state);
+        let (mut desired, mut shown) = (desired, observed.state.clone());
+        for key in leaving {
+            desired.objects.remove(&key);
+            shown.objects.remove(&key);
+        }
+        let mut steps = plan::diff(&desired, &shown);
         if !steps.is_empty() {
             steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
         }

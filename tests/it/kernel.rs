@@ -721,7 +721,7 @@ async fn wait_for(changes: &mut Changes, wanted: impl Fn(&KernelEvent) -> bool) 
 fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
     in_netns(|| async {
         cables();
-        let mut changes = Linux::subscribe().unwrap();
+        let mut changes = Linux::subscribe(&Ranges::default()).unwrap();
         let of = |what: &'static str| move |event: &KernelEvent| *event == KernelEvent::Changed(what);
         ip("link set isp0 down");
         let lost = KernelEvent::Link { name: name("wan0"), up: true, carrier: false };
@@ -764,7 +764,7 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
 fn foreign_tables_and_specific_routes_of_the_main_table_wake_nobody() {
     in_netns(|| async {
         cables();
-        let mut changes = Linux::subscribe().unwrap();
+        let mut changes = Linux::subscribe(&Ranges::default()).unwrap();
         nft("table ip foreign { chain x { }; }");
         ip("route add 203.0.113.0/24 via 192.0.2.1 dev wan0");
         ip("rule add priority 7 table 100");
@@ -784,8 +784,8 @@ fn foreign_tables_and_specific_routes_of_the_main_table_wake_nobody() {
 fn more_changes_than_the_buffer_holds_are_reported_as_lost() {
     in_netns(|| async {
         // No cables: their IPv6 addresses would come up at any time, and fill the small buffer again.
-        let mut small = Changes::open(1).unwrap();
-        let mut large = Linux::subscribe().unwrap();
+        let mut small = Changes::open(1, &Ranges::default()).unwrap();
+        let mut large = Linux::subscribe(&Ranges::default()).unwrap();
         let lines: String =
             (0..2000).map(|n| format!("route add unreachable 10.0.{}.{}/32 table 20001\n", n / 250, n % 250)).collect();
         ip_batch("-4", &lines);
@@ -966,7 +966,8 @@ fn part_that_runs_as_nobody() {
         let write = set(sysctl, None, Some(Value::Sysctl { value: "2".to_owned() }));
         let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
         let load = set(Key::Nft, None, Some(Value::Nft(table)));
-        let mut refusals = vec![kernel.observe(&scope()).await.unwrap_err(), Linux::subscribe().err().unwrap()];
+        let mut refusals =
+            vec![kernel.observe(&scope()).await.unwrap_err(), Linux::subscribe(&Ranges::default()).err().unwrap()];
         for step in [add, load, write] {
             refusals.push(kernel.execute(&step, &Ranges::default(), &stamp(1)).await.unwrap_err());
         }

@@ -17,7 +17,10 @@ use nix::{
 };
 
 use super::{link::Link, nft, tables, wire};
-use crate::kernel::{KernelError, KernelEvent};
+use crate::{
+    kernel::{KernelError, KernelEvent},
+    state::Ranges,
+};
 
 /// Receive buffer in bytes: a change of 10,000 routes fits.
 pub(super) const BUFFER: usize = 16 * 1024 * 1024;
@@ -34,11 +37,12 @@ pub struct Changes {
     route: TokioSocket,
     nft: TokioSocket,
     ready: VecDeque<KernelEvent>,
+    ranges: Ranges,
 }
 
 impl Changes {
-    /// Subscribes with a receive buffer of so many bytes; the kernel has a floor of about 2 KiB.
-    pub fn open(buffer: usize) -> Result<Self, KernelError> {
+    /// Subscribes to what concerns objects in these ranges, with a receive buffer of so many bytes; the kernel has a floor of about 2 KiB.
+    pub fn open(buffer: usize, ranges: &Ranges) -> Result<Self, KernelError> {
         let open = |protocol, groups: &[u32]| {
             subscribed(protocol, groups, buffer).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EPERM | Errno::EACCES) => super::privilege("subscribe to changes of the kernel"),
@@ -50,7 +54,7 @@ impl Changes {
             })
         };
         let (route, nft) = (open(NETLINK_ROUTE, &ROUTE_GROUPS)?, open(NETLINK_NETFILTER, &NFT_GROUPS)?);
-        Ok(Self { route, nft, ready: VecDeque::new() })
+        Ok(Self { route, nft, ready: VecDeque::new(), ranges: *ranges })
     }
 
     /// The next change. Safe to drop at any time: nothing is lost. A socket that fails counts as lost
@@ -61,8 +65,9 @@ impl Changes {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<KernelEvent> {
         while self.ready.is_empty() {
-            let route = read(&self.route, cx, &mut self.ready, route_event);
-            let nft = read(&self.nft, cx, &mut self.ready, nft_event);
+            let route =
+                read(&self.route, cx, &mut self.ready, |kind, payload| route_event(kind, payload, &self.ranges));
+            let nft = read(&self.nft, cx, &mut self.ready, |_, payload| nft_event(payload));
             if route.is_pending() && nft.is_pending() {
                 break;
             }
@@ -77,7 +82,7 @@ fn read(
     socket: &TokioSocket,
     cx: &mut Context<'_>,
     ready: &mut VecDeque<KernelEvent>,
-    event: fn(u16, &[u8]) -> Option<KernelEvent>,
+    event: impl Fn(u16, &[u8]) -> Option<KernelEvent>,
 ) -> Poll<()> {
     match socket.poll_recv_from_full(cx) {
         Poll::Pending => return Poll::Pending,
@@ -115,12 +120,12 @@ fn subscribed(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Toki
     Ok(socket)
 }
 
-fn route_event(kind: u16, payload: &[u8]) -> Option<KernelEvent> {
+fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent> {
     match kind {
         16 => link_event(payload, true),
         17 => link_event(payload, false),
         20 | 21 => Some(KernelEvent::Changed("address")),
-        24 | 25 if route_matters(payload) => Some(KernelEvent::Changed("route")),
+        24 | 25 if route_matters(payload, ranges) => Some(KernelEvent::Changed("route")),
         32 | 33 => Some(KernelEvent::Changed("rule")),
         // RTM_NEWNETCONF: forwarding, rp_filter, ignore_routes_with_linkdown.
         80 => Some(KernelEvent::Changed("sysctl")),
@@ -133,15 +138,20 @@ fn link_event(payload: &[u8], exists: bool) -> Option<KernelEvent> {
     Some(KernelEvent::Link { name: link.name, up: exists && link.up, carrier: exists && link.carrier })
 }
 
-/// Of the main and the local table only default routes are facts: a full BGP table must not wake us up.
-fn route_matters(payload: &[u8]) -> bool {
-    const MAIN: u8 = 254;
-    let (prefix, table) = (payload.get(1).copied().unwrap_or(0), payload.get(4).copied().unwrap_or(0));
-    prefix == 0 || table < MAIN
+/// Routes in our tables are ours, and default routes of the main table are facts. Other tables, and a full BGP
+/// table in the main one, must not wake us up.
+fn route_matters(payload: &[u8], ranges: &Ranges) -> bool {
+    const MAIN: u32 = 254;
+    const HEADER: usize = 12;
+    const TABLE: u16 = 15;
+    let prefix = payload.get(1).copied().unwrap_or(0);
+    let long = payload.get(HEADER..).and_then(|attributes| wire::find(attributes, TABLE)?.try_into().ok());
+    let table = long.map_or_else(|| payload.get(4).copied().unwrap_or(0).into(), u32::from_ne_bytes);
+    ranges.owns_table(table) || (table == MAIN && prefix == 0)
 }
 
 /// Whose table changed stands in the first attribute of each kind of nft object.
-fn nft_event(_: u16, payload: &[u8]) -> Option<KernelEvent> {
+fn nft_event(payload: &[u8]) -> Option<KernelEvent> {
     let table = wire::find(payload.get(tables::HEADER..)?, tables::TABLE_NAME)?;
     (wire::text(table) == nft::TABLE).then_some(KernelEvent::Changed("nft"))
 }

@@ -80,8 +80,8 @@ impl Linux {
 
     /// Subscribes to what changes in the calling thread's network namespace. Do so before the first look, and
     /// within a tokio runtime. Needs `CAP_NET_ADMIN`, for the nft table.
-    pub fn subscribe() -> Result<Changes, KernelError> {
-        Changes::open(events::BUFFER)
+    pub fn subscribe(ranges: &Ranges) -> Result<Changes, KernelError> {
+        Changes::open(events::BUFFER, ranges)
     }
 
     /// Routes, rules, tunnels, links and addresses, without nft, sysctls and foreign routes: the fast look.
