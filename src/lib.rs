@@ -1,4 +1,21 @@
 //! Patronus: software-defined WAN on plain Linux, driven from Git.
+//!
+//! YAML becomes the state of a Linux router and stays so while links come and go.
+//!
+//! ```text
+//!              effects                 pure                 pure                  pure
+//!  directory -> source --Snapshot--> config --Config--> validate --Intent-------> desired --State--+
+//!                                                                                  ^               v
+//!  network --> probe --Sample--> health --Healths--> failover --Selection----------+              plan --Steps--> apply
+//!                                                                                                  ^                |
+//!                                                         kernel --Observed------------------------+ <--executes----+
+//!                                                                                                                   |
+//!                                         engine (the only loop) --Status--> store, metrics, api <----Outcome-------+
+//! ```
+//!
+//! [`engine`] is the only loop. What is pure takes `now` as an argument; [`kernel`] is the only module that changes
+//! the kernel, and [`cli`] the only one that prints. `docs/architecture.md` has the invariants and the tests that
+//! hold them. The modules stand below in the order of the picture.
 
 #![forbid(unsafe_code)]
 

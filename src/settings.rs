@@ -31,7 +31,7 @@ use crate::{
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
 /// Environment variable that names another file.
-pub const PATH_VARIABLE: &str = "PATRONUS_SETTINGS";
+pub const PATH_VARIABLE: &str = "PATRONUS_CONFIG";
 
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +114,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the settings: from `path` if given, else from the file that `PATRONUS_SETTINGS` names, else from
+    /// Reads the settings: from `path` if given, else from the file that `PATRONUS_CONFIG` names, else from
     /// [`PATH`]. Only the last may be absent: then the defaults hold.
     pub fn load(path: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         let named = path.map(Path::to_path_buf).or_else(|| env(PATH_VARIABLE).map(PathBuf::from));

@@ -20,8 +20,8 @@ pub struct Ranges {
     pub policy_mask: MarkMask,
     /// Target `t` has table `base + t`; base itself is not used.
     pub table_base: u32,
-    /// Target `t` has rule priority `base + t`; the rule that lets the main table's specific routes win
-    /// stands at `base - 10`.
+    /// Target `t` has rule priority `base + t`; senders that are bound to an uplink have theirs at `base`; the
+    /// rule that lets the main table's specific routes win stands at `base - 10`.
     pub priority_base: u32,
     /// Protocol number of our routes and rules (`/etc/iproute2/rt_protos`).
     pub protocol: u8,
@@ -59,6 +59,12 @@ impl Ranges {
         self.priority_base - 10
     }
 
+    /// The priority of rules for senders that are bound to an interface: before every target's.
+    #[must_use]
+    pub const fn bound_priority(&self) -> u32 {
+        self.priority_base
+    }
+
     /// Whether a table number is in our range.
     #[must_use]
     pub const fn owns_table(&self, table: u32) -> bool {
@@ -69,7 +75,7 @@ impl Ranges {
     #[must_use]
     pub const fn owns_priority(&self, priority: u32) -> bool {
         priority == self.main_priority()
-            || (priority > self.priority_base && priority <= self.priority_base + self.target_mask.max_number())
+            || (priority >= self.priority_base && priority <= self.priority_base + self.target_mask.max_number())
     }
 }
 
@@ -300,6 +306,11 @@ impl std::str::FromStr for Target {
             ["path", path] => Ok(Self::Path(path.parse()?)),
             ["failover", rule] => Ok(Self::Rule(rule.parse()?)),
             ["member", rule, path] => Ok(Self::Member(rule.parse()?, path.parse()?)),
+            // How two names of full length fit into an nft comment.
+            [pair] if pair.contains(' ') => {
+                let (rule, path) = pair.split_once(' ').unwrap_or_default();
+                Ok(Self::Member(rule.parse()?, path.parse()?))
+            }
             _ => Err(UnitError(format!("`{s}` is not a target"))),
         }
     }

@@ -57,6 +57,7 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     let settings = context::settings(&args.router, args.dir)?;
     let active = context::configuration(&settings)?;
     let kernel = context::kernel()?;
+    context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;
     let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges);
     context::recover(&mut router).await?;
@@ -76,6 +77,7 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
 pub async fn teardown(args: TeardownArgs) -> Outcome {
     let settings = context::settings(&args.router, None)?;
     let kernel = context::kernel()?;
+    context::privilege("teardown")?;
     let _lock = context::lock(&settings, "teardown")?;
     let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges);
     context::recover(&mut router).await?;
@@ -93,7 +95,7 @@ pub async fn teardown(args: TeardownArgs) -> Outcome {
     };
     let revision = Revisions { to: "none".into(), from: None };
     let site = settings.site.clone().unwrap_or_else(context::nameless);
-    plan::print(&report::report(&inputs, site, revision, router.generation()), args.show)?;
+    plan::print(&report::report(&inputs, site, revision, router.generation_of(&observed)), args.show)?;
     if planned.steps.is_empty() || !agreed(args.yes, "Remove all of this?")? {
         return Ok(Exit::Done);
     }

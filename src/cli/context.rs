@@ -16,7 +16,7 @@ use crate::{
     health::{Healths, Measures},
     kernel::{
         KernelError,
-        linux::Linux,
+        linux::{Linux, has_net_admin},
         lock::{Lock, LockError},
     },
     settings::{Settings, Source},
@@ -47,7 +47,7 @@ pub struct RouterArgs {
 /// settings' source.
 pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Failure> {
     let mut settings = Settings::load(args.config.as_deref(), |name| std::env::var(name).ok())
-        .map_err(|error| Failure { exit: Exit::Settings, ..Failure::error("reading the settings", &error) })?;
+        .map_err(|error| Failure::new(Exit::Settings, crate::engine::chain(&error)))?;
     settings.source = dir.map(Source::Dir).or(settings.source);
     settings.site = args.site.clone().or(settings.site);
     if let Some(dir) = &args.state_dir {
@@ -126,12 +126,43 @@ pub fn from_kernel(doing: &str, error: &KernelError) -> Failure {
     }
 }
 
+/// Says what a verb that changes the kernel needs, before it fails half-way.
+pub fn privilege(verb: &str) -> Result<(), Failure> {
+    if has_net_admin() {
+        return Ok(());
+    }
+    let text = format!(
+        "`{verb}` changes the network, and that needs the capability CAP_NET_ADMIN\n  \
+         run it as root, or as a service with `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW`"
+    );
+    Err(Failure::new(Exit::Privilege, text))
+}
+
 /// Takes the lock of this network namespace.
 pub fn lock(settings: &Settings, command: &str) -> Result<Lock, Failure> {
-    Lock::acquire(&settings.runtime_dir, command).map_err(|error| match error {
-        LockError::Busy { .. } => Failure::new(Exit::Busy, error.to_string()),
-        other => Failure::error("cannot take the lock of this router", &other),
+    Lock::acquire(&settings.runtime_dir, command).map_err(|error| match &error {
+        LockError::Busy { holder } => Failure::new(Exit::Busy, format!("{error}\n  {}", remedy(holder))),
+        LockError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let failure = Failure::error("cannot take the lock of this router", &error);
+            let text =
+                format!("{}\n  run it as the daemon's user or as root, or add --runtime-dir DIR", failure.message);
+            Failure::new(Exit::Privilege, text)
+        }
+        LockError::Io { .. } => {
+            let failure = Failure::error("cannot take the lock of this router", &error);
+            Failure::new(failure.exit, format!("{}\n  --runtime-dir names another directory for it", failure.message))
+        }
     })
+}
+
+/// What to do about a router that is held.
+fn remedy(holder: &str) -> &'static str {
+    if holder.contains("`run`") {
+        "the daemon follows its source by itself; `patronus reconcile` has it look now\n  \
+         to work by hand, stop it first: systemctl stop patronus   (traffic goes on as it is)"
+    } else {
+        "wait until it has ended, then try again"
+    }
 }
 
 /// The journal as `plan` may use it: it creates nothing.
@@ -175,9 +206,12 @@ pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
     selection
 }
 
-/// The configuration in force before, if it is known and still valid.
-pub fn in_force(router: &Router<Linux>, settings: &Settings) -> Option<Active> {
+/// The configuration in force before, if it is known and still valid; `new` is the one that shall be.
+pub fn in_force(router: &Router<Linux>, settings: &Settings, new: &Active) -> Option<Active> {
     let good = router.ledger.last_good()?;
+    if good.revision == new.revision && good.files == new.files {
+        return Some(new.clone());
+    }
     let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
     activate(snapshot, settings).ok()
 }

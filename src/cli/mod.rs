@@ -61,7 +61,8 @@ impl Failure {
         let mut message = format!("{doing}: {cause}");
         let mut next = cause.source();
         while let Some(source) = next {
-            message.push_str(&format!(": {source}"));
+            message.push_str(": ");
+            message.push_str(&source.to_string());
             next = source.source();
         }
         Self::new(Exit::Error, message)
@@ -147,7 +148,7 @@ fn run(verb: Verb) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| Failure::error("cannot start", &e))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match verb {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
@@ -164,7 +165,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),
         }
-    })
+    });
+    // A thread that hangs on a dead disk must not keep the process from ending.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// The command line's own description, for completions, manual pages and the reference.

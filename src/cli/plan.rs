@@ -95,7 +95,7 @@ fn report(
     planned: &Planned,
     observed: &Observed,
 ) -> Report {
-    let old = context::in_force(router, settings);
+    let old = context::in_force(router, settings, active);
     let old_selection = router.remembered_selection().unwrap_or_default();
     let mut numbers = router.numbers(observed).targets.clone();
     numbers.extend(planned.allocations.targets.clone());
@@ -110,7 +110,7 @@ fn report(
         ranges: router.ranges(),
     };
     let revision = Revisions { to: active.revision.clone(), from: old.as_ref().map(|a| a.revision.clone()) };
-    report::report(&inputs, active.site.name.clone(), revision, router.generation())
+    report::report(&inputs, active.site.name.clone(), revision, router.generation_of(observed))
 }
 
 /// Prints a plan.

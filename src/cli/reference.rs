@@ -21,6 +21,7 @@ pub struct ManArgs {
 }
 
 /// Runs `completions`.
+#[expect(clippy::unnecessary_wraps, reason = "every verb returns an `Outcome`")]
 pub fn completions(args: &CompletionsArgs) -> Outcome {
     clap_complete::generate(args.shell, &mut command(), "patronus", &mut io::stdout());
     Ok(Exit::Done)

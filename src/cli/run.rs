@@ -37,9 +37,10 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let settings = context::settings(&args.router, args.dir)?;
     let origin = context::origin(&settings)?;
+    let kernel = context::kernel()?;
+    context::privilege("run")?;
     let _lock = context::lock(&settings, "run")?;
     let changes = Linux::subscribe().map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
-    let kernel = context::kernel()?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
     let mut router = Router::new(kernel, ledger, settings.ranges);
     context::recover(&mut router).await?;
@@ -90,12 +91,12 @@ async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
     while status.changed().await.is_ok() {
         let now = Arc::clone(&status.borrow_and_update());
         let line = summary(&now);
-        let mut states = vec![NotifyState::Status(&line), NotifyState::Watchdog];
+        let mut news = vec![NotifyState::Status(&line), NotifyState::Watchdog];
         if !ready && (now.reconcile.is_some() || !now.source.errors.is_empty()) {
             ready = true;
-            states.push(NotifyState::Ready);
+            news.push(NotifyState::Ready);
         }
-        if let Err(error) = sd_notify::notify(&states) {
+        if let Err(error) = sd_notify::notify(&news) {
             tracing::debug!(%error, "systemd cannot be told");
         }
     }

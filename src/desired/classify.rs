@@ -4,6 +4,8 @@
 //! kernel finds the right one in one lookup. A policy that overlaps an earlier one of its map opens the next
 //! block, so the order of blocks is the order of policies.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use ipnet::IpNet;
 
 use crate::{
@@ -59,6 +61,15 @@ impl Interval {
             IpNet::V6(n) => (u128::from(n.network()), u128::from(n.broadcast())),
         };
         Self { first, last, text: net.trunc().to_string() }
+    }
+
+    fn addresses(first: u128, last: u128, family: Family) -> Self {
+        let text = |n: u128| match family {
+            // Numbers of IPv4 addresses have 32 bits.
+            Family::V4 => Ipv4Addr::from_bits(u32::try_from(n).unwrap_or(u32::MAX)).to_string(),
+            Family::V6 => Ipv6Addr::from_bits(n).to_string(),
+        };
+        Self { first, last, text: format!("{}-{}", text(first), text(last)) }
     }
 
     const fn overlaps(&self, other: &Self) -> bool {
@@ -118,10 +129,25 @@ fn rule(policy: &Policy, family: Family) -> Option<Rule> {
     Some(Rule { policy: policy.name.clone(), fields })
 }
 
+/// Address prefixes without those that lie within another, ones that touch put together. nft refuses overlaps in a
+/// map, and lists what touches in a set as one range.
+fn joined(mut values: Vec<Interval>, family: Family) -> Vec<Interval> {
+    values.sort_by_key(|v| (v.first, std::cmp::Reverse(v.last)));
+    let mut apart: Vec<Interval> = Vec::with_capacity(values.len());
+    for value in values {
+        match apart.last_mut().filter(|last| value.first <= last.last.saturating_add(1)) {
+            Some(last) if value.last <= last.last => {}
+            Some(last) => *last = Interval::addresses(last.first, value.last, family),
+            None => apart.push(value),
+        }
+    }
+    apart
+}
+
 /// The prefixes of a family; `None` when there are some, but only of the other: the policy cannot match.
 fn prefixes(nets: &[IpNet], family: Family) -> Option<Vec<Interval>> {
     let ours: Vec<Interval> = nets.iter().filter(|n| Family::of_net(n) == family).map(Interval::prefix).collect();
-    (nets.is_empty() || !ours.is_empty()).then_some(ours)
+    (nets.is_empty() || !ours.is_empty()).then(|| joined(ours, family))
 }
 
 #[derive(Default)]
@@ -174,16 +200,19 @@ fn overlap(a: &[Interval], b: &[Interval]) -> bool {
     a.iter().zip(b).all(|(a, b)| a.overlaps(b))
 }
 
-/// The boxes of a rule as map entries; `None` if it must stand alone: no fields, an interface, or too many.
+/// The boxes of a rule as map entries; `None` if it must stand alone: no fields, too many, an interface, or a DSCP
+/// beside other fields, since nft 1.0.6 lists `ip saddr . ip dscp` in a way that it does not read again.
 fn boxes(rule: &Rule) -> Option<Vec<(Vec<Interval>, Name)>> {
     let size = rule.fields.iter().try_fold(1_usize, |n, (_, values)| n.checked_mul(values.len()))?;
-    let alone = rule.fields.is_empty() || size > MAX_ENTRIES || shape(rule).any(|f| f == Field::InInterface);
+    let unlistable = rule.fields.len() > 1 && shape(rule).any(|f| f == Field::Dscp);
+    let interface = shape(rule).any(|f| f == Field::InInterface);
+    let alone = rule.fields.is_empty() || size > MAX_ENTRIES || interface || unlistable;
     if alone {
         return None;
     }
     let mut keys: Vec<Vec<Interval>> = vec![Vec::new()];
     for (_, values) in &rule.fields {
-        let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), &[value.clone()]].concat();
+        let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), std::slice::from_ref(value)].concat();
         keys = keys.iter().flat_map(|key| values.iter().map(move |value| longer(key, value))).collect();
     }
     Some(keys.into_iter().map(|key| (key, rule.policy.clone())).collect())

@@ -56,7 +56,7 @@ const ALPHABETS: [(&str, Allowed); 13] = [
     ("prefixes", |c| is_prefix(c) || ", ".contains(c)),
     ("interface", is_interface),
     ("interfaces", |c| is_interface(c) || ", ".contains(c)),
-    ("values", |c| is_prefix(c) || is_interface(c) || ", ".contains(c)),
+    ("values", |c| is_prefix(c) || is_interface(c) || "-, ".contains(c)),
     ("fields", |c| c.is_ascii_lowercase() || c.is_ascii_digit() || " .".contains(c)),
 ];
 
@@ -96,8 +96,15 @@ fn quoted(interface: &crate::units::IfName) -> String {
     format!("\"{interface}\"")
 }
 
-fn chain(target: &Target) -> String {
-    target.to_string().replace('/', "_")
+/// Longest name of a target in a chain's name, which ends at 127 bytes (`NFT_NAME_MAXLEN`); beyond it, its number.
+const MAX_CHAIN: usize = 120;
+
+/// A target in a comment; two names of full length fit only without a word before them.
+fn label(target: &Target) -> String {
+    match target {
+        Target::Member(rule, path) if target.to_string().len() > MAX_COMMENT => format!("{rule} {path}"),
+        _ => target.to_string(),
+    }
 }
 
 /// What the template sees.
@@ -184,8 +191,6 @@ struct OuterContext {
     local: String,
     remote: String,
     port: u16,
-    verdict: &'static str,
-    chain: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -257,6 +262,13 @@ impl Build<'_> {
         hex(self.ranges.target_mask.mark(number))
     }
 
+    /// What the names of a target's chains end in.
+    fn chain(&self, target: &Target) -> String {
+        let text = target.to_string().replace('/', "_");
+        let number = || self.numbers.targets.get(target).copied().unwrap_or_default();
+        if text.len() > MAX_CHAIN { format!("target_{}", number()) } else { text }
+    }
+
     fn paths(&self) -> impl Iterator<Item = &Path> {
         self.site.paths.values()
     }
@@ -277,8 +289,8 @@ impl Build<'_> {
         };
         let context = |target: &Target| TargetContext {
             mark: self.mark(target),
-            label: target.to_string(),
-            chain: chain(target),
+            label: label(target),
+            chain: self.chain(target),
             interfaces: interfaces(target),
         };
         self.numbers.targets.keys().map(context).collect()
@@ -303,7 +315,7 @@ impl Build<'_> {
             mark: hex(self.ranges.policy_mask.mark(number)),
             dscp: policy.set_dscp.map(crate::units::Dscp::value),
             verdict,
-            chain: target.as_ref().map(chain).unwrap_or_default(),
+            chain: target.as_ref().map(|t| self.chain(t)).unwrap_or_default(),
         }
     }
 
@@ -312,7 +324,7 @@ impl Build<'_> {
         let lan: Vec<String> =
             self.site.lan.iter().flat_map(|l| &l.prefixes).filter(mine).map(ToString::to_string).collect();
         let beyond = self.site.beyond.iter().filter(|(net, _)| mine(net)).filter_map(|(net, site)| {
-            Some(BeyondContext { prefix: net.to_string(), chain: chain(&self.towards(site)?) })
+            Some(BeyondContext { prefix: net.to_string(), chain: self.chain(&self.towards(site)?) })
         });
         FamilyContext {
             word: word(family),
@@ -349,7 +361,7 @@ impl Build<'_> {
         let arrival = |path: &Path| ArrivalContext {
             path: path.name.to_string(),
             interface: quoted(&path.interface),
-            chain: chain(&self.answer(path)),
+            chain: self.chain(&self.answer(path)),
             transit: path.to != Destination::Internet,
         };
         self.paths().map(arrival).collect()
@@ -365,14 +377,11 @@ impl Build<'_> {
             return None;
         };
         let family = Family::of(remote);
-        let uplink = self.paths().find(|p| p.to == Destination::Internet && p.interface == *over);
         Some(OuterContext {
             word: word(family),
             local: local.or_else(|| address_on(inputs.facts, over, family))?.to_string(),
             remote: remote.to_string(),
             port: *port,
-            verdict: if uplink.is_some() { "goto" } else { "return" },
-            chain: uplink.map(|p| chain(&Target::Path(p.name.clone()))),
         })
     }
 
@@ -396,7 +405,7 @@ impl Build<'_> {
                 })
             }
         };
-        let entry = |target: &Target| Some(PinEntry { mark: self.mark(target), chain: chain(&bound(target)?) });
+        let entry = |target: &Target| Some(PinEntry { mark: self.mark(target), chain: self.chain(&bound(target)?) });
         self.numbers.targets.keys().filter_map(entry).collect()
     }
 

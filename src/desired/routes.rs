@@ -181,8 +181,15 @@ fn table_routes(
         .collect()
 }
 
-/// The rules: specific routes of the main table first, then one per target and family; senders that are
-/// bound to an uplink's interface leave by it.
+/// The number of the path to the internet that leaves by this interface, if there is one.
+fn table_of(site: &Site, interface: &IfName, allocations: &Allocations) -> Option<u32> {
+    let path = site.paths.values().find(|p| p.to == Destination::Internet && p.interface == *interface)?;
+    allocations.targets.get(&Target::Path(path.name.clone())).copied()
+}
+
+/// The rules: specific routes of the main table first; then senders that are bound to an uplink's interface leave by
+/// it; then one per target and family. The outer packets of a tunnel are looked up with the mark of the inner ones,
+/// and would be sent into the tunnel again if the mark were asked first.
 pub(super) fn rules<'a>(
     site: &'a Site,
     inputs: &Inputs<'a>,
@@ -195,9 +202,11 @@ pub(super) fn rules<'a>(
         let fwmark = Fwmark { mark: ranges.target_mask.mark(*n), mask: ranges.target_mask.bits() };
         (ranges.priority(*n), Some(fwmark), None, ranges.table(*n), None)
     });
-    let bound = site.paths.values().filter(|p| p.to == Destination::Internet).filter_map(move |path| {
-        let n = allocations.targets.get(&Target::Path(path.name.clone()))?;
-        Some((ranges.priority(*n), None, Some(path.interface.clone()), ranges.table(*n), None))
+    let bound = site.endpoints.values().filter_map(move |endpoint| {
+        let table = table_of(site, &endpoint.interface, allocations).map_or(MAIN, |number| ranges.table(number));
+        let used = site.paths.values().any(|path| path.under() == Some(&endpoint.interface));
+        let rule = (ranges.bound_priority(), None, Some(endpoint.interface.clone()), table, None);
+        (table != MAIN || used).then_some(rule)
     });
     main.into_iter().chain(marked).chain(bound).flat_map(|(priority, fwmark, oif, table, suppress_prefixlength)| {
         Family::ALL.map(|family| {

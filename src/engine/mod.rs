@@ -33,9 +33,9 @@ use crate::{
     units::Name,
 };
 
-pub(crate) use self::pass::told;
 pub use self::source::{Active, ConfigError, Origin, activate};
 pub use self::status::ReconcileOutcome;
+pub(crate) use self::{pass::told, source::chain};
 use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
@@ -85,6 +85,7 @@ pub struct Engine {
     recorder: Recorder,
     active: Option<Active>,
     source: SourceStatus,
+    reader: source::Reader,
     monitor: Monitor,
     selection: Selection,
     prober: Prober,
@@ -94,6 +95,7 @@ pub struct Engine {
     probes: BTreeMap<Name, publish::Probes>,
     reasons: BTreeMap<Name, String>,
     last: Option<ReconcileStatus>,
+    change: Option<ReconcileStatus>,
     drift: Vec<String>,
     totals: Totals,
     alarms: Alarms,
@@ -139,6 +141,7 @@ enum Wake {
     Kernel(KernelEvent),
     Sample(Sample),
     Source,
+    Reading(source::Reading),
     Command(Command),
     Time,
 }
@@ -163,6 +166,7 @@ impl Engine {
             recorder: parts.recorder,
             active: None,
             source,
+            reader: source::Reader::default(),
             monitor: Monitor::default(),
             prober: Prober::start(sender)?,
             samples,
@@ -171,6 +175,7 @@ impl Engine {
             probes: BTreeMap::new(),
             reasons: BTreeMap::new(),
             last: None,
+            change: None,
             drift: Vec::new(),
             totals: Totals::default(),
             alarms: Alarms { start: parts.alarms, ..Alarms::default() },
@@ -204,7 +209,8 @@ impl Engine {
                 Wake::Kernel(event) => self.on_kernel(event).await,
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
-                Wake::Command(command) => self.on_command(command).await,
+                Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
+                Wake::Command(command) => self.on_command(command),
                 Wake::Time => {}
             }
         }
@@ -224,6 +230,7 @@ impl Engine {
             Some(sample) = self.samples.recv() => Wake::Sample(sample),
             Some(()) = wires.reload.recv() => Wake::Source,
             Some(command) = wires.commands.recv() => Wake::Command(command),
+            reading = self.reader.done() => Wake::Reading(reading),
             () = watcher.changed() => Wake::Source,
             () = tokio::time::sleep(wait) => Wake::Time,
         }
@@ -241,13 +248,16 @@ impl Engine {
     /// Does whatever is due.
     async fn on_time(&mut self, watcher: &mut Watcher) {
         let now = clock::now();
+        // After a long pass samples wait: whoever is late here must not call the prober silent.
+        while let Ok(sample) = self.samples.try_recv() {
+            self.take_sample(&sample, now);
+        }
         self.monitor.handle_timeout(now);
         self.decide(now).await;
         self.sweep(now).await;
         if self.timers.source <= now {
             watcher.refresh();
-            self.timers.source = now + SOURCE_AUDIT;
-            self.read_source().await;
+            self.read_source(watcher, now);
         }
         if self.timers.audit <= now {
             self.timers.pass_at(now);
@@ -260,6 +270,7 @@ impl Engine {
             self.count().await;
         }
         if self.timers.publish <= now {
+            self.look_at_sysctls(now);
             self.publish();
         }
     }
@@ -287,13 +298,11 @@ impl Engine {
         self.decide(now).await;
     }
 
-    async fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
-                self.read_source().await;
-                self.pass().await;
-                // Whoever asked may have gone away.
-                let _ = self.last.clone().map(|status| reply.send(status));
+                self.reader.waiting.push(reply);
+                self.read_source_at(clock::now());
             }
         }
     }

@@ -16,9 +16,12 @@ use crate::{
     desired,
     plan::{Step, text},
     probe::ProbeSpec,
-    state::Target,
+    state::{Key, SysctlKey, Target, Value},
     store::Run,
 };
+
+/// Sysctls that are looked at every second.
+const SYSCTLS: usize = 500;
 
 /// Lines of drift that a status carries.
 const DRIFT_LINES: usize = 20;
@@ -32,12 +35,40 @@ impl Engine {
         if self.active.is_none() {
             return;
         }
+        self.tend_ledger();
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
             Ok(planned) => self.carry_out(&planned).await,
             Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
         };
         self.ended(begun, outcome, steps, message);
+    }
+
+    /// The kernel announces no change of some sysctls. A hub with very many leaves that to the audit.
+    pub(super) fn look_at_sysctls(&mut self, now: Instant) {
+        let Some(applied) = self.router.applied() else { return };
+        let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
+            Key::Sysctl(SysctlKey { path }) => Some((path.clone(), value)),
+            _ => None,
+        });
+        let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
+        let Ok(found) = self.router.kernel.sysctls(&paths) else { return };
+        let same = |(path, value): (&String, &&Value)| {
+            found.get(&Key::Sysctl(SysctlKey { path: path.clone() })).is_none_or(|now| now == *value)
+        };
+        if self.timers.retry == RETRY && !paths.iter().zip(&values).all(same) {
+            self.timers.pass_at(now);
+        }
+    }
+
+    /// A journal that somebody deleted or damaged is begun anew with what is known.
+    fn tend_ledger(&mut self) {
+        let Some(told) = self.router.tend_ledger() else { return };
+        if !self.alarms.start.contains(&told) {
+            self.warning("alarm", "journal", told.clone(), serde_json::Value::Null);
+            self.alarms.start.push(told);
+        }
+        self.source.applied = None;
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
@@ -65,12 +96,12 @@ impl Engine {
         for step in &drifted {
             *self.totals.drift.entry(step.kind().to_owned()).or_default() += 1;
         }
-        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, text::key_text(s.key()?)))).collect();
+        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, &text::key_text(s.key()?)))).collect();
         if !self.drift.is_empty() {
             let count = self.drift.len();
             let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
             self.drift.truncate(DRIFT_LINES);
-            self.event("drift", "", message, json!(self.drift));
+            self.warning("drift", "", message, json!(self.drift));
         }
     }
 
@@ -119,7 +150,12 @@ impl Engine {
         let repeated = self.last.as_ref().is_some_and(|l| l.outcome == outcome && l.message == message);
         if outcome != ReconcileOutcome::Unchanged && !(failed && repeated) {
             let text = summary(outcome, steps, took, message.as_deref(), self.router.generation());
-            self.event("reconcile", "", text, json!({ "steps": steps, "micros": took.as_micros() }));
+            let detail = json!({ "steps": steps, "micros": took.as_micros() });
+            if failed {
+                self.warning("reconcile", "", text, detail);
+            } else {
+                self.event("reconcile", "", text, detail);
+            }
         }
         self.alarms.kernel = failed.then(|| message.clone()).flatten();
         if failed {
@@ -130,6 +166,9 @@ impl Engine {
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.last = Some(ReconcileStatus { at: clock::wall(), micros, outcome, steps, message });
+        if outcome != ReconcileOutcome::Unchanged {
+            self.change.clone_from(&self.last);
+        }
         self.timers.publish = clock::now();
     }
 
@@ -158,7 +197,7 @@ impl Engine {
     }
 }
 
-fn drift_line(step: &Step, object: String) -> String {
+fn drift_line(step: &Step, object: &str) -> String {
     match step {
         Step::Set { before: None, .. } => format!("{object} is missing"),
         Step::Set { after: None, .. } => format!("{object} should not be there"),

@@ -37,6 +37,7 @@ pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
         source,
         generation: 0,
         reconcile: None,
+        change: None,
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
@@ -52,8 +53,9 @@ impl Engine {
         self.timers.publish = clock::now() + PUBLISH;
         let mut status = blank(&self.origin.site, self.source.clone());
         status.started = self.started;
-        status.generation = self.router.generation();
+        status.generation = self.router.generation_of(&self.observed);
         status.reconcile.clone_from(&self.last);
+        status.change.clone_from(&self.change);
         status.drift.clone_from(&self.drift);
         status.totals = self.totals.clone();
         status.totals.store_lost_rows = self.recorder.lost();
@@ -73,7 +75,7 @@ impl Engine {
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));
         }
-        all.extend(self.observed.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
+        all.extend(self.observed.intruders.iter().map(|i| crate::plan::report::intruder(i)));
         all
     }
 

@@ -1,7 +1,7 @@
 //! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
 //! as the daemon and the one-shot verbs share it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -17,10 +17,10 @@ use crate::{
     validate::intent::Site,
 };
 
-/// Names under which the ledger keeps things.
+/// Under which name the ledger keeps the numbers.
 const ALLOCATIONS: &str = "allocations";
-/// The path choice in force.
-const SELECTION: &str = "selection";
+/// Who made the canonical form of the ruleset applied last.
+const CANONICAL_BY: &str = "canonical-by";
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,14 @@ pub struct Router<K> {
     generation: u64,
 }
 
+/// Adds what is known and not shown, where its number is not taken meanwhile.
+fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32>) {
+    let taken: BTreeSet<u32> = shown.values().copied().collect();
+    for (item, number) in known.iter().filter(|(_, number)| !taken.contains(number)) {
+        shown.entry(item.clone()).or_insert(*number);
+    }
+}
+
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
@@ -91,14 +99,19 @@ impl<K: Kernel> Router<K> {
         self.generation
     }
 
+    /// The same, also if the journal was lost: the table that was observed tells.
+    pub fn generation_of(&self, observed: &Observed) -> u64 {
+        self.generation.max(observed.stamp.as_ref().map_or(0, |stamp| stamp.generation))
+    }
+
     /// The path choice remembered from before, if any.
     pub fn remembered_selection(&self) -> Option<Selection> {
-        self.ledger.get(SELECTION)
+        self.ledger.selection()
     }
 
     /// Remembers the path choice.
     pub fn remember_selection(&self, selection: &Selection) {
-        self.ledger.put(SELECTION, selection);
+        self.ledger.set_selection(selection);
     }
 
     /// What has to be looked at for a site; without one, what has ever been ours.
@@ -111,8 +124,14 @@ impl<K: Kernel> Router<K> {
     }
 
     /// Looks at the kernel.
+    ///
+    /// Numbers that somebody deleted from our table are filled in from memory: flows carry them, so that an
+    /// object that lost its number must get the same one again.
     pub async fn observe(&self, site: Option<&Site>) -> Result<Observed, KernelError> {
-        self.kernel.observe(&self.scope(site)).await
+        let mut observed = self.kernel.observe(&self.scope(site)).await?;
+        fill_in(&mut observed.allocations.targets, &self.known.targets);
+        fill_in(&mut observed.allocations.policies, &self.known.policies);
+        Ok(observed)
     }
 
     /// Numbers in use: what the kernel shows, or what was last known if our table is gone.
@@ -148,7 +167,20 @@ impl<K: Kernel> Router<K> {
     }
 
     async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
-        Ok(NftTable { canonical: self.kernel.canonical(&source).await?, source })
+        let canonical = match self.applied_form(&source) {
+            Some(form) => form.to_owned(),
+            None => self.kernel.canonical(&source).await?,
+        };
+        Ok(NftTable { canonical, source })
+    }
+
+    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
+    /// kernel made it. That form was read back from the kernel then.
+    fn applied_form(&self, source: &str) -> Option<&str> {
+        let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
+        let made_by = self.kernel.canonical_by()?;
+        let same = table.source == source && !table.canonical.is_empty();
+        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
     }
 
     fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
@@ -156,7 +188,7 @@ impl<K: Kernel> Router<K> {
         if !steps.is_empty() {
             steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
         }
-        let stamp = Stamp { generation: self.generation + 1, plan: Uuid::now_v7() };
+        let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
         Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
     }
 
@@ -200,6 +232,7 @@ impl<K: Kernel> Router<K> {
         }
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
+            self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
             self.applied = Some(planned.desired.clone());
         }
         let wanted: Vec<String> = site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default();
@@ -209,6 +242,16 @@ impl<K: Kernel> Router<K> {
             self.ledger.forget_sysctl(&key);
             self.originals.remove(&key);
         }
+    }
+
+    /// Looks whether the journal is still there; if not, begins another one with all that is remembered, and says
+    /// so.
+    pub fn tend_ledger(&mut self) -> Option<String> {
+        let told = self.ledger.tend()?;
+        self.ledger.put(ALLOCATIONS, &self.known);
+        self.originals.iter().for_each(|(key, value)| self.ledger.keep_sysctl(key, value));
+        self.applied.iter().for_each(|state| self.ledger.set_applied(state));
+        Some(told)
     }
 
     /// Takes in that a step was executed outside a transaction: it is part of what is applied now.

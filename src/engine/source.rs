@@ -1,13 +1,15 @@
 //! From the source to the site in force: reading, checking, keeping the last good state.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::{DEBOUNCE, Engine};
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use super::{DEBOUNCE, Engine, SOURCE_AUDIT, status::ReconcileStatus};
 use crate::{
     clock,
     config::{self, Snapshot},
     diag::{Diagnostic, Severity},
-    source,
+    source::{self, SourceError, Watcher},
     store::LastGood,
     units::Name,
     validate::{self, intent::Site},
@@ -95,6 +97,63 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
     }
 }
 
+/// A tree that somebody writes to is looked at again after this time.
+const UNFINISHED: Duration = Duration::from_millis(250);
+
+/// What reading the source has come to.
+#[derive(Debug)]
+pub(super) enum Reading {
+    /// It could not be read.
+    Failed(SourceError),
+    /// It is the revision that is known already.
+    Known(String),
+    /// Another revision, checked.
+    Checked(String, Result<Box<Active>, ConfigError>),
+}
+
+/// Reads and checks the source aside: a large fleet takes seconds, and no probe waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    task: Option<JoinHandle<Option<Reading>>>,
+    /// The revision that was refused last, if the errors in the status are about it.
+    refused: Option<String>,
+    /// Who waits for the pass after the next reading.
+    pub(super) waiting: Vec<oneshot::Sender<ReconcileStatus>>,
+}
+
+impl Reader {
+    fn begin(&mut self, origin: Origin, known: Vec<String>) {
+        self.task = Some(tokio::spawn(read(origin, known)));
+    }
+
+    /// The reading that is under way; never without one. Safe to drop: it goes on.
+    pub(super) async fn done(&mut self) -> Reading {
+        loop {
+            let Some(task) = &mut self.task else { return std::future::pending().await };
+            let result = task.await;
+            self.task = None;
+            if let Ok(Some(reading)) = result {
+                return reading;
+            }
+            tracing::error!("reading the source ended without a result; the next audit tries again");
+        }
+    }
+}
+
+async fn read(origin: Origin, known: Vec<String>) -> Option<Reading> {
+    let snapshot = match source::read_settled(&origin.dir).await {
+        Ok(snapshot) => snapshot,
+        Err(error) => return Some(Reading::Failed(error)),
+    };
+    let revision = snapshot.revision.clone();
+    if known.contains(&revision) {
+        return Some(Reading::Known(revision));
+    }
+    let check = move || activate(snapshot, Some(&origin.site), &origin.options);
+    let checked = tokio::task::spawn_blocking(check).await.ok()?;
+    Some(Reading::Checked(revision, checked.map(Box::new)))
+}
+
 impl Engine {
     /// Before the source is read for the first time: what was in force before still is, whatever the source
     /// says now.
@@ -110,35 +169,73 @@ impl Engine {
         }
     }
 
-    /// Reads the source; puts it in force if it is another one and valid, else keeps what is in force and says why.
-    pub(super) async fn read_source(&mut self) {
-        let snapshot = match source::read_settled(&self.origin.dir).await {
-            Ok(snapshot) => snapshot,
-            Err(error) => return self.refuse(None, vec![chain(&error)]),
-        };
-        self.source.last_success = Some(clock::wall());
-        let revision = snapshot.revision.clone();
-        let same_as_refused = self.source.desired.as_ref() == Some(&revision) && !self.source.errors.is_empty();
-        if same_as_refused && self.active.as_ref().is_none_or(|a| a.revision != revision) {
+    /// Begins to read the source, unless that is under way or somebody is writing it.
+    pub(super) fn read_source(&mut self, watcher: &Watcher, now: clock::Instant) {
+        if self.reader.task.is_some() || watcher.is_being_written(now) {
+            self.timers.source = now + UNFINISHED;
             return;
         }
-        if self.active.as_ref().is_some_and(|a| a.revision == revision) {
-            self.source.desired = Some(revision);
-            return self.source.errors.clear();
+        self.timers.source = now + SOURCE_AUDIT;
+        let active = self.active.as_ref().map(|a| a.revision.clone());
+        let known = active.into_iter().chain(self.reader.refused.clone()).collect();
+        self.reader.begin(self.origin.clone(), known);
+    }
+
+    /// Takes what was read, unless somebody has begun to write meanwhile.
+    pub(super) async fn on_reading(&mut self, reading: Reading, watcher: &Watcher) {
+        let now = clock::now();
+        if watcher.is_being_written(now) {
+            self.timers.source = now + UNFINISHED;
+            return;
         }
-        match activate(snapshot, Some(&self.origin.site), &self.origin.options) {
-            Ok(active) => {
+        self.take_reading(reading);
+        if !self.reader.waiting.is_empty() {
+            self.pass().await;
+            for reply in std::mem::take(&mut self.reader.waiting) {
+                // Whoever asked may have gone away.
+                let _ = self.last.clone().map(|status| reply.send(status));
+            }
+        }
+    }
+
+    /// Puts a reading in force if it is another one and valid, else keeps what is in force and says why.
+    fn take_reading(&mut self, reading: Reading) {
+        match reading {
+            Reading::Failed(error) => return self.refuse(None, vec![chain(&error)]),
+            Reading::Known(revision) => self.take_known(revision),
+            Reading::Checked(revision, Ok(_)) if self.is_in_force(&revision) => self.take_known(revision),
+            Reading::Checked(revision, Ok(active)) => {
                 self.event("source", "", format!("revision {revision} is valid"), serde_json::Value::Null);
                 self.source.desired = Some(revision);
                 self.source.errors.clear();
-                self.adopt(active);
+                self.adopt(*active);
             }
-            Err(error) => self.refuse(Some(revision), error.lines()),
+            Reading::Checked(revision, Err(error)) => self.refuse(Some(revision), error.lines()),
         }
+        self.source.last_success = Some(clock::wall());
+    }
+
+    fn is_in_force(&self, revision: &str) -> bool {
+        self.active.as_ref().is_some_and(|a| a.revision == revision)
+    }
+
+    /// Back at what is in force, or still at what was refused.
+    fn take_known(&mut self, revision: String) {
+        if self.is_in_force(&revision) {
+            if !self.source.errors.is_empty() {
+                let text = format!("revision {revision} is what the source holds again; it is in force");
+                self.event("source", "", text, serde_json::Value::Null);
+            }
+            self.source.errors.clear();
+            self.reader.refused = None;
+            self.timers.publish = clock::now();
+        }
+        self.source.desired = Some(revision);
     }
 
     fn adopt(&mut self, active: Active) {
         let now = clock::now();
+        self.reader.refused = None;
         self.monitor.reconfigure(&active.site, now);
         self.active = Some(active);
         self.links_from_facts(now);
@@ -155,9 +252,10 @@ impl Engine {
             let which = revision.as_ref().map(|r| format!("revision {r}: ")).unwrap_or_default();
             let first = errors.first().cloned().unwrap_or_default();
             let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
-            self.event("source", "", format!("{which}{first}{more}; {kept}"), serde_json::json!(errors));
+            self.warning("source", "", format!("{which}{first}{more}; {kept}"), serde_json::json!(errors));
             self.timers.publish = clock::now();
         }
+        self.reader.refused.clone_from(&revision);
         self.source.desired = revision.or_else(|| self.source.desired.take());
         self.source.errors = errors;
     }
@@ -178,7 +276,7 @@ impl Engine {
 }
 
 /// An error with its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

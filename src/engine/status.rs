@@ -35,6 +35,9 @@ pub struct Status {
     pub generation: u64,
     /// The last reconcile.
     pub reconcile: Option<ReconcileStatus>,
+    /// The last one that found something to do.
+    #[serde(default)]
+    pub change: Option<ReconcileStatus>,
     /// Paths by name.
     pub paths: BTreeMap<Name, PathStatus>,
     /// Rules by name.

@@ -15,6 +15,7 @@ use crate::{
     state::{Key, Stamp, Target},
     store::{HealthSample, TransitionRecord},
     units::IfName,
+    validate::intent::Path,
 };
 
 /// Flows that were born while the old route still stood are forgotten this long after the switch.
@@ -32,35 +33,48 @@ impl Engine {
         }
     }
 
-    /// A link's state reaches every path that leaves by it, before any look at the kernel.
+    /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows
+    /// must not set routes by a link that is down.
     pub(super) fn link_changed(&mut self, name: &IfName, up: bool, carrier: bool, now: Instant) {
-        let link = match (up, carrier) {
-            (true, true) => Link::Ready,
-            (true, false) => Link::NoCarrier,
-            (false, _) => Link::Disabled,
+        if let Some(facts) = self.observed.facts.links.get_mut(name) {
+            (facts.up, facts.carrier) = (up, carrier);
+        }
+        let told = |interface: &IfName| {
+            if interface == name { state(up, carrier) } else { self.link_of(interface) }
         };
         let paths = self.active.iter().flat_map(|a| a.site.paths.values());
-        for path in paths.filter(|p| p.interface == *name) {
-            self.monitor.set_link(&path.name, link, now);
+        let changed = paths.filter(|p| p.interface == *name || p.under() == Some(name));
+        let links: Vec<_> = changed.map(|path| (path.name.clone(), link(path, told))).collect();
+        for (path, link) in links {
+            self.monitor.set_link(&path, link, now);
         }
+    }
+
+    /// An interface at the last look.
+    fn link_of(&self, interface: &IfName) -> Link {
+        self.observed.facts.links.get(interface).map_or(Link::Missing, |l| state(l.up, l.carrier))
     }
 
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = self.active.as_ref().filter(|_| self.has_looked()) else { return };
         for path in active.site.paths.values() {
-            let link = match self.observed.facts.links.get(&path.interface) {
-                None => Link::Missing,
-                Some(l) if !l.up => Link::Disabled,
-                Some(l) if !l.carrier => Link::NoCarrier,
-                Some(_) => Link::Ready,
-            };
+            let link = link(path, |interface| self.link_of(interface));
             self.monitor.set_link(&path.name, link, now);
         }
     }
 
-    /// Asks the failover rules; switches at once if they want another path.
+    /// Whether the kernel has been looked at since the start: every network namespace has a loopback interface.
+    fn has_looked(&self) -> bool {
+        !self.observed.facts.links.is_empty()
+    }
+
+    /// Asks the failover rules; switches at once if they want another path. Before the first look at the kernel
+    /// every interface would seem to be missing, so nothing is decided.
     pub(super) async fn decide(&mut self, now: Instant) {
+        if !self.has_looked() {
+            return;
+        }
         while let Some(event) = self.monitor.poll_event() {
             let message = format!("{} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
             let health = self.monitor.healths().get(&event.path).map(|h| json!(h)).unwrap_or_default();
@@ -123,7 +137,10 @@ impl Engine {
                     tracing::debug!(?step, flows = done.flows, "switched");
                     self.executed(step);
                 }
-                Err(error) => tracing::warn!(%error, ?step, "a switch step failed; the full pass takes over"),
+                Err(error) => {
+                    tracing::warn!("a switch step failed, the full pass takes over: {error}");
+                    tracing::debug!(?step, "failed");
+                }
             }
         }
     }
@@ -173,8 +190,34 @@ impl Engine {
     /// Records and logs that something happened.
     pub(super) fn event(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         tracing::info!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    /// The same for what a person should look at.
+    pub(super) fn warning(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
+        tracing::warn!(kind, subject, "{message}");
+        self.record(kind, subject, message, detail);
+    }
+
+    fn record(&self, kind: &str, subject: &str, message: String, detail: serde_json::Value) {
         let event = Event { id: 0, at: clock::wall(), kind: kind.into(), subject: subject.into(), message, detail };
         self.recorder.event(event);
+    }
+}
+
+/// What a path's link is worth: a tunnel of ours has its carrier still when the interface under it has lost its own.
+fn link(path: &Path, of: impl Fn(&IfName) -> Link) -> Link {
+    match (of(&path.interface), path.under().map(of)) {
+        (Link::Ready, Some(under)) => under,
+        (own, _) => own,
+    }
+}
+
+const fn state(up: bool, carrier: bool) -> Link {
+    match (up, carrier) {
+        (true, true) => Link::Ready,
+        (true, false) => Link::NoCarrier,
+        (false, _) => Link::Disabled,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The state machine of one path.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use super::{Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
@@ -20,6 +20,10 @@ enum Cause {
     Recovering,
     Score,
 }
+
+/// The least time without any report after which the prober is called silent. A path that dies is found by the
+/// prober's own reports; this guards against the prober, which a busy machine may hold up.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// One path.
 #[derive(Debug)]
@@ -68,7 +72,7 @@ impl Track {
     /// When the path is to be called unknown because not even lost rounds are reported any more.
     pub fn silent_at(&self) -> Option<Instant> {
         let probe = &self.path.probe;
-        let patience = probe.interval * (probe.down_after + 2) + probe.timeout;
+        let patience = (probe.interval * (probe.down_after + 2) + probe.timeout).max(SILENCE);
         let counts = !probe.targets.is_empty() && self.window.len() > 0 && self.link == Link::Ready;
         counts.then(|| self.heard + patience)
     }

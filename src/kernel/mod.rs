@@ -110,6 +110,11 @@ pub trait Kernel {
 
     /// The canonical text of a rendered ruleset: loaded and listed in a throw-away network namespace.
     fn canonical(&self, source: &str) -> impl Future<Output = Result<String, KernelError>>;
+
+    /// What makes canonical forms: two equal answers mean that a source has the same form. None if unknown.
+    fn canonical_by(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a step did, where the step itself does not say it.

@@ -147,7 +147,7 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
     let mut risks: Vec<String> =
         consequences.iter().filter_map(|c| Some(format!("{}: {}", c.policy, c.risk.as_ref()?))).collect();
     risks.extend(inputs.obstacles.iter().cloned());
-    risks.extend(inputs.intruders.iter().map(|i| format!("foreign object in our ranges, left alone: {i}")));
+    risks.extend(inputs.intruders.iter().map(String::as_str).map(intruder));
     let count = |action| inputs.steps.iter().filter(|s| s.action() == action).count();
     let summary = Summary {
         add: count(Action::Add),
@@ -378,4 +378,9 @@ fn risk(from: Option<&Route>, to: Option<&Route>) -> Option<String> {
         }
         _ => None,
     }
+}
+/// An object of others in our ranges, as plans and alarms show it.
+#[must_use]
+pub fn intruder(object: &str) -> String {
+    format!("foreign object in our ranges, left alone: {object}; move it, or give the settings other `ranges`")
 }

@@ -87,10 +87,20 @@ pub fn read(root: &Path) -> Result<Snapshot, SourceError> {
 }
 
 /// Reads a directory until two readings agree, so that a tree in the middle of being written is not taken.
+/// It reads on a thread for such work: a slow disk keeps nobody waiting but the caller.
 pub async fn read_settled(root: &Path) -> Result<Snapshot, SourceError> {
     let mut last: Option<Snapshot> = None;
     for _ in 0..SETTLE_ROUNDS {
-        let now = read(root)?;
+        let path = root.to_owned();
+        let ended = |e| SourceError::Read { path: root.to_owned(), source: io::Error::other(e) };
+        let now = match tokio::task::spawn_blocking(move || read(&path)).await.map_err(ended)? {
+            // Somebody is tidying up.
+            Err(SourceError::Read { path, source }) if source.kind() == io::ErrorKind::NotFound && path != root => {
+                tokio::time::sleep(SETTLE).await;
+                continue;
+            }
+            result => result?,
+        };
         if last.as_ref().is_some_and(|last| last.revision == now.revision) {
             return Ok(now);
         }
@@ -110,7 +120,7 @@ impl Tree<'_> {
     fn directory(&mut self, path: &Path, depth: usize) -> Result<(), SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         if depth > MAX_DEPTH {
-            return Err(self.limit(path, format!("at most {MAX_DEPTH} directories deep")));
+            return Err(limit(path, format!("at most {MAX_DEPTH} directories deep")));
         }
         let mut entries = fs::read_dir(path).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         entries.sort_by_key(fs::DirEntry::file_name);
@@ -135,23 +145,23 @@ impl Tree<'_> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let length = fs::metadata(path).map_err(failed)?.len();
         if length > MAX_FILE as u64 {
-            return Err(self.limit(path, format!("a file has at most {MAX_FILE} bytes, this one has {length}")));
+            return Err(limit(path, format!("a file has at most {MAX_FILE} bytes, this one has {length}")));
         }
         let content = fs::read(path).map_err(failed)?;
         self.bytes += content.len();
         self.files.insert(name.to_owned(), content);
         if self.files.len() > MAX_FILES {
-            return Err(self.limit(self.root, format!("a tree has at most {MAX_FILES} files")));
+            return Err(limit(self.root, format!("a tree has at most {MAX_FILES} files")));
         }
         if self.bytes > MAX_TREE {
-            return Err(self.limit(self.root, format!("a tree has at most {MAX_TREE} bytes")));
+            return Err(limit(self.root, format!("a tree has at most {MAX_TREE} bytes")));
         }
         Ok(())
     }
+}
 
-    fn limit(&self, path: &Path, limit: String) -> SourceError {
-        SourceError::Limit { path: path.to_owned(), limit }
-    }
+fn limit(path: &Path, limit: String) -> SourceError {
+    SourceError::Limit { path: path.to_owned(), limit }
 }
 
 fn is_yaml(path: &Path) -> bool {
@@ -168,7 +178,12 @@ pub fn revision(files: &BTreeMap<String, Vec<u8>>) -> String {
         hash.update((content.len() as u64).to_be_bytes());
         hash.update(content);
     }
-    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(6)
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
 }
 
 #[cfg(test)]

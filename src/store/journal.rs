@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{StoreError, from_word, int, journal_file, move_aside, open, schema, uint, word};
+use super::{PATIENCE, StoreError, from_word, int, journal_file, move_aside, open, schema, uint, word, writer};
 use crate::{
     clock::{self, Wall},
     engine::status::ReconcileOutcome,
@@ -142,6 +142,7 @@ pub struct LastGood {
 pub struct Journal {
     db: Connection,
     file: PathBuf,
+    inode: Option<u64>,
     boot: String,
 }
 
@@ -159,9 +160,28 @@ impl Journal {
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let file = journal_file(dir);
         let db = open(&file, schema::JOURNAL)?;
-        let journal = Self { db, file, boot: boot()? };
+        let journal = Self { db, inode: writer::inode(&file), file, boot: boot()? };
         journal.close_other_boots()?;
         Ok(journal)
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What happened to the file while it was open, if anything: `SQLite` goes on writing to a file that was
+    /// deleted, and to one whose pages it has cached.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&'static str> {
+        if writer::inode(&self.file) != self.inode {
+            Some("was deleted")
+        } else if writer::has_magic(&self.file) {
+            None
+        } else {
+            Some("was overwritten")
+        }
     }
 
     /// Opens the journal; a damaged one is moved aside and a new one begun. The text, if any, says so.
@@ -196,8 +216,20 @@ impl Journal {
         result
     }
 
+    /// Whoever has waited in vain for somebody else's lock waits no more, until [`Journal::be_patient`].
     fn err(&self, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
-        StoreError::database(doing, &self.file)
+        let to_error = StoreError::database(doing, &self.file);
+        move |error| {
+            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) {
+                let _ = self.db.busy_timeout(std::time::Duration::ZERO);
+            }
+            to_error(error)
+        }
+    }
+
+    /// Waits for the locks of others again.
+    pub fn be_patient(&self) {
+        let _ = self.db.busy_timeout(PATIENCE);
     }
 
     /// Writes down a plan with all its steps before the first one runs. Runs that are still open are closed:

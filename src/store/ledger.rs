@@ -12,6 +12,7 @@ use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
     clock,
     engine::status::ReconcileOutcome,
+    failover::Selection,
     state::{Stamp, State, SysctlKey},
 };
 
@@ -38,6 +39,22 @@ impl Ledger {
     #[must_use]
     pub fn memory() -> Self {
         Self::Memory(apply::Memory::default())
+    }
+
+    /// Looks whether the journal's file is still the one that was opened and undamaged; if not, begins another
+    /// and says so. What was remembered has to be put into it again.
+    pub fn tend(&mut self) -> Option<String> {
+        let Self::Disk(journal) = self else { return None };
+        journal.be_patient();
+        let trouble = journal.trouble()?;
+        let file = journal.file().to_owned();
+        match file.parent().map(Journal::open_or_replace)? {
+            Ok((another, _)) => {
+                **journal = another;
+                Some(format!("{} {trouble} while in use; a new one was begun", file.display()))
+            }
+            Err(error) => Some(format!("{} {trouble} while in use: {}", file.display(), error.chain())),
+        }
     }
 
     /// A remembered value; absent when there is none or the store is dead.
@@ -77,6 +94,17 @@ impl Ledger {
     /// Remembers the configuration in force.
     pub fn set_last_good(&self, good: &LastGood) {
         self.write(|j| j.set_last_good(good));
+    }
+
+    /// The path choice in this boot; its moments count from the boot.
+    #[must_use]
+    pub fn selection(&self) -> Option<Selection> {
+        self.read(Journal::selection).flatten()
+    }
+
+    /// Remembers the path choice until the machine goes down.
+    pub fn set_selection(&self, selection: &Selection) {
+        self.write(|j| j.set_selection(selection));
     }
 
     /// Values that sysctls had before we first set them.

@@ -117,6 +117,10 @@ impl StoreError {
     }
 }
 
+/// How long a lock of others is waited for. Short: the engine waits for the journal, and a reader never blocks a
+/// writer in WAL mode.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(250);
+
 /// The journal's file in a state directory.
 #[must_use]
 pub fn journal_file(dir: &Path) -> PathBuf {
@@ -137,8 +141,7 @@ fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     }
     let err = || StoreError::database("open", file);
     let mut db = Connection::open(file).map_err(err())?;
-    // Short: the engine waits for the journal, and a reader never blocks a writer in WAL mode.
-    db.busy_timeout(std::time::Duration::from_millis(250)).map_err(err())?;
+    db.busy_timeout(PATIENCE).map_err(err())?;
     db.pragma_update(None, "journal_mode", "wal").map_err(err())?;
     db.pragma_update(None, "synchronous", "normal").map_err(err())?;
     db.pragma_update(None, "journal_size_limit", 4 << 20).map_err(err())?;

@@ -160,12 +160,12 @@ impl Writer {
     }
 }
 
-fn inode(file: &Path) -> Option<u64> {
+pub(super) fn inode(file: &Path) -> Option<u64> {
     std::fs::metadata(file).ok().map(|m| m.ino())
 }
 
 /// The first 16 bytes of every database (<https://sqlite.org/fileformat.html#magic_header_string>).
-fn has_magic(file: &Path) -> bool {
+pub(super) fn has_magic(file: &Path) -> bool {
     let mut head = [0; 16];
     std::fs::File::open(file).and_then(|mut f| f.read_exact(&mut head)).is_ok() && &head == b"SQLite format 3\0"
 }

@@ -107,6 +107,17 @@ pub struct Path {
     pub health: Health,
 }
 
+impl Path {
+    /// The interface under a tunnel that we create.
+    #[must_use]
+    pub const fn under(&self) -> Option<&IfName> {
+        match &self.to {
+            Destination::Site { tunnel: TunnelSpec::Vxlan { over, .. }, .. } => Some(over),
+            _ => None,
+        }
+    }
+}
+
 /// Where a path leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

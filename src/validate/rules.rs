@@ -102,10 +102,10 @@ impl Subject<'_> {
         }
         let sla = spec.sla_class.as_ref().and_then(|class| {
             let health = self.fleet.sla.get(class).copied();
-            if health.is_none() {
-                if let Some(found) = sla_missing(self.fleet, class, self.object) {
-                    self.report(report, found);
-                }
+            if health.is_none()
+                && let Some(found) = sla_missing(self.fleet, class, self.object)
+            {
+                self.report(report, found);
             }
             health
         });

@@ -20,23 +20,24 @@ use patronus::{
 };
 use tokio::sync::mpsc;
 
+use super::row::{Bound, Row};
+
 #[allow(dead_code)]
 #[path = "../it/support/wire.rs"]
 mod wire;
 
 const UPLINKS: usize = 10;
 
-/// Measures and prints one row per bound.
+/// The prober with the health of all paths, without the rest of the daemon.
 ///
 /// # Panics
 /// When it cannot run: it needs root, `ip` and `nft`.
-pub fn run() {
-    for row in thread::spawn(measure).join().expect("the measurement") {
-        println!("{row}");
-    }
+pub fn run() -> Vec<Row> {
+    thread::spawn(measure).join().expect("the measurement")
 }
 
-fn measure() -> Vec<String> {
+#[allow(clippy::cast_precision_loss)]
+fn measure() -> Vec<Row> {
     let provider = wire::two_uplinks();
     for n in 2..UPLINKS {
         wire::plug(&provider, u8::try_from(n).expect("few uplinks"));
@@ -47,19 +48,17 @@ fn measure() -> Vec<String> {
         let none = probe(0, Duration::from_secs(2)).await;
         let hundred = probe(100, Duration::from_secs(22)).await;
         let thousand = probe(1000, Duration::from_secs(22)).await;
-        let more = hundred.rss.saturating_sub(none.rss);
+        let more = hundred.rss.saturating_sub(none.rss) as f64 / 1024.0;
+        let one = |figure: &str, unit, value: f64, bound| Row::new(figure, unit, vec![value], bound);
+        let lost = format!("- probes lost, of {}", thousand.probes);
         vec![
-            row("probe/1000-paths-1s/cpu", format!("{:.1} % of a core", thousand.cpu * 100.0), "<= 10 %"),
-            row("probe/1000-paths-1s/rss", format!("{} kB", thousand.rss), "<= 60 MB"),
-            row("probe/1000-paths-1s/lost", format!("{} of {}", thousand.lost, thousand.probes), "0"),
-            row("probe/1000-paths-1s/rtt", format!("{} us median", thousand.rtt), "-"),
-            row("probe/100-paths-over-none/rss", format!("{more} kB"), "< 1 MB"),
+            one("prober alone, 1,000 paths at 1 s: one core", "%", thousand.cpu * 100.0, Bound::Most(10.0)),
+            one("- resident, this benchmark's process", "MB", thousand.rss as f64 / 1024.0, Bound::Most(60.0)),
+            one(&lost, "probes", thousand.lost as f64, Bound::Most(0.0)),
+            one("- median round trip", "ms", thousand.rtt as f64 / 1e3, Bound::None),
+            one("prober alone, 100 paths over none: resident", "MB", more, Bound::Most(1.0)),
         ]
     })
-}
-
-fn row(name: &str, value: String, bound: &str) -> String {
-    format!("{name:<32} {value:>18}   bound {bound}")
 }
 
 struct Figures {
@@ -92,7 +91,7 @@ async fn probe(paths: usize, time: Duration) -> Figures {
             monitor.handle_sample(&sample, clock::now());
         }
     }
-    let share = (cpu_time() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let share = cpu_time().checked_sub(cpu).unwrap().as_secs_f64() / began.elapsed().as_secs_f64();
     let mut rtts: Vec<u128> = answers.iter().copied().flatten().collect();
     rtts.sort_unstable();
     let (asked, lost) = (answers.len(), answers.len() - rtts.len());

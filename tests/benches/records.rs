@@ -16,29 +16,33 @@ use patronus::{
     units::{Name, Ratio},
 };
 
+use super::row::{Bound, Row, ms};
+
 const PATHS: usize = 1_000;
 
-/// Prints one row per figure.
-pub fn run() {
+/// Rendering of the metrics, and what the store takes.
+pub fn run() -> Vec<Row> {
     let status = status();
     let bytes = metrics::render(&status).len();
-    row(&format!("/metrics, {PATHS} paths, {} KB", bytes / 1000), 31, "<= 50 ms", || drop(metrics::render(&status)));
+    let figure = format!("/metrics rendered, {PATHS} paths, {} KB", bytes / 1000);
+    let render = row(&figure, 31, Bound::Most(50.0), || drop(metrics::render(&status)));
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let limits = Limits { resolution: Duration::ZERO, ..Limits::default() };
     let recorder = Recorder::start(dir.path(), limits);
     let mut at = clock::wall().as_micros();
-    row("store, batch of 1,000 samples, written", 11, "-", || {
+    let batch = row("store: a batch of 1,000 samples, written", 11, Bound::None, || {
         at += 1_000_000;
         status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
         assert!(recorder.flush(Duration::from_secs(60)), "the batch is written");
     });
     let journal = Journal::open(dir.path()).expect("a journal");
-    row("journal, run of 4 steps, every step marked twice", 31, "-", || journaled(&journal));
-    row("store, 1,000 samples, time the engine gives", 11, "-", || {
+    let run = row("journal: a run of 4 steps, each marked twice", 31, Bound::None, || journaled(&journal));
+    let given = row("store: 1,000 samples, time that the engine gives", 11, Bound::None, || {
         at += 1_000_000;
         status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
     });
+    vec![render, batch, run, given]
 }
 
 fn journaled(journal: &Journal) {
@@ -61,17 +65,14 @@ fn journaled(journal: &Journal) {
     journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).expect("finished");
 }
 
-fn row(name: &str, rounds: usize, bound: &str, mut work: impl FnMut()) {
+fn row(figure: &str, rounds: usize, bound: Bound, mut work: impl FnMut()) -> Row {
     work();
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|_| {
-            let start = Instant::now();
-            work();
-            start.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    println!("{name:<48} {:>9.3} ms  {bound}", times[rounds / 2].as_secs_f64() * 1e3);
+    let once = |_| {
+        let start = Instant::now();
+        work();
+        ms(start.elapsed())
+    };
+    Row::new(figure, "ms", (0..rounds).map(once).collect(), bound)
 }
 
 fn status() -> Status {

@@ -390,7 +390,7 @@ mod arbitrary {
         let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
         assert_eq!(intent.is_none(), diag::has_errors(&found));
         // Rendering is part of the promise, and costs more than the rest: not for each.
-        if bytes.len() % 8 == 0 {
+        if bytes.len().is_multiple_of(8) {
             let _ = diag::terminal(&found, config.sources(), false);
             let _ = diag::sarif(&found, config.sources());
             let _ = diag::github(&found, config.sources());
@@ -431,14 +431,24 @@ mod arbitrary {
 
     #[test]
     fn bytes_never_panic() {
-        runner(30_000).run(&vec(any::<u8>(), 0..64), |bytes| Ok(never_panics(&bytes))).unwrap();
+        runner(30_000)
+            .run(&vec(any::<u8>(), 0..64), |bytes| {
+                never_panics(&bytes);
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]
     fn text_of_yaml_marks_never_panics() {
         let text =
             vec(0..PIECES.len(), 0..24).prop_map(|picks| picks.into_iter().map(|n| PIECES[n]).collect::<String>());
-        runner(20_000).run(&text, |text| Ok(never_panics(text.as_bytes()))).unwrap();
+        runner(20_000)
+            .run(&text, |text| {
+                never_panics(text.as_bytes());
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]
@@ -448,6 +458,11 @@ mod arbitrary {
         // Rendering and checking are what a fault in a sound file reaches, so half of all inputs begin as one.
         let edits = vec((any::<usize>(), any::<u8>(), 1_usize..20, any::<usize>()), 1..6);
         let case = (0..seeds.len(), edits);
-        runner(50_000).run(&case, |(n, edits)| Ok(never_panics(&mutate(seeds[n].clone(), &edits)))).unwrap();
+        runner(50_000)
+            .run(&case, |(n, edits)| {
+                never_panics(&mutate(seeds[n].clone(), &edits));
+                Ok(())
+            })
+            .unwrap();
     }
 }

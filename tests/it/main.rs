@@ -1,9 +1,17 @@
 //! The integration tests, one binary.
 
 mod brain;
+mod cases;
+mod classifier;
 mod config;
+mod docs;
+mod failover;
 mod kernel;
 mod lab;
+mod messages;
+mod reconcile;
 mod records;
 mod support;
+mod tidy;
 mod transaction;
+mod tunnels;

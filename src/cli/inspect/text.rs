@@ -276,14 +276,16 @@ pub(super) fn source(status: &Status) -> String {
 
 fn daemon(status: &Status) -> String {
     let up = duration(between(status.started, status.wall));
-    let last = status.reconcile.as_ref().map_or_else(String::new, |r| {
-        let ago = duration(between(r.at, status.wall));
+    let ago = |r: &ReconcileStatus| duration(between(r.at, status.wall));
+    let change = status.change.as_ref().map_or_else(String::new, |r| {
         let (_, text) = outcome(r.outcome);
         let why = r.message.as_deref().map(|m| format!(": {}", clean(m))).unwrap_or_default();
         let took = latency(Some(std::time::Duration::from_micros(r.micros)));
-        format!("; last reconcile {ago} ago {text} ({}, {took}){why}", plural(r.steps, "step"))
+        format!("; last change {} ago {text} ({}, {took}){why}", ago(r), plural(r.steps, "step"))
     });
-    format!("Daemon  version {}, pid {}, running for {up}{last}\n", status.version, status.pid)
+    let look = status.reconcile.as_ref().filter(|r| r.outcome == ReconcileOutcome::Unchanged);
+    let look = look.map_or_else(String::new, |r| format!("; looked {} ago and found nothing to do", ago(r)));
+    format!("Daemon  version {}, pid {}, running for {up}{change}{look}\n", status.version, status.pid)
 }
 
 const fn outcome(outcome: ReconcileOutcome) -> (Mark, &'static str) {
@@ -362,6 +364,19 @@ fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what
         let _ = writeln!(out, "  {DIM}and {more} more, none worse: patronus get {what}{DIM:#}");
     }
     out
+}
+
+/// The outcome of a reconcile.
+pub fn reconciled(done: &ReconcileStatus) -> String {
+    let how = match done.outcome {
+        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
+        ReconcileOutcome::Applied => "applied",
+        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
+        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
+        ReconcileOutcome::Refused => "nothing was done",
+    };
+    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
 }
 
 #[cfg(test)]
@@ -466,17 +481,4 @@ mod tests {
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().nth(2).unwrap().starts_with('x'), "{text}");
     }
-}
-
-/// The outcome of a reconcile.
-pub fn reconciled(done: &ReconcileStatus) -> String {
-    let how = match done.outcome {
-        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
-        ReconcileOutcome::Applied => "applied",
-        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
-        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
-        ReconcileOutcome::Refused => "nothing was done",
-    };
-    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
-    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
 }

@@ -1,4 +1,4 @@
-//! What the kernel announces: links, addresses, routes, rules, our nft table.
+//! What the kernel announces: links, addresses, routes, rules, sysctls of interfaces, our nft table.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::kernel::{KernelError, KernelEvent};
 pub(super) const BUFFER: usize = 16 * 1024 * 1024;
 
 /// Multicast groups of rtnetlink (`linux/rtnetlink.h`).
-const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// A socket that fails more often than this in a row is not drained further.
 const MOST_FAILURES: u32 = 16;
 /// `NFNLGRP_NFTABLES`.
@@ -122,6 +122,8 @@ fn route_event(kind: u16, payload: &[u8]) -> Option<KernelEvent> {
         20 | 21 => Some(KernelEvent::Changed("address")),
         24 | 25 if route_matters(payload) => Some(KernelEvent::Changed("route")),
         32 | 33 => Some(KernelEvent::Changed("rule")),
+        // RTM_NEWNETCONF: forwarding, rp_filter, ignore_routes_with_linkdown.
+        80 => Some(KernelEvent::Changed("sysctl")),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{Emitable as _, NlaBuffer, Parseable as _};
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope},
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 use nix::errno::Errno;
@@ -135,6 +135,8 @@ struct Address {
     /// The kernel's scope number: 0 global, 253 link, 254 host.
     scope: u8,
     net: IpNet,
+    /// The kernel's own doing.
+    automatic: bool,
 }
 
 /// All interfaces with their addresses.
@@ -169,19 +171,21 @@ fn addresses(channel: &Channel) -> Result<Vec<Address>, KernelError> {
 
 /// The address unless duplicate detection has not ended, or failed (RFC 4862).
 fn usable(message: &AddressMessage) -> Option<Address> {
-    let (mut local, mut peer, mut flags) = (None, None, u32::from(message.header.flags.bits()));
+    let (mut local, mut peer, mut protocol, mut flags) = (None, None, None, u32::from(message.header.flags.bits()));
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Local(address) => local = Some(*address),
             AddressAttribute::Address(address) => peer = Some(*address),
             AddressAttribute::Flags(all) => flags = all.bits(),
+            AddressAttribute::Protocol(maker) => protocol = Some(*maker),
             _ => {}
         }
     }
     let flags = AddressFlags::from_bits_retain(flags);
     let pending = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
     let net = IpNet::new(local.or(peer)?, message.header.prefix_len).ok()?;
-    let address = Address { index: message.header.index, scope: message.header.scope.into(), net };
+    let automatic = automatic(protocol, net.addr());
+    let address = Address { index: message.header.index, scope: message.header.scope.into(), net, automatic };
     (!pending && !flags.contains(AddressFlags::Dadfailed)).then_some(address)
 }
 
@@ -203,15 +207,22 @@ impl Links {
 
     fn tunnel(&self, link: &Link) -> Option<Tunnel> {
         let mut tunnel = link.tunnel(&self.names)?;
-        tunnel.addresses = self.addresses_of(link.index).into_iter().filter(|net| !automatic(net)).collect();
+        let given = |a: &&Address| a.index == link.index && !a.automatic;
+        tunnel.addresses = self.addresses.iter().filter(given).map(|a| a.net).collect();
         tunnel.addresses.sort();
         Some(tunnel)
     }
 }
 
-/// The kernel gives each interface a link-local IPv6 address by itself.
-fn automatic(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
+/// The kernel gives each interface a link-local IPv6 address by itself. It says so since 5.18; before, the address
+/// shows that it was made from a MAC address (RFC 4291, appendix A).
+fn automatic(protocol: Option<AddressProtocol>, address: IpAddr) -> bool {
+    let from_mac = |a: Ipv6Addr| a.is_unicast_link_local() && a.octets()[11..13] == [0xff, 0xfe];
+    match (protocol, address) {
+        (Some(protocol), _) => protocol == AddressProtocol::LinkLocal,
+        (None, IpAddr::V6(address)) => from_mac(address),
+        (None, IpAddr::V4(_)) => false,
+    }
 }
 
 /// The interface of this name; nothing if there is none.

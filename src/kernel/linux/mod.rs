@@ -127,9 +127,15 @@ impl Linux {
         Ok(())
     }
 
-    /// Values of the counters `policy_<name>`; empty without our table.
+    /// Values of the counters `policy_<name>`, or those seen last where somebody deleted them.
     pub fn counters(&self) -> Result<BTreeMap<Name, Counter>, KernelError> {
-        tables::counters(&self.netfilter)
+        Ok(self.nft.highest(tables::counters(&self.netfilter)?))
+    }
+
+    /// Values of sysctls by their paths below `/proc/sys/net/`; about 5 microseconds each. Of some, such as
+    /// `src_valid_mark`, the kernel announces no change.
+    pub fn sysctls(&self, paths: &[String]) -> Result<BTreeMap<Key, Value>, KernelError> {
+        Ok(sysctl::read(paths)?.into_iter().collect())
     }
 
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.
@@ -317,6 +323,10 @@ impl Kernel for Linux {
         }
         forms.push_back((source.to_owned(), form.clone()));
         Ok(form)
+    }
+
+    fn canonical_by(&self) -> Option<String> {
+        self.nft.identity()
     }
 }
 

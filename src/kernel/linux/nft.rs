@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -64,11 +65,13 @@ impl Listing {
 pub(super) struct Nft {
     program: PathBuf,
     listing: Mutex<Option<Listing>>,
+    /// The highest values seen: counters go on from them after somebody deleted the table.
+    counted: Mutex<BTreeMap<Name, Counter>>,
 }
 
 impl Nft {
     pub(super) const fn new(program: PathBuf) -> Self {
-        Self { program, listing: Mutex::new(None) }
+        Self { program, listing: Mutex::new(None), counted: Mutex::new(BTreeMap::new()) }
     }
 
     /// Finds `nft`; ordinary users' `PATH` lacks the directories for administrators.
@@ -80,11 +83,33 @@ impl Nft {
         found.map(Self::new).ok_or_else(missing)
     }
 
+    /// The program's file and the kernel's release: what the listing of a ruleset depends on. The library that
+    /// does the work is replaced together with the program by every packaging.
+    pub(super) fn identity(&self) -> Option<String> {
+        let file = std::fs::metadata(&self.program).ok()?;
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        let (program, length, inode) = (self.program.display(), file.len(), file.ino());
+        Some(format!("{program} {length} {inode} {}.{} {}", file.ctime(), file.ctime_nsec(), release.trim()))
+    }
+
     /// Replaces the whole table in one transaction. Counters go on from their present values.
     pub(super) async fn load(&self, channel: &Channel, source: &str, stamp: &Stamp) -> Result<(), KernelError> {
-        let counters = tables::counters(channel)?;
+        let counters = self.highest(tables::counters(channel)?);
         let text = with_counters(&with_stamp(source, &stamp.to_string()), &counters);
-        self.run("load the ruleset", &["-f", "-"], &format!("{REPLACE}{text}")).await.map(|_| ())
+        self.run("load the ruleset", &["-f", "-"], &format!("{REPLACE}{text}")).await?;
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.retain(|name, _| text.contains(&format!("counter policy_{name} {{")));
+        Ok(())
+    }
+
+    /// Takes in values of the running counters, and gives back the highest ever seen.
+    pub(super) fn highest(&self, running: BTreeMap<Name, Counter>) -> BTreeMap<Name, Counter> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, counter) in running {
+            let seen = counted.entry(name).or_default();
+            *seen = Counter { packets: seen.packets.max(counter.packets), bytes: seen.bytes.max(counter.bytes) };
+        }
+        counted.clone()
     }
 
     /// Deletes the table, if there is one.
@@ -168,6 +193,7 @@ impl Nft {
             let counters = tables::counters(channel);
             if tables::generation(channel)? == generation {
                 let (found, counters) = (found?, counters?);
+                let counters = self.highest(counters);
                 self.keep(generation, ranges, &found);
                 return Ok(Found { counters, ..found });
             }

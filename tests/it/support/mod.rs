@@ -1,4 +1,8 @@
 //! Helpers that several test modules share.
 
+pub mod daemon;
 pub mod netns;
+pub mod quiet;
 pub mod wire;
+
+pub use quiet::quiet;

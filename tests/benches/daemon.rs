@@ -1,0 +1,204 @@
+//! The whole daemon with many paths: processor, memory, metrics over HTTP.
+//!
+//! Each path has an uplink of its own, a virtual cable to a second namespace whose kernel answers the probes.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    row::{Bound, Row, ms},
+    world::PATRONUS,
+};
+
+/// Until the first passes are over and the windows are full.
+const WARM: Duration = Duration::from_secs(25);
+const TIME: Duration = Duration::from_secs(15);
+
+struct Figures {
+    cpu: f64,
+    rss: f64,
+    scrapes: Vec<f64>,
+}
+
+/// One daemon after the other, since each wants the processor for itself.
+pub fn run() -> Vec<Row> {
+    let small: Vec<_> = [0, 100].into_iter().map(|n| thread::spawn(move || measure(n))).collect();
+    let mut small = small.into_iter().map(|side| side.join().expect("the measurement"));
+    let (none, hundred) = (small.next().expect("one"), small.next().expect("two"));
+    let thousand = thread::spawn(|| measure(1000)).join().expect("the measurement");
+    vec![
+        Row::new("daemon, 1,000 paths probed at 1 s: one core", "%", vec![thousand.cpu * 100.0], Bound::Most(10.0)),
+        Row::new("daemon, 1,000 paths: resident", "MB", vec![thousand.rss], Bound::Most(60.0)),
+        Row::new("daemon, no path: resident", "MB", vec![none.rss], Bound::None),
+        Row::new("daemon, 100 paths over none: resident", "MB", vec![hundred.rss - none.rss], Bound::Most(1.0)),
+        Row::new("/metrics of 1,000 paths over HTTP", "ms", thousand.scrapes, Bound::Most(50.0)),
+    ]
+}
+
+fn measure(paths: usize) -> Figures {
+    let space = Space::new(paths);
+    patronus::lab::enter(&space.0).expect("the router's namespace");
+    let dir = tempfile::tempdir().expect("a directory");
+    for part in ["repository", "state", "run"] {
+        fs::create_dir(dir.path().join(part)).expect("a directory");
+    }
+    fs::write(dir.path().join("repository/site.yaml"), site(paths)).expect("a file");
+    let settings = serde_json::json!({
+        "site": "bench",
+        "source": {"dir": dir.path().join("repository")},
+        "stateDir": dir.path().join("state"),
+        "runtimeDir": dir.path().join("run"),
+        "listen": {"metrics": "127.0.0.1:9469"},
+        "ranges": {"targetMask": "0xfff00000", "policyMask": "0x0000ffff", "tableBase": 5000, "priorityBase": 5000},
+    });
+    fs::write(dir.path().join("patronus.yaml"), settings.to_string()).expect("a file");
+    let log = fs::File::create(dir.path().join("log")).expect("a log");
+    let mut command = Command::new(PATRONUS);
+    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml"));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
+    let figures = watch(&child, paths, &dir.path().join("log"));
+    let _ = child.kill();
+    let _ = child.wait();
+    figures
+}
+
+/// A router's namespace and its provider's (with a `p` behind the name); removed in the end.
+struct Space(String);
+
+impl Space {
+    fn new(paths: usize) -> Self {
+        let space = Self(format!("patronusbenchd{}n{paths}", std::process::id()));
+        let (router, provider) = (&space.0, format!("{}p", space.0));
+        let (mut near, mut far) = (String::from("link set lo up\n"), String::from("link set lo up\n"));
+        far.push_str("route add local 10.50.0.0/16 dev lo\n");
+        for n in 0..paths {
+            let _ = writeln!(near, "link add w{n} type veth peer name i{n} netns {provider}");
+        }
+        for n in 0..paths {
+            let _ = writeln!(near, "address add {}/31 dev w{n}\nlink set w{n} up", address(n, 0));
+            let _ = writeln!(far, "address add {}/31 dev i{n}\nlink set i{n} up", address(n, 1));
+        }
+        ip(&["netns", "add", router], "");
+        ip(&["netns", "add", &provider], "");
+        for name in [router, &provider] {
+            let quiet = [
+                "netns",
+                "exec",
+                name,
+                "sysctl",
+                "-qw",
+                "net.ipv6.conf.default.disable_ipv6=1",
+                "net.ipv4.icmp_ratelimit=0",
+            ];
+            ip(&quiet, "");
+        }
+        ip(&["-n", router, "-batch", "-"], &near);
+        ip(&["-n", &provider, "-batch", "-"], &far);
+        space
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        for name in [self.0.clone(), format!("{}p", self.0)] {
+            let _ = Command::new("ip").args(["netns", "del", &name]).status();
+        }
+    }
+}
+
+/// The router's (0) or the provider's (1) address on an uplink.
+fn address(n: usize, end: usize) -> String {
+    format!("10.60.{}.{}", n / 100, n % 100 * 2 + end)
+}
+
+fn ip(words: &[&str], input: &str) {
+    let mut child = Command::new("ip").args(words).stdin(Stdio::piped()).spawn().expect("ip");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("to write");
+    assert!(child.wait().expect("ip").success(), "ip {words:?}");
+}
+
+fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
+    let begun = Instant::now();
+    let up = || {
+        scrape()
+            .map_or(0, |text| text.lines().filter(|l| l.starts_with("patronus_path_up{") && l.ends_with(" 1")).count())
+    };
+    while up() < paths {
+        let said = || fs::read_to_string(log).unwrap_or_default();
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} of {paths} up: {}\n{:?}", up(), said(), scrape());
+        thread::sleep(Duration::from_millis(300));
+    }
+    thread::sleep(if paths > 100 { WARM } else { WARM / 2 });
+    let (before, start) = (cpu(child.id()), Instant::now());
+    thread::sleep(TIME);
+    let share = (cpu(child.id()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    let resident = rss(child.id());
+    let scrapes = (0..21).map(|_| {
+        let begun = Instant::now();
+        let text = scrape().expect("metrics");
+        assert!(text.matches("\npatronus_path_up{").count() == paths, "every path is there");
+        ms(begun.elapsed())
+    });
+    Figures { cpu: share, rss: resident, scrapes: scrapes.collect() }
+}
+
+fn scrape() -> Option<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:9469").ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn site(paths: usize) -> String {
+    let mut text = "apiVersion: patronus.network/v1alpha1
+kind: Site
+metadata: {name: bench}
+spec:
+  lan:
+    - {interface: lo, prefixes: [192.168.10.0/24]}
+  endpoints:\n"
+        .to_owned();
+    if paths == 0 {
+        text.push_str("    e0: {interface: w0, gateway: 10.60.0.1}\n");
+    }
+    for n in 0..paths {
+        let _ = writeln!(text, "    e{n}: {{interface: w{n}, gateway: {}}}", address(n, 1));
+    }
+    if paths > 0 {
+        text.push_str("  paths:\n");
+    }
+    for n in 0..paths {
+        let (high, low) = (n / 250, n % 250);
+        let _ = writeln!(
+            text,
+            "    p{n}: {{from: e{n}, to: internet, nat: none, probe: {{targets: [10.50.{high}.{low}], interval: 1s}}}}"
+        );
+    }
+    text
+}
+
+/// Processor time of all threads of a process (`/proc/PID/task/*/schedstat`, in nanoseconds).
+fn cpu(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon lives").flatten();
+    let spent = |path: std::path::PathBuf| -> Option<u64> {
+        fs::read_to_string(path.join("schedstat")).ok()?.split_whitespace().next()?.parse().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(|task| spent(task.path())).sum())
+}
+
+/// Resident memory in megabytes.
+#[allow(clippy::cast_precision_loss)]
+fn rss(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    let kb: u64 = line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number");
+    kb as f64 / 1024.0
+}
