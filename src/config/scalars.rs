@@ -39,6 +39,13 @@ fn address(text: &str) -> Result<IpAddr, UnitError> {
     text.parse().map_err(|_| UnitError(format!("`{text}` is not an IP address: write `192.0.2.1` or `2001:db8::1`")))
 }
 
+/// An address with a length; leading zeros, which some programs read as octal, are refused.
+fn strict(text: &str) -> Option<IpNet> {
+    let (address, _) = text.split_once('/')?;
+    address.parse::<IpAddr>().ok()?;
+    text.parse().ok()
+}
+
 /// Serde and schema of a type that is written as text.
 macro_rules! text_scalar {
     ($type:ident, $format:literal, $expects:literal) => {
@@ -136,7 +143,7 @@ impl FromStr for Prefix {
     type Err = UnitError;
 
     fn from_str(s: &str) -> Result<Self, UnitError> {
-        let net: IpNet = s.parse().map_err(|_| match s.parse::<IpAddr>() {
+        let net = strict(s).ok_or_else(|| match s.parse::<IpAddr>() {
             Ok(ip) => UnitError(format!("`{s}` has no prefix length: write `{}`", IpNet::from(ip))),
             Err(_) => UnitError(format!("`{s}` is not a prefix: write `192.0.2.0/24` or `2001:db8::/32`")),
         })?;
@@ -164,8 +171,8 @@ impl FromStr for Inner {
 
     fn from_str(s: &str) -> Result<Self, UnitError> {
         let bad =
-            |_| UnitError(format!("`{s}` is not an address with a length: write `169.254.7.0/31` or `fe80::1/64`"));
-        s.parse().map(Self).map_err(bad)
+            || UnitError(format!("`{s}` is not an address with a length: write `169.254.7.0/31` or `fe80::1/64`"));
+        strict(s).map(Self).ok_or_else(bad)
     }
 }
 

@@ -64,8 +64,8 @@ pub fn run() -> Vec<Row> {
             bound: 1500.0,
         },
         Case {
-            figure: "+200 ms until left, 100 ms probes (timeout 400 ms, threshold 100 ms)",
-            probe: "interval: 100ms, timeout: 400ms",
+            figure: "+200 ms until left, 100 ms probes (timeout 100 ms)",
+            probe: "interval: 100ms, timeout: 100ms",
             health: "latency: 100ms",
             fault: Fault::Latency(Duration::from_millis(200)),
             fill: Duration::from_secs(4),
