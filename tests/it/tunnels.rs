@@ -214,10 +214,10 @@ fn flows_between_sites_move_to_the_other_tunnel() {
     }
 }
 
-/// A tunnel that somebody deletes, sets down or bends is repaired.
+/// A tunnel that somebody deletes, sets down or bends is repaired; teardown takes ours and leaves the others.
 #[test]
-fn tunnels_are_repaired() {
-    let fleet = Fleet::up();
+fn tunnels_are_repaired_and_taken_away() {
+    let mut fleet = Fleet::up();
     let north = router("north");
     fleet.sh(&north, "ip link add vx9 type vxlan id 9 remote 203.0.113.10 dstport 4789 dev wan1");
     for harm in
@@ -245,4 +245,11 @@ fn tunnels_are_repaired() {
     fleet.hq.wait("the hub's way back", active("north", "north-fiber"));
     fleet.exchange("north", &host("hq"), "10.1.0.10", "pt1001");
     fleet.exchange("north", &host("hq"), "2001:db8:1::a", "pt1001");
+    fleet.north.terminate();
+    let state = fleet.north.state_dir();
+    let run = state.with_file_name("run");
+    let place = ["--state-dir", state.to_str().unwrap(), "--runtime-dir", run.to_str().unwrap()];
+    fleet.north.says(&[&["teardown", "--yes", "--site", "north"][..], &place].concat());
+    let links = fleet.sh(&north, "ip -br link");
+    assert!(!links.contains("pt10") && links.contains("vx9"), "{links}");
 }
