@@ -369,10 +369,10 @@ impl Build<'_> {
 
     /// Outer packets of our tunnels: over their own endpoint, whatever the policies say.
     fn outer(&self, inputs: &Inputs<'_>) -> Vec<OuterContext> {
-        self.paths().filter_map(|path| self.outer_of(path, inputs)).collect()
+        self.paths().filter_map(|path| Self::outer_of(path, inputs)).collect()
     }
 
-    fn outer_of(&self, path: &Path, inputs: &Inputs<'_>) -> Option<OuterContext> {
+    fn outer_of(path: &Path, inputs: &Inputs<'_>) -> Option<OuterContext> {
         let Destination::Site { tunnel: TunnelSpec::Vxlan { over, local, remote, port, .. }, .. } = &path.to else {
             return None;
         };

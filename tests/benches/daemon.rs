@@ -138,7 +138,7 @@ fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
     thread::sleep(if paths > 100 { WARM } else { WARM / 2 });
     let (before, start) = (cpu(child.id()), Instant::now());
     thread::sleep(TIME);
-    let share = (cpu(child.id()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    let share = cpu(child.id()).checked_sub(before).unwrap().as_secs_f64() / start.elapsed().as_secs_f64();
     let resident = rss(child.id());
     let scrapes = (0..21).map(|_| {
         let begun = Instant::now();

@@ -60,7 +60,7 @@ pub fn run() -> Vec<Row> {
             fault: Fault::Loss(Ratio::from_ppm(300_000).expect("a ratio")),
             fill: Duration::from_secs(4),
             interval: fast,
-            watch: Duration::from_millis(4000),
+            watch: Duration::from_secs(4),
             bound: 1500.0,
         },
         Case {

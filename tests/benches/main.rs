@@ -20,8 +20,11 @@ use std::{
 
 use row::Row;
 
+/// A group's name, and what measures it.
+type Group = (&'static str, fn() -> Vec<Row>);
+
 /// What can be selected, in the order in which it runs: timing first, load last.
-const GROUPS: [(&str, fn() -> Vec<Row>); 9] = [
+const GROUPS: [Group; 9] = [
     ("outage", outage::run),
     ("detection", detection::run),
     ("switch", switch::run),

@@ -35,7 +35,8 @@ pub fn run() -> Vec<Row> {
     (spec.pps, spec.sockets) = (PPS, 8);
     let flow = world.lab.flow(&spec).expect("a flow");
     let site = world.site.clone();
-    let times = world.lab.thread_in(&world.router(), || drive(site)).join().expect("the switches").expect("the router");
+    let times =
+        world.lab.thread_in(&world.router(), move || drive(&site)).join().expect("the switches").expect("the router");
     let report = flow.finish().expect("a report");
     let mut crossed = report.there.crossings();
     let by = |endpoint: &str, crossed: &mut std::collections::BTreeMap<_, u64>| -> u64 {
@@ -60,7 +61,7 @@ pub fn run() -> Vec<Row> {
     ]
 }
 
-fn drive(site: Site) -> Vec<Duration> {
+fn drive(site: &Site) -> Vec<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let router = Router::new(Linux::connect().expect("the kernel"), Ledger::memory(), Ranges::default());
@@ -109,7 +110,7 @@ async fn switch(router: &Router<Linux>, site: &Site, observed: &mut Observed, to
 
 fn peer(world: &World) -> Vec<f64> {
     let once = |n: usize| {
-        let via = if n % 2 == 0 { "198.51.100.1" } else { "203.0.113.1" };
+        let via = if n.is_multiple_of(2) { "198.51.100.1" } else { "203.0.113.1" };
         let mut command = Command::new("ip");
         command.args(["route", "replace", "default", "via", via, "table", "77"]);
         let begun = Instant::now();

@@ -249,7 +249,7 @@ pub fn left_after(track: &Track, moment: Instant, endpoint: &str) -> Duration {
         Some(Crossing { site: SITE.parse().expect("a name"), endpoint: endpoint.parse::<Name>().expect("a name") });
     let end = moment + Duration::from_secs(3600);
     let (mut low, mut high) = (Duration::ZERO, Duration::from_secs(60));
-    while high - low > Duration::from_micros(200) {
+    while high.checked_sub(low).unwrap() > Duration::from_micros(200) {
         let middle = (low + high) / 2;
         let some = track.crossings_between(moment + middle, end).get(&by).is_some_and(|n| *n > 0);
         (low, high) = if some { (middle, high) } else { (low, middle) };

@@ -221,38 +221,38 @@ fn alike(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Policy>> {
                 }
             };
             if keep[0] {
-                fill(&mut m.source, SOURCE4)
+                fill(&mut m.source, SOURCE4);
             } else {
-                m.source.clear()
+                m.source.clear();
             }
             if keep[1] {
-                fill(&mut m.destination, DESTINATION4)
+                fill(&mut m.destination, DESTINATION4);
             } else {
-                m.destination.clear()
+                m.destination.clear();
             }
             let port = |list: &mut Vec<PortRange>| {
                 if list.is_empty() {
-                    list.push(PortRange { first: 80, last: 81 })
+                    list.push(PortRange { first: 80, last: 81 });
                 }
             };
             if keep[2] {
-                port(&mut m.source_ports)
+                port(&mut m.source_ports);
             } else {
-                m.source_ports.clear()
+                m.source_ports.clear();
             }
             if keep[3] {
-                port(&mut m.destination_ports)
+                port(&mut m.destination_ports);
             } else {
-                m.destination_ports.clear()
+                m.destination_ports.clear();
             }
             if keep[4] && m.dscp.is_empty() {
-                m.dscp.push("ef".parse().unwrap())
+                m.dscp.push("ef".parse().unwrap());
             }
             if !keep[4] {
-                m.dscp.clear()
+                m.dscp.clear();
             }
             if keep[5] && m.protocols.is_empty() || keep[2] || keep[3] {
-                m.protocols = vec![TCP, UDP]
+                m.protocols = vec![TCP, UDP];
             }
             m.in_interface = None;
         }
@@ -291,7 +291,7 @@ fn near(net: &IpNet, pick: u8) -> IpAddr {
 fn packet(policies: &[Policy], dice: [u8; 12]) -> Packet {
     let fallback = Match::default();
     let m = policies.get(usize::from(dice[0]) % policies.len().max(1)).map_or(&fallback, |p| &p.matches);
-    let six = dice[1] % 4 == 0;
+    let six = dice[1].is_multiple_of(4);
     let mine = |nets: &[IpNet], base: IpNet, pick: u8, edge: u8| {
         let ours: Vec<&IpNet> = nets.iter().filter(|n| n.addr().is_ipv6() == six).collect();
         let net = if ours.is_empty() { base } else { *ours[usize::from(pick) % ours.len()] };
@@ -366,7 +366,7 @@ fn careless(policies: &[Policy], family: Family) -> Vec<Block> {
         let fields: Vec<Field> = rule.fields.iter().map(|(f, _)| *f).collect();
         let mut keys: Vec<Vec<Interval>> = vec![Vec::new()];
         for (_, values) in &rule.fields {
-            let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), &[value.clone()]].concat();
+            let longer = |key: &Vec<Interval>, value: &Interval| [key.as_slice(), std::slice::from_ref(value)].concat();
             keys = keys.iter().flat_map(|key| values.iter().map(move |value| longer(key, value))).collect();
         }
         let more = keys.into_iter().map(|key| (key, rule.policy.clone()));

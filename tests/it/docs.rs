@@ -1,6 +1,6 @@
 //! The documentation: its commands run, its links lead somewhere, its tables are those of the program.
 //!
-//! A ```sh block after `<!-- test -->` is run, with all such blocks of its file as one script, in a directory with
+//! A block of shell commands after `<!-- test -->` is run, with all such blocks of its file as one script, in a directory with
 //! `examples/`, and in network, mount and process namespaces of its own. `<!-- test: exit N -->` expects that exit
 //! status; `<!-- test-only: COMMAND -->` runs what the reader does by waiting or looking.
 //! `PATRONUS_REGENERATE=1` rewrites what is generated.

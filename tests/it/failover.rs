@@ -586,9 +586,9 @@ fn a_restart_adopts_what_it_finds_and_loses_nothing() {
     let flow = world.flow(FOUR);
     for killed in [false, true] {
         if killed {
-            world.daemon.kill()
+            world.daemon.kill();
         } else {
-            world.daemon.terminate()
+            world.daemon.terminate();
         }
         more(&flow, 100);
         let status = world.daemon.settle();

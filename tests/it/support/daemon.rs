@@ -48,7 +48,9 @@ impl Repository {
     /// One with these files.
     pub fn new(files: &[(&str, &str)]) -> Self {
         let repository = Self(tempfile::Builder::new().prefix("patronus-it-").tempdir().unwrap());
-        files.iter().for_each(|(file, text)| repository.write(file, text));
+        for (file, text) in files {
+            repository.write(file, text);
+        }
         repository
     }
 
