@@ -85,6 +85,10 @@ impl Space {
             let _ = writeln!(near, "address add {}/31 dev w{n}\nlink set w{n} up", address(n, 0));
             let _ = writeln!(far, "address add {}/31 dev i{n}\nlink set i{n} up", address(n, 1));
         }
+        if paths > 0 {
+            // As every router has: without it, loose reverse-path filtering drops the answers.
+            near.push_str("route add default via 10.60.0.1\n");
+        }
         ip(&["netns", "add", router], "");
         ip(&["netns", "add", &provider], "");
         for name in [router, &provider] {
