@@ -18,13 +18,13 @@ use serde::Deserialize;
 use crate::{
     config::{
         MAX_FILE,
-        scalars::{Ports, Prefix},
+        scalars::Prefix,
         schema::{self, Problem},
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
     state::Ranges,
-    units::{IfName, MarkMask, Name, PortRange, Span},
+    units::{MarkMask, Name, Span},
     validate,
 };
 
@@ -91,10 +91,6 @@ pub enum Source {
 pub struct Protected {
     /// Networks that manage this router.
     pub prefixes: Vec<IpNet>,
-    /// Interfaces whose traffic is left alone.
-    pub interfaces: Vec<IfName>,
-    /// Ports of the router itself whose traffic is left alone.
-    pub ports: Vec<PortRange>,
 }
 
 impl Default for Settings {
@@ -201,10 +197,6 @@ struct Listen {
 struct ProtectedFile {
     /// Networks that manage this router.
     prefixes: Vec<Prefix>,
-    /// Interfaces whose traffic is left alone.
-    interfaces: Vec<IfName>,
-    /// Ports of the router itself whose traffic is left alone.
-    ports: Vec<Ports>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -290,11 +282,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
-        protected: Protected {
-            prefixes: file.protected.prefixes.into_iter().map(|p| p.0).collect(),
-            interfaces: file.protected.interfaces,
-            ports: file.protected.ports.into_iter().map(|p| p.0).collect(),
-        },
+        protected: Protected { prefixes: file.protected.prefixes.into_iter().map(|p| p.0).collect() },
         ranges,
         retention: file.retention.map_or(default.retention, Span::get),
     })
@@ -343,13 +331,13 @@ mod tests {
     #[test]
     fn every_field_is_read() {
         let text = "site: berlin\nsource: {dir: /etc/net}\nstateDir: /s\nruntimeDir: /r\nlisten: {metrics: '[::1]:9'}\n\
-            protected: {prefixes: [10.0.0.0/8], interfaces: [mgmt0], ports: [22, 8000-8010]}\n\
+            protected: {prefixes: [10.0.0.0/8]}\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
             retention: 7d\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        assert_eq!(settings.protected.ports.len(), 2);
+        assert_eq!(settings.protected.prefixes.len(), 1);
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }

@@ -65,12 +65,12 @@ fn drive(site: &Site) -> Vec<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let router = Router::new(Linux::connect().expect("the kernel"), Ledger::memory(), Ranges::default());
-        let mut observed = router.observe(Some(&site)).await.expect("a look");
+        let mut observed = router.observe(Some(site)).await.expect("a look");
         let mut times = Vec::new();
         for n in 0..SWITCHES {
             // The path in use before is `a`, then `b`, and so on.
             let (to, other) = if n % 2 == 0 { ("b", "a") } else { ("a", "b") };
-            times.push(switch(&router, &site, &mut observed, to, other).await);
+            times.push(switch(&router, site, &mut observed, to, other).await);
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
         times
