@@ -41,7 +41,7 @@ fn documents() -> Vec<String> {
             }
         }
     }
-    let mut found = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut found = vec![root().join("README.md")];
     walk(&root().join("docs"), &mut found);
     found.sort();
     found.iter().map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()).collect()
