@@ -482,6 +482,29 @@ fn with_every_path_down_the_lan_stays_and_the_rule_keeps_or_rejects() {
     }
 }
 
+/// The only default route of the main table goes with its uplink; answers by the others still count as genuine.
+#[test]
+fn the_uplink_of_the_main_default_route_can_be_lost_as_any_other() {
+    let yaml = with(THREE, "    lte:   {interface: wwan0, gateway: auto}\n", "");
+    let yaml = yaml.lines().filter(|l| !l.contains("from: lte")).collect::<Vec<_>>().join("\n");
+    let world = World::of(&with(&with(&yaml, "[cable, lte]", "[cable]"), "%", ""));
+    for endpoint in ["fiber", "cable"] {
+        let other = if endpoint == "fiber" { "cable" } else { "fiber" };
+        world.fault(endpoint, Fault::Carrier);
+        world.daemon.wait_active("critical", other);
+        let flow = FlowSpec { echo: true, ..FlowSpec::new(host(), FOUR.parse().unwrap(), 100) };
+        let flow = world.lab.flow(&flow).unwrap();
+        more(&flow, 50);
+        let report = flow.finish().unwrap();
+        assert_eq!(all_by(&report), [other], "without {endpoint}");
+        assert!(report.back.is_some_and(|back| back.lost() < 20), "no answers without {endpoint}");
+        assert_eq!(state(&world.daemon.status(), other), PathState::Up, "without {endpoint}");
+        world.clear(endpoint);
+        world.all_up();
+        world.daemon.wait_active("critical", "fiber");
+    }
+}
+
 // Which backup.
 
 #[test]
