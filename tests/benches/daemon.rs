@@ -79,15 +79,19 @@ impl Space {
         let (mut near, mut far) = (String::from("link set lo up\n"), String::from("link set lo up\n"));
         far.push_str("route add local 10.50.0.0/16 dev lo\n");
         for n in 0..paths {
-            let _ = writeln!(near, "link add w{n} type veth peer name i{n} netns {provider}");
+            let (mine, theirs) = (hardware(n, 0), hardware(n, 1));
+            let _ = writeln!(
+                near,
+                "link add w{n} address {mine} type veth peer name i{n} address {theirs} netns {provider}"
+            );
         }
         for n in 0..paths {
-            let _ = writeln!(near, "address add {}/31 dev w{n}\nlink set w{n} up", address(n, 0));
-            let _ = writeln!(far, "address add {}/31 dev i{n}\nlink set i{n} up", address(n, 1));
-        }
-        if paths > 0 {
-            // As every router has: without it, loose reverse-path filtering drops the answers.
-            near.push_str("route add default via 10.60.0.1\n");
+            // Permanent, since the kernel's table of neighbours ends at 1,024 for all namespaces together.
+            for (script, name, end) in [(&mut near, 'w', 0), (&mut far, 'i', 1)] {
+                let _ = writeln!(script, "address add {}/31 dev {name}{n}\nlink set {name}{n} up", address(n, end));
+                let (other, hardware) = (address(n, 1 - end), hardware(n, 1 - end));
+                let _ = writeln!(script, "neigh replace {other} lladdr {hardware} dev {name}{n} nud permanent");
+            }
         }
         ip(&["netns", "add", router], "");
         ip(&["netns", "add", &provider], "");
@@ -120,6 +124,11 @@ impl Drop for Space {
 /// The router's (0) or the provider's (1) address on an uplink.
 fn address(n: usize, end: usize) -> String {
     format!("10.60.{}.{}", n / 100, n % 100 * 2 + end)
+}
+
+/// The hardware address of an end of an uplink's cable.
+fn hardware(n: usize, end: usize) -> String {
+    format!("02:00:00:{end:02x}:{:02x}:{:02x}", n / 256, n % 256)
 }
 
 fn ip(words: &[&str], input: &str) {
