@@ -121,6 +121,12 @@ impl fmt::Display for IfName {
     }
 }
 
+impl std::borrow::Borrow<str> for IfName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 text_unit!(IfName, "^[A-Za-z0-9._+-]{1,15}$", "a Linux interface name, at most 15 characters");
 
 /// An address family of the routing tables.

@@ -3,7 +3,10 @@
 //! Invariant: nothing reaches the text that has not passed a filter for its alphabet. The formatter refuses
 //! every value that no filter has marked, since nft knows no escapes.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
 
 use ipnet::IpNet;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
@@ -16,7 +19,7 @@ use super::{
 use crate::{
     state::{Allocations, Ranges, Target},
     units::{Family, Name},
-    validate::intent::{Action, Destination, Nat, Path, Policy, Site, TunnelSpec},
+    validate::intent::{Action, Destination, Nat, Path, Policy, Rule, Site, TunnelSpec},
 };
 
 /// Stands in the rendered text where the kernel port puts the generation and the plan's id.
@@ -398,17 +401,21 @@ impl Build<'_> {
 
     fn pin_entries(&self, path: &Path) -> Vec<PinEntry> {
         let bound = |target: &Target| match target {
-            Target::Path(name) => (*name == path.name).then(|| target.clone()),
-            Target::Rule(rule) | Target::Member(rule, _) => {
-                let member = self.members(rule).any(|p| p.name == path.name);
-                member.then(|| match path.nat {
-                    Nat::None => Target::Rule(rule.clone()),
-                    Nat::Masquerade | Nat::Snat(_) => Target::Member(rule.clone(), path.name.clone()),
-                })
-            }
+            Target::Path(_) => target.clone(),
+            Target::Rule(rule) | Target::Member(rule, _) => match path.nat {
+                Nat::None => Target::Rule(rule.clone()),
+                Nat::Masquerade | Nat::Snat(_) => Target::Member(rule.clone(), path.name.clone()),
+            },
         };
-        let entry = |target: &Target| Some(PinEntry { mark: self.mark(target), chain: self.chain(&bound(target)?) });
-        self.numbers.targets.keys().filter_map(entry).collect()
+        // Only what leads out by this path: a hub has a thousand paths, and most rules have two.
+        let rules = self.site.rules.values().filter(|rule| rule.members.contains(&path.name));
+        let of_rule = |rule: &Rule| {
+            let members = rule.members.iter().map(|m| Target::Member(rule.name.clone(), m.clone()));
+            members.chain([Target::Rule(rule.name.clone())]).collect::<Vec<_>>()
+        };
+        let all: BTreeSet<Target> = rules.flat_map(of_rule).chain([Target::Path(path.name.clone())]).collect();
+        let known = all.iter().filter(|target| self.numbers.targets.contains_key(*target));
+        known.map(|target| PinEntry { mark: self.mark(target), chain: self.chain(&bound(target)) }).collect()
     }
 
     fn nat(&self) -> Vec<NatContext> {

@@ -56,12 +56,16 @@ fn entry(path: String, value: &str) -> (Key, Value) {
 }
 
 pub(super) fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
-    let leaves = |name: &str| {
-        let gone = |key: &Key| matches!(key, Key::Link { name: link } if link.as_str() == name);
-        observed.objects.keys().any(gone) && !desired.objects.keys().any(gone)
-    };
+    let leaving: BTreeSet<&str> = observed
+        .objects
+        .keys()
+        .filter_map(|key| match key {
+            Key::Link { name } if !desired.objects.contains_key(key) => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
     let theirs = |key: &&Key| match key {
-        Key::Sysctl(sysctl) => interface_of(sysctl).is_some_and(leaves),
+        Key::Sysctl(sysctl) => interface_of(sysctl).is_some_and(|name| leaving.contains(name)),
         _ => false,
     };
     desired.objects.keys().chain(observed.objects.keys()).filter(theirs).cloned().collect()
@@ -79,9 +83,7 @@ pub(super) fn restored<'a>(
     originals: &'a BTreeMap<SysctlKey, String>,
     facts: &'a Facts,
 ) -> impl Iterator<Item = (Key, Value)> + 'a {
-    let there = |key: &SysctlKey| {
-        interface_of(key).is_none_or(|interface| facts.links.keys().any(|name| name.as_str() == interface))
-    };
+    let there = |key: &SysctlKey| interface_of(key).is_none_or(|interface| facts.links.contains_key(interface));
     originals.iter().filter(move |(key, _)| there(key)).map(|(key, value)| entry(key.path.clone(), value))
 }
 

@@ -242,7 +242,8 @@ impl<K: Kernel> Router<K> {
             self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
             self.applied = Some(planned.desired.clone());
         }
-        let wanted: Vec<String> = site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default();
+        let wanted: BTreeSet<String> =
+            site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
         let restored: Vec<SysctlKey> =
             self.originals.keys().filter(|key| !wanted.contains(&key.path)).cloned().collect();
         for key in restored {
