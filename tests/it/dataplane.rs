@@ -74,7 +74,7 @@ impl World {
 
     /// Adds a table of somebody else's on the router: chains, and counters by these names.
     fn watch(&self, counters: &[&str], chains: &str) {
-        let counters: String = counters.iter().map(|c| format!("counter {c} {{ }}; ")).collect();
+        let counters: String = counters.iter().map(|c| ["counter ", c, " { }; "].concat()).collect();
         self.daemon.sh(&format!("nft 'table inet foreign {{ {counters} {chains} }}'"));
     }
 
