@@ -196,3 +196,127 @@ fn the_same_input_renders_the_same_bytes() {
         std::fs::write(file, source(&one)).expect("written");
     }
 }
+
+fn ruleset(c: &Compiled) -> &str {
+    match &c.state.objects[&Key::Nft] {
+        Value::Nft(t) => &t.source,
+        _ => unreachable!("the key says nft"),
+    }
+}
+
+/// The lines of a chain between its braces.
+fn chain<'a>(ruleset: &'a str, chain: &str) -> Vec<&'a str> {
+    let begin = format!("chain {chain} {{");
+    let lines = ruleset.lines().map(str::trim).skip_while(|line| *line != begin).skip(1);
+    lines.take_while(|line| *line != "}").collect()
+}
+
+#[test]
+fn names_of_full_length_stay_within_what_nft_takes() {
+    let long = |c: char| c.to_string().repeat(63);
+    let (rule, fiber) = (long('r'), long('f'));
+    let mut site = berlin();
+    let mut member = site.paths.remove(&name("fiber")).expect("the path");
+    member.name = name(&fiber);
+    site.paths.insert(name(&fiber), member);
+    let mut critical = site.rules.remove(&name("critical")).expect("the rule");
+    (critical.name, critical.members) = (name(&rule), vec![name(&fiber), name("lte")]);
+    site.rules.insert(name(&rule), critical);
+    let policies = [Action::Failover(name(&rule)), Action::Path(name(&fiber)), Action::Drop];
+    let longs = policies.into_iter().zip(['a', 'b', 'c']);
+    site.policies = longs.map(|(action, c)| policy(&long(c), 1, Match::default(), action)).collect();
+    let c = compiled(&site, &Selection::default(), &Allocations::default());
+    let text = ruleset(&c);
+    let quoted: Vec<&str> = text.split("comment \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(quoted.contains(&format!("{rule} {fiber}").as_str()), "{quoted:?}");
+    // nft's NFTNL_UDATA_COMMENT_MAXLEN is 128 with the zero, NFT_NAME_MAXLEN 256 and in some releases 128.
+    assert!(quoted.iter().all(|comment| comment.len() <= 127), "{quoted:?}");
+    let named = text.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"));
+    let chains: Vec<&str> = named.collect();
+    assert!(chains.iter().all(|chain| chain.len() <= 127), "{chains:?}");
+    let different: BTreeSet<&&str> = chains.iter().collect();
+    assert_eq!(different.len(), chains.len(), "{chains:?}");
+    for word in text.split(|c: char| c.is_whitespace() || c == ',').filter(|w| w.starts_with("steer_")) {
+        assert!(chains.contains(&word), "{word} is jumped to and is not there");
+    }
+}
+
+#[test]
+fn main_is_asked_first_then_bound_senders_then_marks() {
+    let c = compiled(&berlin(), &selection("fiber", &["lte"]), &Allocations::default());
+    let rules = |family| {
+        let of = c.state.objects.keys().filter_map(move |key| match key {
+            Key::Rule(rule) if rule.family == family => Some(rule),
+            _ => None,
+        });
+        let mut all: Vec<_> = of.collect();
+        all.sort_by_key(|rule| rule.priority);
+        all
+    };
+    for family in Family::ALL {
+        let all = rules(family);
+        assert_eq!((all[0].table, all[0].suppress_prefixlength), (254, Some(0)), "only its specific routes");
+        let last_bound = all.iter().rposition(|rule| rule.oif.is_some()).expect("uplinks");
+        let first_marked = all.iter().position(|rule| rule.fwmark.is_some()).expect("targets");
+        assert_eq!((last_bound, first_marked), (2, 3), "{all:?}");
+        assert!(all[2].priority < all[3].priority);
+        let priorities: BTreeSet<u32> = all.iter().filter(|r| r.fwmark.is_some()).map(|r| r.priority).collect();
+        assert_eq!(priorities.len(), c.allocations.targets.len(), "each target has a priority of its own");
+        let marked = all.iter().filter_map(|rule| rule.fwmark);
+        assert!(marked.clone().all(|f| f.mask == 0xff00_0000 && f.mark & !f.mask == 0 && f.mark != 0), "{all:?}");
+    }
+}
+
+#[test]
+fn flows_that_left_by_no_path_are_counted_and_not_steered() {
+    let mut site = berlin();
+    site.policies.push(policy("never", 900, Match::default(), Action::Drop));
+    let c = compiled(&site, &selection("fiber", &["lte"]), &Allocations::default());
+    let unbound = chain(ruleset(&c), "unbound").join(" ");
+    for (policy, counted) in [("voice", true), ("guests", true), ("default", true), ("never", false)] {
+        assert_eq!(unbound.contains(&format!("goto count_{policy}")), counted, "{unbound}");
+    }
+    assert!(!unbound.contains("steer_") && !unbound.contains("policy_"), "{unbound}");
+    for hook in ["prerouting", "output"] {
+        let lines = chain(ruleset(&c), hook);
+        let at = |part: &str| lines.iter().position(|line| line.contains(part)).expect(part);
+        assert!(at("goto known") < at("goto unbound") && at("goto unbound") < at("goto classify"), "{lines:?}");
+    }
+    // Without a policy that steers there is nothing to count, and the chain is there all the same.
+    site.policies.clear();
+    let none = compiled(&site, &Selection::default(), &Allocations::default());
+    assert!(
+        ruleset(&none).contains("chain unbound {") && chain(ruleset(&none), "unbound").iter().all(|l| l.is_empty())
+    );
+}
+
+#[test]
+fn a_path_of_one_family_is_no_way_for_the_other() {
+    let mut site = berlin();
+    let both = ["198.51.100.1", "2001:db8:1::1"].map(|g| g.parse().expect("an address"));
+    site.endpoints.insert(name("fiber"), endpoint("wan0", GatewaySpec::Fixed(both.to_vec())));
+    for (active, tail) in [("fiber", "lte"), ("lte", "fiber")] {
+        let c = compiled(&site, &selection(active, &[tail]), &Allocations::default());
+        let wanted = Ranges::default().table(c.allocations.targets[&Target::Rule(name("critical"))]);
+        let ways = |family| {
+            let of = c.state.objects.iter().filter_map(move |(key, value)| match (key, value) {
+                (Key::Route(k), Value::Route(v)) if k.table == wanted && k.family == family => Some((k.metric, v)),
+                _ => None,
+            });
+            let text = |v: &RouteValue| match v {
+                RouteValue::Via { interface, .. } => interface.to_string(),
+                _ => "none".to_owned(),
+            };
+            of.map(|(metric, v)| (metric, text(v))).collect::<Vec<_>>()
+        };
+        let interface = |path: &str| site.paths[&name(path)].interface.to_string();
+        let last = (u32::MAX, "none".to_owned());
+        assert_eq!(ways(Family::V4), [(10, interface(active)), (20, interface(tail)), last.clone()]);
+        // LTE has no IPv6 gateway: the fibre stays in use for IPv6, as the active route.
+        assert_eq!(ways(Family::V6), [(10, "wan0".to_owned()), last]);
+        let lte = Ranges::default().table(c.allocations.targets[&Target::Path(name("lte"))]);
+        let six = |key: &&Key| matches!(key, Key::Route(k) if k.table == lte && k.family == Family::V6);
+        let only = c.state.objects.keys().filter(six).count();
+        assert_eq!(only, 1, "`unreachable` alone: no leak to the main table");
+    }
+}

@@ -92,7 +92,8 @@ impl Nft {
         Some(format!("{program} {length} {inode} {}.{} {}", file.ctime(), file.ctime_nsec(), release.trim()))
     }
 
-    /// Replaces the whole table in one transaction. Counters go on from their present values.
+    /// Replaces the whole table in one transaction. Counters go on from their present values; what passes while
+    /// `nft` runs, some milliseconds, is forwarded and not counted.
     pub(super) async fn load(&self, channel: &Channel, source: &str, stamp: &Stamp) -> Result<(), KernelError> {
         let counters = self.highest(tables::counters(channel)?);
         let text = with_counters(&with_stamp(source, &stamp.to_string()), &counters);
