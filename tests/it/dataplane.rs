@@ -210,7 +210,7 @@ fn the_routers_own_traffic_is_steered_and_probes_are_not() {
 
 #[test]
 fn dscp_is_rewritten_in_every_packet_of_the_original_direction() {
-    let mut world = World::of(&masquerading(&[
+    let world = World::of(&masquerading(&[
         "voice: {priority: 10, match: {protocol: udp, destinationPorts: [7000]}, action: {failover: critical, dscp: ef}}",
     ]));
     world.watch(
