@@ -276,7 +276,9 @@ fn flows_that_left_by_no_path_are_counted_and_not_steered() {
     for (policy, counted) in [("voice", true), ("guests", true), ("default", true), ("never", false)] {
         assert_eq!(unbound.contains(&format!("goto count_{policy}")), counted, "{unbound}");
     }
-    assert!(!unbound.contains("steer_") && !unbound.contains("policy_"), "{unbound}");
+    // Only what comes in by an uplink gets a mark, for the kernel's question about the way back to its source.
+    assert!(unbound.starts_with("iifname vmap") && unbound.matches("steer_").count() == site.paths.len(), "{unbound}");
+    assert!(!unbound.contains("policy_"), "{unbound}");
     for hook in ["prerouting", "output"] {
         let lines = chain(ruleset(&c), hook);
         let at = |part: &str| lines.iter().position(|line| line.contains(part)).expect(part);
