@@ -138,13 +138,12 @@ pub fn decide(inputs: &Inputs<'_>, selection: &mut Selection, now: Instant) -> D
         decision.routes = true;
     }
     for (name, rule) in &site.rules {
-        match selection.rules.get_mut(name) {
-            Some(choice) => one(inputs, rule, choice, true, now, &mut decision),
-            None => {
-                let mut choice = Choice::default();
-                one(inputs, rule, &mut choice, false, now, &mut decision);
-                selection.rules.insert(name.clone(), choice);
-            }
+        if let Some(choice) = selection.rules.get_mut(name) {
+            one(inputs, rule, choice, true, now, &mut decision);
+        } else {
+            let mut choice = Choice::default();
+            one(inputs, rule, &mut choice, false, now, &mut decision);
+            selection.rules.insert(name.clone(), choice);
         }
     }
     decision

@@ -86,11 +86,11 @@ impl<'a> Candidate<'a> {
     /// Looks at a member and takes what it finds into the rule's memory of it.
     pub fn look(name: &'a Name, rule: &'a Rule, inputs: &Inputs<'a>, memory: &mut Memory, now: Instant) -> Self {
         let health = inputs.healths.get(name);
-        let stats = inputs.measures.get(name);
-        let sla = sla(rule, health, stats, memory);
+        let measured = inputs.measures.get(name);
+        let sla = sla(rule, health, measured, memory);
         let state = health.map_or(PathState::Unknown, |h| h.state);
-        let (state, score) = match (&sla, stats) {
-            (Some(sla), Some(stats)) => under(state, health::score(stats, sla)),
+        let (state, score) = match (&sla, measured) {
+            (Some(sla), Some(measured)) => under(state, health::score(measured, sla)),
             _ => (state, health.map_or(0, |h| h.score)),
         };
         memory.observe(state, rule, now);
@@ -108,7 +108,7 @@ impl<'a> Candidate<'a> {
             until,
             cost: endpoint().map_or(1, |e| e.cost),
             health,
-            stats,
+            stats: measured,
             sla,
         }
     }

@@ -68,9 +68,10 @@ impl Memory {
             _ => {}
         }
         self.state = state;
-        match &rule.damping {
-            Some(damping) => self.suppressed &= self.decayed(damping, now) >= f64::from(damping.reuse),
-            None => (self.penalty, self.suppressed) = (0, false),
+        if let Some(damping) = &rule.damping {
+            self.suppressed &= self.decayed(damping, now) >= f64::from(damping.reuse);
+        } else {
+            (self.penalty, self.suppressed) = (0, false);
         }
         if self.risen.is_some_and(|at| at + rule.hold_down <= now) {
             self.risen = None;

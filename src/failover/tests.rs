@@ -385,14 +385,12 @@ fn a_path_that_was_down_is_held_before_it_is_used_unless_no_other_is_up() {
     assert_eq!(s.tail(), ["lte", "fiber"]);
 }
 
-fn damping() -> Option<Damping> {
-    Some(Damping { penalty: 1000, half_life: Duration::from_secs(60), suppress: 2500, reuse: 1000 })
-}
+const DAMPING: Damping = Damping { penalty: 1000, half_life: Duration::from_secs(60), suppress: 2500, reuse: 1000 };
 
 #[test]
 fn a_path_that_flaps_is_damped_and_used_again_when_it_was_quiet() {
     let mut s =
-        Story::new(Rule { damping: damping(), failback_delay: Duration::from_secs(1), ..rule(&["fiber", "lte"]) });
+        Story::new(Rule { damping: Some(DAMPING), failback_delay: Duration::from_secs(1), ..rule(&["fiber", "lte"]) });
     s.step(0.0, &["100", "100"]);
     for n in 1..=3 {
         s.step(f64::from(4 * n), &["0", "100"]);
@@ -582,7 +580,7 @@ fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
 fn a_flapping_path_costs_at_most_one_return_per_hold_down_and_none_to_a_dead_path() {
     for (period, flaps) in [(1, 300), (2, 200), (5, 120), (15, 60), (45, 40), (130, 20)] {
         let steady = Rule {
-            damping: damping(),
+            damping: Some(DAMPING),
             hold_down: Duration::from_secs(20),
             failback_delay: Duration::from_secs(20),
             ..rule(&["fiber", "lte"])
@@ -593,7 +591,7 @@ fn a_flapping_path_costs_at_most_one_return_per_hold_down_and_none_to_a_dead_pat
             let t = s.step(f64::from(second), &[if up { "100" } else { "0" }, "100"]);
             assert!(up || s.active() == "lte", "period {period}, at {second} s");
             returns.extend(t.filter(|t| t.kind == Failback).map(|_| second));
-            let seen = s.choice().members[0].penalty(&damping().unwrap(), at(f64::from(second)));
+            let seen = s.choice().members[0].penalty(&DAMPING, at(f64::from(second)));
             penalties.push(seen);
         }
         assert!(returns.windows(2).all(|w| w[1] - w[0] >= 20), "period {period}: {returns:?}");

@@ -217,7 +217,7 @@ impl Track {
         let interface = &self.path.interface;
         match cause {
             Cause::Fresh => "not yet measured".to_owned(),
-            Cause::Remembered(state) => format!("it was {state} before the daemon was restarted; not measured since"),
+            Cause::Remembered(was) => format!("it was {was} before the daemon was restarted; not measured since"),
             Cause::Silent => "the prober reports nothing".to_owned(),
             Cause::Link(Link::Missing) => format!("interface {interface} does not exist"),
             Cause::Link(Link::Disabled) => format!("interface {interface} is set down"),
