@@ -94,7 +94,9 @@ pub fn decide(windows: &[Window], now: Wall) -> Result<(), Closed> {
         return Ok(());
     }
     let edges = times.iter().flat_map(|(window, spans)| spans.iter().flat_map(move |(a, b)| [(*a, *window), (*b, *window)]));
-    let first = edges.filter(|(at, _)| *at > now && open(*at)).min_by_key(|(at, _)| *at);
+    // Beyond what was looked at everything would seem to be open.
+    let end = now + jiff::SignedDuration::from_hours(24 * i64::from(DAYS - 1));
+    let first = edges.filter(|(at, _)| *at > now && *at < end && open(*at)).min_by_key(|(at, _)| *at);
     Err(Closed {
         opens: first.map(|(at, _)| Wall::from_micros(at.as_microsecond())),
         when: first.map(|(at, window)| shown(at, &window.zone)).unwrap_or_default(),
