@@ -380,7 +380,10 @@ mod tests {
     #[test]
     fn a_window_at_no_time_and_a_service_without_a_port_are_shown_where_they_stand() {
         let shown = wrong("windows: [{kind: allow, from: '8 am'}, {kind: deny, timeZone: Europe/Atlantis}]\n");
-        assert!(shown.contains("`8 am` is not a time of day") && shown.contains("no time zone `Europe/Atlantis`"), "{shown}");
+        assert!(
+            shown.contains("`8 am` is not a time of day") && shown.contains("no time zone `Europe/Atlantis`"),
+            "{shown}"
+        );
         let shown = wrong("confirm: {reach: [10.0.0.5]}\n");
         assert!(shown.contains("is not an address and a port") && shown.contains("patronus.yaml:1:19"), "{shown}");
     }

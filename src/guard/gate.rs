@@ -41,11 +41,17 @@ impl Baseline {
     /// What is so now, before `new` takes the place of `old`.
     #[must_use]
     pub fn of(old: &Site, new: &Site, healths: &Healths, selection: &Selection) -> Self {
-        let works = |path: &&Name| healths.get(*path).is_some_and(|h| matches!(h.state, PathState::Up | PathState::Degraded));
+        let works =
+            |path: &&Name| healths.get(*path).is_some_and(|h| matches!(h.state, PathState::Up | PathState::Degraded));
         let carried = |policy: &&Policy| path_of(policy, selection).is_some_and(|path| works(&path));
         Self {
             up: old.paths.keys().filter(works).cloned().collect(),
-            untouched: old.paths.values().filter(|path| untouched(path, old, new)).map(|path| path.name.clone()).collect(),
+            untouched: old
+                .paths
+                .values()
+                .filter(|path| untouched(path, old, new))
+                .map(|path| path.name.clone())
+                .collect(),
             carried: old.policies.iter().filter(carried).map(|policy| policy.name.clone()).collect(),
             ..Self::default()
         }
@@ -233,8 +239,13 @@ mod tests {
             }];
             let healths: Healths =
                 ["fiber", "lte"].map(|p| (name(p), health(PathState::Up, true))).into_iter().collect();
-            let choice =
-                Choice { active: Some(name("fiber")), tail: vec![name("lte")], since: T0, recovering: None, exhausted: false };
+            let choice = Choice {
+                active: Some(name("fiber")),
+                tail: vec![name("lte")],
+                since: T0,
+                recovering: None,
+                exhausted: false,
+            };
             let selection = Selection { rules: [(name("critical"), choice)].into_iter().collect() };
             let mut before = Baseline::of(&old, &old, &healths, &selection);
             let ways: BTreeMap<IpNet, String> =
@@ -341,7 +352,9 @@ mod tests {
             answers: vec![("192.0.2.1".parse().unwrap(), answered.then(std::time::Duration::default))],
         };
         let mut rounds = Rounds::default();
-        [true, false, true, true].iter().for_each(|good| rounds.add(&sample(*good), 1));
+        for good in [true, false, true, true] {
+            rounds.add(&sample(good), 1);
+        }
         assert_eq!(rounds, Rounds { done: 4, answered: 2 });
         rounds.add(&sample(true), 2);
         assert_eq!(rounds.answered, 0, "one answer is no quorum of two");

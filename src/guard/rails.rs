@@ -161,9 +161,13 @@ impl Refusal {
             Self::Steered { prefix, .. } => {
                 format!("add a route of its own for {prefix} to the main table, or narrow the policy's match")
             }
-            Self::Interface { .. } => "take another interface; `protected.interfaces` is in the router's settings".into(),
+            Self::Interface { .. } => {
+                "take another interface; `protected.interfaces` is in the router's settings".into()
+            }
             Self::Translated { .. } => "keep management off that uplink, or set `nat: none`".into(),
-            Self::Port { .. } => "leave the port out of the match; `protected.ports` is in the router's settings".into(),
+            Self::Port { .. } => {
+                "leave the port out of the match; `protected.ports` is in the router's settings".into()
+            }
             Self::Large { .. } | Self::LastPath { .. } | Self::Everything { .. } => {
                 "if it is meant: `apply --allow-large`, or the trailer `Patronus-Allow-Large: yes` in the commit".into()
             }
@@ -179,7 +183,7 @@ impl Refusal {
 
 /// All that speaks against a change; `allow_large` leaves only what nobody may allow.
 #[must_use]
-pub fn check(change: &Change<'_>, protected: &Protected, limits: &Limits, allow_large: bool) -> Vec<Refusal> {
+pub fn check(change: &Change<'_>, protected: &Protected, limits: Limits, allow_large: bool) -> Vec<Refusal> {
     let mut found = guarded(change, protected);
     if !allow_large {
         found.extend(large(change, limits));
@@ -205,7 +209,8 @@ fn steered(change: &Change<'_>, protected: &Protected) -> Vec<Refusal> {
     let reached = protected.prefixes.iter().filter_map(|net| Some((net, change.ways.get(net)?)));
     let unsafe_ways = reached.filter(|(_, way)| !way.specific);
     let first = |(net, way): (&IpNet, &Way)| {
-        let policy = change.new.policies.iter().find(|policy| catches(policy, net) && policy.matches.source.is_empty())?;
+        let policy =
+            change.new.policies.iter().find(|policy| catches(policy, net) && policy.matches.source.is_empty())?;
         Some(Refusal::Steered { policy: policy.name.clone(), prefix: *net, way: way.clone() })
     };
     unsafe_ways.filter_map(first).collect()
@@ -214,7 +219,8 @@ fn steered(change: &Change<'_>, protected: &Protected) -> Vec<Refusal> {
 fn interfaces(site: &Site, protected: &Protected) -> Vec<Refusal> {
     let endpoints = site.endpoints.iter().map(|(name, e)| (format!("endpoint {name}"), &e.interface));
     let paths = site.paths.iter().map(|(name, path)| (format!("path {name}"), &path.interface));
-    let policies = site.policies.iter().filter_map(|p| Some((format!("policy {}", p.name), p.matches.in_interface.as_ref()?)));
+    let policies =
+        site.policies.iter().filter_map(|p| Some((format!("policy {}", p.name), p.matches.in_interface.as_ref()?)));
     let used: BTreeMap<&IfName, String> =
         policies.chain(paths).chain(endpoints).map(|(object, interface)| (interface, object)).collect();
     let protected: BTreeSet<&IfName> = protected.interfaces.iter().collect();
@@ -251,7 +257,7 @@ fn port(policy: &Policy, protected: &Protected) -> Option<Refusal> {
     Some(Refusal::Port { policy: policy.name.clone(), port })
 }
 
-fn large(change: &Change<'_>, limits: &Limits) -> Vec<Refusal> {
+fn large(change: &Change<'_>, limits: Limits) -> Vec<Refusal> {
     let Some(old) = change.old else { return Vec::new() };
     let (before, after) = (objects(old), objects(change.new));
     if before.len() >= FEW && before.is_disjoint(&after) {
@@ -270,7 +276,7 @@ fn objects(site: &Site) -> BTreeSet<String> {
     paths.chain(rules).chain(policies).collect()
 }
 
-fn share(before: &BTreeSet<String>, after: &BTreeSet<String>, limits: &Limits) -> Option<Refusal> {
+fn share(before: &BTreeSet<String>, after: &BTreeSet<String>, limits: Limits) -> Option<Refusal> {
     let gone: Vec<&str> = before.difference(after).map(String::as_str).collect();
     let removed = gone.len().saturating_sub(after.difference(before).count());
     let share = Ratio::of(removed, before.len());
@@ -377,7 +383,7 @@ spec:
     fn found(new: &str, ways: &BTreeMap<IpNet, Way>, allow_large: bool) -> Vec<String> {
         let (old, new, facts) = (site(SITE), site(new), facts());
         let change = Change { old: Some(&old), new: &new, facts: &facts, ways };
-        let all = check(&change, &protected(), &Limits::default(), allow_large);
+        let all = check(&change, &protected(), Limits::default(), allow_large);
         all.iter().map(Refusal::line).collect()
     }
 
@@ -405,7 +411,10 @@ spec:
     #[test]
     fn a_catch_all_takes_a_management_network_along_that_only_the_default_route_leads_to() {
         let all = found(SITE, &way("wan0", false), true);
-        assert!(all.len() == 1 && all[0].contains("PAT0901") && all[0].contains("policy voice would steer"), "{all:#?}");
+        assert!(
+            all.len() == 1 && all[0].contains("PAT0901") && all[0].contains("policy voice would steer"),
+            "{all:#?}"
+        );
         assert_eq!(found(SITE, &BTreeMap::new(), true), [""; 0], "what cannot be reached cannot be cut off");
     }
 
@@ -466,7 +475,7 @@ spec:
     fn the_checker_sees_rails_that_are_taken_away() {
         let (old, new, facts) = (site(SITE), site(&SITE.replace("interface: wwan0", "interface: mgmt0")), facts());
         let change = Change { old: Some(&old), new: &new, facts: &facts, ways: &BTreeMap::new() };
-        assert_eq!(check(&change, &Protected::default(), &Limits::default(), true), []);
-        assert_ne!(check(&change, &protected(), &Limits::default(), true), []);
+        assert_eq!(check(&change, &Protected::default(), Limits::default(), true), []);
+        assert_ne!(check(&change, &protected(), Limits::default(), true), []);
     }
 }

@@ -93,7 +93,8 @@ pub fn decide(windows: &[Window], now: Wall) -> Result<(), Closed> {
     if open(now) {
         return Ok(());
     }
-    let edges = times.iter().flat_map(|(window, spans)| spans.iter().flat_map(move |(a, b)| [(*a, *window), (*b, *window)]));
+    let edges =
+        times.iter().flat_map(|(window, spans)| spans.iter().flat_map(move |(a, b)| [(*a, *window), (*b, *window)]));
     // Beyond what was looked at everything would seem to be open.
     let end = now + jiff::SignedDuration::from_hours(24 * i64::from(DAYS - 1));
     let first = edges.filter(|(at, _)| *at > now && *at < end && open(*at)).min_by_key(|(at, _)| *at);
@@ -145,10 +146,8 @@ mod tests {
 
     #[test]
     fn a_denying_window_wins_and_may_reach_into_the_next_day() {
-        let windows = [
-            window(Effect::Allow, &[], (0, 0), (0, 0)),
-            window(Effect::Deny, &[Weekday::Friday], (12, 0), (6, 0)),
-        ];
+        let windows =
+            [window(Effect::Allow, &[], (0, 0), (0, 0)), window(Effect::Deny, &[Weekday::Friday], (12, 0), (6, 0))];
         assert!(decide(&windows, at("2026-05-01T09:59:00Z")).is_ok());
         assert_eq!(closed(&windows, "2026-05-01T10:00:00Z"), "window opens Sat 2026-05-02 06:00 Europe/Berlin");
         assert_eq!(closed(&windows, "2026-05-02T03:59:00Z"), "window opens Sat 2026-05-02 06:00 Europe/Berlin");
@@ -159,11 +158,18 @@ mod tests {
     fn daylight_saving_moves_the_moment_and_not_the_hour() {
         let night = [window(Effect::Allow, &[], (3, 0), (5, 0))];
         // On 29 March 2026 the clocks in Berlin went from 2:00 to 3:00: 3:00 is 1:00 UTC, the day before it was 2:00 UTC.
-        assert!(decide(&night, at("2026-03-28T01:30:00Z")).is_err() && decide(&night, at("2026-03-28T02:00:00Z")).is_ok());
-        assert!(decide(&night, at("2026-03-29T00:59:00Z")).is_err() && decide(&night, at("2026-03-29T01:00:00Z")).is_ok());
+        assert!(
+            decide(&night, at("2026-03-28T01:30:00Z")).is_err() && decide(&night, at("2026-03-28T02:00:00Z")).is_ok()
+        );
+        assert!(
+            decide(&night, at("2026-03-29T00:59:00Z")).is_err() && decide(&night, at("2026-03-29T01:00:00Z")).is_ok()
+        );
         // A window that begins in the hour that does not exist begins when that hour would have ended.
         let skipped = [window(Effect::Allow, &[], (2, 30), (4, 0))];
-        assert!(decide(&skipped, at("2026-03-29T01:29:00Z")).is_err() && decide(&skipped, at("2026-03-29T01:30:00Z")).is_ok());
+        assert!(
+            decide(&skipped, at("2026-03-29T01:29:00Z")).is_err()
+                && decide(&skipped, at("2026-03-29T01:30:00Z")).is_ok()
+        );
     }
 
     #[test]

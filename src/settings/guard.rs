@@ -82,14 +82,13 @@ impl ConfirmFile {
     pub(super) fn build(&self, document: &Document, found: &mut Vec<Diagnostic>) -> Confirm {
         let mut reach = Vec::new();
         for (index, text) in self.reach.iter().enumerate() {
-            match text.parse() {
-                Ok(address) => reach.push(address),
-                Err(_) => {
-                    let here = document.value_at(&format!("/confirm/reach/{index}"));
-                    let wrong = Diagnostic::error(Code::WrongValue, format!("`{text}` is not an address and a port"));
-                    found.push(wrong.at(here).help("write `192.0.2.10:22` or `\"[2001:db8::10]:22\"`"));
-                }
+            if let Ok(address) = text.parse() {
+                reach.push(address);
+                continue;
             }
+            let here = document.value_at(&format!("/confirm/reach/{index}"));
+            let wrong = Diagnostic::error(Code::WrongValue, format!("`{text}` is not an address and a port"));
+            found.push(wrong.at(here).help("write `192.0.2.10:22` or `\"[2001:db8::10]:22\"`"));
         }
         Confirm { timeout: self.timeout.map_or(Confirm::default().timeout, Span::get), reach }
     }
@@ -151,37 +150,32 @@ impl From<Day> for Weekday {
 
 /// All windows; those that are wrong are told and left out.
 pub(super) fn windows(files: Vec<WindowFile>, document: &Document, found: &mut Vec<Diagnostic>) -> Vec<Window> {
-    let built = files.into_iter().enumerate().map(|(index, file)| window(file, index, document));
-    let mut windows = Vec::new();
-    for window in built {
-        match window {
-            Ok(window) => windows.push(window),
-            Err(wrong) => found.push(wrong),
-        }
-    }
-    windows
+    let built = files.into_iter().enumerate();
+    built.filter_map(|(index, file)| window(file, &format!("/windows/{index}"), document, found)).collect()
 }
 
-fn window(file: WindowFile, index: usize, document: &Document) -> Result<Window, Diagnostic> {
-    let wrong = |field: &str, message: String, help: &str| {
-        let here = document.value_at(&format!("/windows/{index}/{field}"));
-        Diagnostic::error(Code::WrongValue, message).at(here).help(help)
+fn window(file: WindowFile, at: &str, document: &Document, found: &mut Vec<Diagnostic>) -> Option<Window> {
+    let mut wrong = |field: &str, message: String, help: &str| {
+        let here = document.value_at(&format!("{at}/{field}"));
+        found.push(Diagnostic::error(Code::WrongValue, message).at(here).help(help));
     };
-    let time = |field: &str, text: Option<&String>| {
-        let Some(text) = text else { return Ok(Time::midnight()) };
-        let parsed = Time::strptime("%H:%M", text);
-        parsed.map_err(|_| wrong(field, format!("`{text}` is not a time of day"), "write `\"08:00\"`"))
+    let mut time = |field: &str, text: Option<&String>| {
+        let Some(text) = text else { return Some(Time::midnight()) };
+        let parsed = Time::strptime("%H:%M", text).ok();
+        if parsed.is_none() {
+            wrong(field, format!("`{text}` is not a time of day"), "write `\"08:00\"`");
+        }
+        parsed
     };
-    let (from, to) = (time("from", file.from.as_ref())?, time("to", file.to.as_ref())?);
-    let zone = match &file.time_zone {
-        None => TimeZone::UTC,
-        Some(name) => TimeZone::get(name).map_err(|_| {
-            wrong("timeZone", format!("this machine knows no time zone `{name}`"), "`timedatectl list-timezones` lists those it knows (package tzdata)")
-        })?,
-    };
+    let (from, to) = (time("from", file.from.as_ref()), time("to", file.to.as_ref()));
+    let zone = file.time_zone.as_ref().map_or(Some(TimeZone::UTC), |name| TimeZone::get(name).ok());
+    if let (None, Some(name)) = (&zone, &file.time_zone) {
+        let help = "`timedatectl list-timezones` lists those it knows (package tzdata)";
+        wrong("timeZone", format!("this machine knows no time zone `{name}`"), help);
+    }
     let effect = match file.kind {
         KindFile::Allow => Effect::Allow,
         KindFile::Deny => Effect::Deny,
     };
-    Ok(Window { effect, days: file.days.into_iter().map(Into::into).collect(), from, to, zone })
+    Some(Window { effect, days: file.days.into_iter().map(Into::into).collect(), from: from?, to: to?, zone: zone? })
 }

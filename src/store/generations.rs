@@ -212,7 +212,11 @@ fn add_files(work: &Connection, record: i64, files: &BTreeMap<String, Vec<u8>>) 
     for (path, content) in files {
         let hash = Sha256::digest(content);
         work.prepare_cached("INSERT OR IGNORE INTO contents VALUES (?, ?)")?.execute(params![&hash[..], content])?;
-        work.prepare_cached("INSERT INTO generation_files VALUES (?, ?, ?)")?.execute(params![record, path, &hash[..]])?;
+        work.prepare_cached("INSERT INTO generation_files VALUES (?, ?, ?)")?.execute(params![
+            record,
+            path,
+            &hash[..]
+        ])?;
     }
     Ok(())
 }
@@ -318,7 +322,10 @@ mod tests {
         assert_eq!(count(&journal, "contents"), 3, "equal files are kept once");
         journal.end_generation(first, Standing::RolledBack, Wall::from_micros(9), Some("it hurt")).unwrap();
         let found = journal.generation_at(6).unwrap().unwrap();
-        assert_eq!((found.record, found.standing, found.reason.as_deref()), (first, Standing::RolledBack, Some("it hurt")));
+        assert_eq!(
+            (found.record, found.standing, found.reason.as_deref()),
+            (first, Standing::RolledBack, Some("it hurt"))
+        );
         assert_eq!(journal.generation_at(99).unwrap().unwrap().record, second);
         assert_eq!(journal.generation_at(2).unwrap(), None);
         assert_eq!(journal.generation_files(first).unwrap(), files("one"));

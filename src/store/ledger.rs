@@ -126,6 +126,7 @@ impl Ledger {
     }
 
     /// Writes a generation down; its row, or 0 if that was not possible.
+    #[must_use]
     pub fn add_generation(&self, new: &NewGeneration<'_>) -> i64 {
         self.read(|j| j.add_generation(new)).unwrap_or_default()
     }

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// The journal: small.
-pub(super) const JOURNAL: &[&str] = &["
+pub(super) const JOURNAL: &[&str] = &[
+    "
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         boot TEXT NOT NULL,
@@ -39,7 +40,9 @@ pub(super) const JOURNAL: &[&str] = &["
     CREATE TABLE sysctl_originals (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE this_boot (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-", super::generations::MIGRATION];
+",
+    super::generations::MIGRATION,
+];
 
 /// The records: large, batched, expendable.
 pub(super) const RECORDS: &[&str] = &["

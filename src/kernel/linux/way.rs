@@ -25,7 +25,9 @@ pub(super) fn to(channel: &Channel, net: &IpNet, names: &Names) -> Result<Option
     for address in candidates.into_iter().flatten() {
         let reply = match channel.get(GET, question(address)) {
             Ok(reply) => reply,
-            Err(refusal) if [Errno::ENETUNREACH, Errno::EHOSTUNREACH].iter().any(|e| refusal.is(*e)) => return Ok(None),
+            Err(refusal) if [Errno::ENETUNREACH, Errno::EHOSTUNREACH].iter().any(|e| refusal.is(*e)) => {
+                return Ok(None);
+            }
             Err(refusal) => return Err(refusal),
         };
         let message = RouteMessage::parse(&reply).map_err(|e| Refusal::text(e.to_string()))?;
