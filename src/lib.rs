@@ -29,6 +29,7 @@ pub mod settings;
 pub mod source;
 
 pub mod config;
+pub mod revision;
 pub mod validate;
 
 pub mod failover;
