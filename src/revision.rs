@@ -7,8 +7,10 @@
 //! or that comes while suspended. What is applied changes by [`Revisions::in_force`] alone. Whatever happens here,
 //! repair and failover of the applied revision go on: this module has no way to stop them.
 
+mod ask;
 mod condition;
 mod rhythm;
+mod tell;
 mod types;
 
 use serde::{Deserialize, Serialize};
@@ -21,17 +23,14 @@ use crate::{
 pub use self::{
     condition::{Condition, ConditionType, Truth, View},
     rhythm::Rhythm,
+    tell::FORGOTTEN,
     types::{Attempt, AttemptOutcome, Held, HeldWhy, Note, Quarantined, Refusal, Seen, Suspension, Trouble},
 };
 
-/// A suspension without an end is an alarm when it is so old.
-pub const FORGOTTEN: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 /// An attempt that the daemon did not survive so often is given up.
 const DEATHS: u32 = 3;
 /// So many quarantined contents are remembered; the oldest goes first.
 const QUARANTINE: usize = 32;
-/// The shortest beginning of a commit's name that `accept` takes.
-const SHORTEST: usize = 7;
 
 /// What survives a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,8 +225,9 @@ impl Revisions {
             reason: Some(format!("{first}{more}")),
             at: now,
         });
-        self.invalid = Some((revision, errors.clone()));
-        vec![Note::warning(text).with(serde_json::json!(errors))]
+        let note = Note::warning(text).with(serde_json::json!(errors));
+        self.invalid = Some((revision, errors));
+        vec![note]
     }
 
     /// A revision that was checked and is valid wants to be tried. True: it shall be.
@@ -294,10 +294,10 @@ impl Revisions {
 
     /// The revision that was being tried did not come in force. If there is another to go on with, it is not tried
     /// again before its content changes or somebody says so.
-    pub fn failed(&mut self, outcome: AttemptOutcome, reason: String, fallback: bool, now: Wall) -> Vec<Note> {
+    pub fn failed(&mut self, outcome: AttemptOutcome, reason: &str, fallback: bool, now: Wall) -> Vec<Note> {
         let Some(attempt) = &mut self.memory.attempted else { return Vec::new() };
         attempt.outcome = outcome;
-        attempt.reason = Some(reason.clone());
+        attempt.reason = Some(reason.to_owned());
         attempt.at = now;
         self.memory.deaths = 0;
         if !fallback {
@@ -305,7 +305,7 @@ impl Revisions {
         }
         let (revision, content) = (attempt.revision.clone(), attempt.content.clone());
         self.memory.trying = None;
-        self.quarantine(revision.clone(), content, reason.clone(), now);
+        self.quarantine(revision.clone(), content, reason.to_owned(), now);
         let remedy = "it is tried again when its content for this site changes, or after `patronus source retry`";
         let text = format!("revision {revision} is quarantined: {reason}; {}; {remedy}", self.kept());
         vec![Note::warning(text)]
@@ -325,178 +325,6 @@ impl Revisions {
             .applied
             .as_ref()
             .map_or_else(|| "nothing is in force yet".into(), |a| format!("revision {} stays in force", a.revision))
-    }
-}
-
-/// What people ask for.
-impl Revisions {
-    /// Lets the commit pass that is held because it does not descend from the highest accepted one, or that is
-    /// quarantined.
-    pub fn accept(&mut self, name: &str, by: &str) -> Result<Vec<Note>, Refusal> {
-        if name.len() < SHORTEST {
-            return Err(Refusal::TooShort(SHORTEST));
-        }
-        let desired = self.desired.as_ref().map(|seen| seen.revision.clone());
-        let Some(revision) = desired.filter(|revision| revision.starts_with(name)) else {
-            let newest = self.desired.as_ref().map(|seen| seen.revision.clone());
-            return Err(Refusal::NotNewest { asked: name.to_owned(), newest });
-        };
-        if let Some(held) = self.held.clone().filter(|h| h.revision == revision) {
-            if !held.why.can_be_accepted() {
-                return Err(Refusal::Signature(held));
-            }
-            self.memory.accepted = Some(revision.clone());
-            self.forgive(&revision);
-            return Ok(vec![Note::good(format!("revision {revision} is accepted by {by}: {}", held.why))]);
-        }
-        if self.forgive(&revision) {
-            return Ok(vec![Note::good(format!("revision {revision} is accepted by {by} and tried again"))]);
-        }
-        Err(Refusal::NothingToAccept(revision))
-    }
-
-    /// Ends the quarantine of what the source holds. None when it is not in quarantine.
-    pub fn retry(&mut self, by: &str) -> Option<Note> {
-        let revision = self.desired.as_ref()?.revision.clone();
-        self.forgive(&revision).then(|| Note::good(format!("revision {revision} is tried again, says {by}")))
-    }
-
-    fn forgive(&mut self, revision: &str) -> bool {
-        let content = self.memory.quarantine.iter().find(|q| q.revision == revision).map(|q| q.content.clone());
-        let Some(content) = content else { return false };
-        self.memory.quarantine.retain(|q| q.content != content && q.revision != revision);
-        true
-    }
-
-    /// Takes no new revision from now on. Repair and failover go on.
-    pub fn suspend(&mut self, suspension: Suspension) -> Note {
-        let note = Note::warning(format!(
-            "{} suspended the taking of new revisions {}: {}",
-            suspension.by,
-            suspension.end(),
-            suspension.reason
-        ));
-        self.memory.suspended = Some(suspension);
-        note
-    }
-
-    /// Takes new revisions again. None when nothing was suspended.
-    pub fn resume(&mut self, by: &str) -> Option<Note> {
-        let ended = self.memory.suspended.take()?;
-        Some(Note::good(format!("{by} resumed the taking of new revisions; suspended since {}", ended.since)))
-    }
-
-    /// What time brings: the end of a suspension.
-    pub fn tick(&mut self, now: Wall) -> Option<Note> {
-        let ended = self.memory.suspended.take_if(|s| s.until.is_some_and(|until| until <= now))?;
-        let text = format!("the suspension by {} ({}) ended; new revisions are taken again", ended.by, ended.reason);
-        Some(Note::warning(text))
-    }
-}
-
-/// What is told.
-impl Revisions {
-    /// What the source holds.
-    #[must_use]
-    pub const fn desired(&self) -> Option<&Seen> {
-        self.desired.as_ref()
-    }
-
-    /// What was tried last.
-    #[must_use]
-    pub const fn attempt(&self) -> Option<&Attempt> {
-        self.memory.attempted.as_ref()
-    }
-
-    /// What is in force, as far as this process has seen.
-    #[must_use]
-    pub fn applied(&self) -> Option<&Seen> {
-        self.memory.applied.as_ref().filter(|_| self.confirmed)
-    }
-
-    /// Whether a revision is being tried that is not in force.
-    #[must_use]
-    pub fn is_trying(&self, revision: &str) -> bool {
-        self.memory.trying.as_ref().is_some_and(|seen| seen.revision == revision)
-    }
-
-    /// Whether a revision is carried out and waits for its confirmation.
-    #[must_use]
-    pub fn is_confirming(&self) -> bool {
-        let confirming = self.attempt().is_some_and(|a| a.outcome == AttemptOutcome::Confirming);
-        confirming && self.memory.trying.is_some()
-    }
-
-    /// The journal was lost: what is in force has to be found out again.
-    pub const fn doubt(&mut self) {
-        self.confirmed = false;
-    }
-
-    /// What the source holds and must not be tried.
-    #[must_use]
-    pub const fn held(&self) -> Option<&Held> {
-        self.held.as_ref()
-    }
-
-    /// Revisions that failed, oldest first.
-    #[must_use]
-    pub fn quarantined(&self) -> &[Quarantined] {
-        &self.memory.quarantine
-    }
-
-    /// The quarantine of what the source holds.
-    #[must_use]
-    pub fn in_quarantine(&self) -> Option<&Quarantined> {
-        let desired = self.desired.as_ref()?;
-        self.memory.quarantine.iter().rev().find(|q| q.revision == desired.revision)
-    }
-
-    /// Why no new revision is taken.
-    #[must_use]
-    pub const fn suspended(&self) -> Option<&Suspension> {
-        self.memory.suspended.as_ref()
-    }
-
-    /// Why the source cannot be read.
-    #[must_use]
-    pub const fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
-    }
-
-    /// When the source was last read without an error.
-    #[must_use]
-    pub const fn last_success(&self) -> Option<Wall> {
-        self.last_success
-    }
-
-    /// The highest accepted commit.
-    #[must_use]
-    pub fn highest(&self) -> Option<&str> {
-        self.memory.highest.as_deref()
-    }
-
-    /// Why the newest content is not in force, one line per finding.
-    #[must_use]
-    pub fn errors(&self) -> Vec<String> {
-        if let Some(trouble) = &self.trouble {
-            return vec![trouble.message.clone()];
-        }
-        self.invalid.as_ref().map(|(_, errors)| errors.clone()).unwrap_or_default()
-    }
-
-    /// What a person should look at.
-    #[must_use]
-    pub fn alarms(&self, now: Wall) -> Vec<String> {
-        let forgotten =
-            self.memory.suspended.iter().filter(|s| s.until.is_none() && types::age(s.since, now) > FORGOTTEN);
-        let forgotten = forgotten.map(|s| {
-            let hours = types::age(s.since, now).as_secs() / 3600;
-            format!(
-                "{} suspended the taking of new revisions {hours} hours ago and without an end ({}): `patronus resume`",
-                s.by, s.reason
-            )
-        });
-        forgotten.collect()
     }
 }
 

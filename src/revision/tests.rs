@@ -73,7 +73,7 @@ impl Router {
     fn fails(&mut self, reason: &str) {
         let now = self.now();
         let fallback = self.fallback.is_some();
-        let notes = self.revisions.failed(AttemptOutcome::RolledBack, reason.into(), fallback, now);
+        let notes = self.revisions.failed(AttemptOutcome::RolledBack, reason, fallback, now);
         self.told.extend(notes);
         if let Some(fallback) = self.fallback.take() {
             self.active = Some(fallback);
