@@ -43,6 +43,7 @@ pub mod kernel;
 pub mod plan;
 
 pub mod apply;
+pub mod guard;
 
 pub mod engine;
 
