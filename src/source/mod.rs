@@ -3,6 +3,7 @@
 //! Invariant: a snapshot is taken whole or not at all. A file that changes while it is read, a directory that
 //! vanishes half-way, or a tree over its limits is an error, never a smaller tree.
 
+pub mod local;
 mod watch;
 
 use std::{
