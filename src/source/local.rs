@@ -101,7 +101,7 @@ impl Local {
         if walk.files.is_empty() {
             return Err(SourceError::Empty { path: format!("{id}:{}", self.below).into() }.into());
         }
-        Ok(Snapshot { revision: id, files: walk.files })
+        Ok(Snapshot { revision: id, files: walk.files, commit: None })
     }
 
     /// The commit that is checked out.
