@@ -151,10 +151,10 @@ fn invalid(args: &Args, base: &Loaded, head: &Loaded) -> Outcome {
     let left = left_behind(base, head);
     let shown = match args.output {
         Form::Text => {
-            let left: String = left.iter().map(|l| format!("deleted, and still referred to: {l}\n")).collect();
+            let left: Vec<String> = left.iter().map(|l| format!("deleted, and still referred to: {l}\n")).collect();
             let plural = if errors == 1 { "" } else { "s" };
             let end = format!("{} is not valid: {errors} error{plural}; no router would take it\n", head.label);
-            diag::terminal(&head.found, sources, true) + &left + &end
+            diag::terminal(&head.found, sources, true) + &left.concat() + &end
         }
         Form::Markdown => {
             let shown = diag::terminal(&head.found, sources, false);

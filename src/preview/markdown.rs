@@ -134,7 +134,7 @@ fn row(group: &Group<'_>) -> String {
     let objects = objects.map(|o| code(&format!("{} {} {}", sign(o.action), o.kind, o.name)));
     let objects: Vec<String> = if new.is_empty() { objects.collect() } else { new };
     let moves: Vec<String> =
-        change.plan.consequences.iter().filter(|c| path(&c.from) != path(&c.to)).map(moved).collect();
+        change.plan.consequences.iter().filter(|c| path(c.from.as_ref()) != path(c.to.as_ref())).map(moved).collect();
     let s = &change.plan.summary;
     let names: Vec<String> = group.sites.iter().map(|name| code(name.as_str())).collect();
     format!(
@@ -149,12 +149,12 @@ fn row(group: &Group<'_>) -> String {
     )
 }
 
-fn path(route: &Option<Route>) -> &str {
-    route.as_ref().map_or("main table", |route| &route.path)
+fn path(route: Option<&Route>) -> &str {
+    route.map_or("main table", |route| &route.path)
 }
 
 fn moved(c: &Consequence) -> String {
-    format!("{}: {} → {}", code(c.policy.as_str()), code(path(&c.from)), code(path(&c.to)))
+    format!("{}: {} → {}", code(c.policy.as_str()), code(path(c.from.as_ref())), code(path(c.to.as_ref())))
 }
 
 fn risks(change: &SiteChange) -> Vec<String> {

@@ -207,7 +207,7 @@ fn outside(comment: &str) -> Option<String> {
         } else {
             let pieces: Vec<&str> = line.split('`').collect();
             // A tick without a partner begins no code.
-            let lone = (pieces.len() % 2 == 0).then_some(pieces[pieces.len() - 1]);
+            let lone = pieces.len().is_multiple_of(2).then_some(pieces[pieces.len() - 1]);
             let bare: String = pieces.iter().step_by(2).copied().chain(lone).collect();
             out.push_str(&bare.replace("<details><summary>", "").replace("</summary>", "").replace("</details>", ""));
             out.push('\n');
