@@ -17,7 +17,9 @@ pub mod lab;
 pub mod plan;
 mod reference;
 pub mod run;
+mod saved;
 pub mod schema;
+pub mod snapshot;
 pub mod validate;
 
 /// What the process ends with.
@@ -96,6 +98,7 @@ enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
     Diff(diff::Args),
+    Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
     Run(run::Args),
@@ -155,6 +158,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
             Verb::Diff(args) => diff::run(&args),
+            Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => run::run(args).await,
