@@ -14,7 +14,6 @@ use crate::{
     apply::{self, Outcome},
     clock::{self, Instant},
     desired,
-    plan::{Step, text},
     probe::ProbeSpec,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
@@ -22,9 +21,6 @@ use crate::{
 
 /// Sysctls that are looked at every second.
 const SYSCTLS: usize = 500;
-
-/// Lines of drift that a status carries.
-const DRIFT_LINES: usize = 20;
 
 impl Engine {
     /// Brings kernel and configuration together once.
@@ -83,26 +79,6 @@ impl Engine {
         let planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
         self.note_drift(&planned.steps);
         Ok(planned)
-    }
-
-    /// What differs from the state applied last was changed by someone else.
-    fn note_drift(&mut self, steps: &[Step]) {
-        let drifted: Vec<&Step> = match self.router.applied() {
-            Some(applied) if self.observed.stamp.is_some() || !applied.objects.is_empty() => {
-                steps.iter().filter(|s| crate::plan::report::drifted(s, applied)).collect()
-            }
-            _ => Vec::new(),
-        };
-        for step in &drifted {
-            *self.totals.drift.entry(step.kind().to_owned()).or_default() += 1;
-        }
-        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, &text::key_text(s.key()?)))).collect();
-        if !self.drift.is_empty() {
-            let count = self.drift.len();
-            let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
-            self.drift.truncate(DRIFT_LINES);
-            self.warning("drift", "", message, json!(self.drift));
-        }
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
@@ -194,14 +170,6 @@ impl Engine {
         };
         let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();
         self.prober.configure(specs);
-    }
-}
-
-fn drift_line(step: &Step, object: &str) -> String {
-    match step {
-        Step::Set { before: None, .. } => format!("{object} is missing"),
-        Step::Set { after: None, .. } => format!("{object} should not be there"),
-        _ => format!("{object} has another value"),
     }
 }
 
