@@ -25,6 +25,7 @@ use crate::{
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    drift::Modes,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
@@ -78,6 +79,8 @@ pub struct Settings {
     pub protected: Protected,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
+    /// What is done about changes that others make to our objects.
+    pub drift: Modes,
     /// How long samples and events are kept.
     pub retention: Duration,
 }
@@ -109,6 +112,7 @@ impl Default for Settings {
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
             ranges: Ranges::default(),
+            drift: Modes::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
     }
@@ -176,6 +180,8 @@ struct File {
     protected: ProtectedFile,
     /// Marks, tables, priorities and protocol number.
     ranges: RangesFile,
+    /// What is done about changes that others make to our objects: `repair`, `report` or `ignore` for each kind.
+    drift: Modes,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
@@ -292,6 +298,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         metrics,
         protected: Protected { prefixes: file.protected.prefixes.into_iter().map(|p| p.0).collect() },
         ranges,
+        drift: file.drift,
         retention: file.retention.map_or(default.retention, Span::get),
     })
 }
@@ -336,6 +343,7 @@ fn ranges(file: &RangesFile, default: Ranges, document: &yaml::Document, found: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drift::Mode;
 
     fn wrong(text: &str) -> String {
         match Settings::parse("patronus.yaml", text.as_bytes()) {
@@ -354,12 +362,14 @@ mod tests {
         let text = "site: berlin\nsource: {dir: /etc/net}\nstateDir: /s\nruntimeDir: /r\nlisten: {metrics: '[::1]:9'}\n\
             protected: {prefixes: [10.0.0.0/8]}\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
-            retention: 7d\n";
+            retention: 7d\ndrift: {route: report, sysctl: ignore}\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
         assert_eq!(settings.protected.prefixes.len(), 1);
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
+        let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
+        assert_eq!(settings.drift, drift);
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }
 

@@ -44,7 +44,7 @@ impl Engine {
     pub(super) fn look_at_sysctls(&mut self, now: Instant) {
         let Some(applied) = self.router.applied() else { return };
         let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
-            Key::Sysctl(SysctlKey { path }) => Some((path.clone(), value)),
+            Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
             _ => None,
         });
         let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
@@ -77,14 +77,14 @@ impl Engine {
         self.timers.pass = None;
         let Some(active) = &self.active else { return Ok(self.router.plan_teardown(&self.observed)) };
         let planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
-        self.note_drift(&planned.steps);
-        Ok(planned)
+        Ok(self.weigh_drift(planned))
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
         let site = self.active.as_ref().map(|a| a.site.clone());
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_ref(), &revision).await;
+        self.drift_settled();
         self.in_force();
         self.configure_probes();
         (ReconcileOutcome::Unchanged, 0, None)
@@ -96,6 +96,7 @@ impl Engine {
         let started = clock::wall();
         let report = self.router.apply(planned, site.as_ref(), &revision).await;
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
+        self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);
         self.recorder.run(Run {
             plan: Some(planned.stamp.plan),
@@ -108,10 +109,10 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = planned.desired.clone();
+            self.observed.state = self.reached(planned);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
-            self.drift.clear();
+            self.drift_settled();
             self.in_force();
             self.configure_probes();
         }
