@@ -393,6 +393,26 @@ pub enum Gateway {
     Link,
 }
 
+/// How the machine's own packets reach a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// The interface that they leave by.
+    pub interface: IfName,
+    /// The router that they go to; none on the link itself.
+    pub gateway: Option<IpAddr>,
+    /// Whether a route of its own leads there, not the default route.
+    pub specific: bool,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.gateway {
+            Some(gateway) => write!(f, "by {} via {gateway}", self.interface),
+            None => write!(f, "by {}", self.interface),
+        }
+    }
+}
+
 /// Counter of one policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
