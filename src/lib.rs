@@ -44,6 +44,8 @@ pub mod foreign;
 pub mod kernel;
 pub mod plan;
 
+pub mod preview;
+
 pub mod apply;
 pub mod guard;
 

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 pub mod apply;
 mod context;
+pub mod diff;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
@@ -95,6 +96,7 @@ struct Cli {
 enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
+    Diff(diff::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
@@ -154,6 +156,7 @@ fn run(verb: Verb) -> Outcome {
         match verb {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
+            Verb::Diff(args) => diff::run(&args),
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Drift(args) => drift::run(args).await,
