@@ -127,7 +127,8 @@ impl FightStatus {
     #[must_use]
     pub fn line(&self) -> String {
         let who = self.culprit.program.as_deref().unwrap_or("somebody unknown");
-        let evidence = self.culprit.evidence.iter().map(|e| format!(" ({e})")).collect::<String>();
+        let evidence = self.culprit.evidence.join("; ");
+        let evidence = if evidence.is_empty() { evidence } else { format!(" ({evidence})") };
         let minutes = self.next_try_in.div_ceil(60);
         format!(
             "{} was taken away {} times: left alone, tried again in {minutes} min; likely {who}{evidence}; {}",

@@ -15,8 +15,8 @@ fn rule(priority: u32) -> Rule {
     }
 }
 
-fn marked(mark: u32, mask: u32) -> Rule {
-    Rule { fwmark: Some(Fwmark { mark, mask }), ..rule(5_210) }
+fn marked(value: u32, mask: u32) -> Rule {
+    Rule { fwmark: Some(Fwmark { mark: value, mask }), ..rule(5_210) }
 }
 
 fn with_rules(rules: Vec<Rule>) -> Vec<(Kind, bool)> {
