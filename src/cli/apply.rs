@@ -69,7 +69,7 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     let kernel = context::kernel()?;
     context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;
-    let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges);
+    let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     let mut made = plan::make(&router, &settings, active).await?;
     if let Some(saved) = &saved {

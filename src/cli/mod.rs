@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod drift;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
@@ -30,7 +31,7 @@ pub enum Exit {
     Done = 0,
     /// An error.
     Error = 1,
-    /// `--detailed-exitcode`: there are changes.
+    /// `--detailed-exitcode`: there are changes; `drift`: there is some.
     Changes = 2,
     /// Wrong usage (`EX_USAGE`).
     Usage = 64,
@@ -101,6 +102,7 @@ enum Verb {
     Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
+    Drift(drift::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -161,6 +163,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Drift(args) => drift::run(args).await,
             Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
