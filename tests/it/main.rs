@@ -11,6 +11,7 @@ mod git;
 mod kernel;
 mod lab;
 mod messages;
+mod preview;
 mod reconcile;
 mod records;
 mod support;
