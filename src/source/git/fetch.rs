@@ -149,8 +149,8 @@ impl Fetch {
     /// Our name for what is followed; another address or branch has another.
     fn name(&self) -> String {
         let digest = Sha256::digest(format!("{}\n{}", self.spec.url, self.spec.reference));
-        let digits: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        format!("refs/patronus/{digits}")
+        let number = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        format!("refs/patronus/{number:016x}")
     }
 
     fn keep(&self, repository: &Repository, id: Oid) -> Result<(), GitError> {

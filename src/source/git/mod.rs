@@ -20,7 +20,6 @@ mod signers;
 mod spec;
 mod talk;
 mod tree;
-mod wait;
 mod way;
 
 use std::{path::Path, sync::Arc};
@@ -41,7 +40,6 @@ use crate::{
 pub use self::{
     error::{GitError, Reason},
     spec::{Address, Reference, Scheme, Secret, Spec, Verify},
-    wait::wait,
     way::Way,
 };
 

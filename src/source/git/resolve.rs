@@ -64,9 +64,9 @@ impl Resolver {
         }
         last.clear();
         last.extend(addresses);
-        let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+        let lines: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         // Without the file only the next start knows nothing.
-        let _ = std::fs::write(&self.file, text);
+        let _ = std::fs::write(&self.file, lines.join("\n"));
     }
 }
 

@@ -42,13 +42,13 @@ fn read(from: &Secret, env: impl Fn(&str) -> Option<String>) -> Result<String, G
             );
         }
         Secret::File(file) => file.clone(),
-        Secret::Systemd(name) => match env("CREDENTIALS_DIRECTORY") {
-            Some(dir) => PathBuf::from(dir).join(name),
-            None => {
+        Secret::Systemd(name) => {
+            let Some(dir) = env("CREDENTIALS_DIRECTORY") else {
                 let what = format!("systemd gives this process no credentials, and `credentials` names `{name}`");
                 return wrong(what, "add `LoadCredential=NAME:FILE` to the unit");
-            }
-        },
+            };
+            PathBuf::from(dir).join(name)
+        }
     };
     match std::fs::read(&file) {
         Ok(bytes) if bytes.len() > LARGEST => {

@@ -18,15 +18,15 @@ const NAMESPACE: &str = "git";
 /// Judges the signature of a commit.
 pub(super) fn judge(repository: &Repository, id: Oid, at: Timestamp, verify: &Verify) -> Signature {
     let Verify::Head(file) = verify else { return Signature::Off };
-    let Ok((signature, signed)) = repository.extract_signature(&id, None) else { return Signature::Missing };
-    match check(file, &signature, &signed, at) {
+    let Ok((signature, content)) = repository.extract_signature(&id, None) else { return Signature::Missing };
+    match check(file, &signature, &content, at) {
         Ok((signer, key)) => Signature::Good { signer, key },
         Err(reason) => Signature::Bad { reason },
     }
 }
 
 /// Principal and fingerprint of who signed.
-fn check(file: &Path, signature: &[u8], signed: &[u8], at: Timestamp) -> Result<(String, String), String> {
+fn check(file: &Path, signature: &[u8], content: &[u8], at: Timestamp) -> Result<(String, String), String> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| format!("the allowed signers {} cannot be read: {error}", file.display()))?;
     if signature.starts_with(b"-----BEGIN PGP") {
@@ -40,17 +40,16 @@ fn check(file: &Path, signature: &[u8], signed: &[u8], at: Timestamp) -> Result<
     let encoded = PublicKey::from(key.clone()).to_bytes().map_err(|error| format!("its key: {error}"))?;
     let print = fingerprint(&encoded);
     let whose = |why: String| format!("{why}; the key is {print}");
-    fits(&signature, signed).map_err(whose)?;
-    let signers = Signers::parse(&text);
-    let signer = signers.find(key, at).map_err(whose)?.to_owned();
-    Ok((signer, print))
+    fits(&signature, content).map_err(whose)?;
+    let principal = Signers::parse(&text).find(key, at).map_err(whose)?.to_owned();
+    Ok((principal, print))
 }
 
 /// Whether the signature belongs to what was signed.
-fn fits(signature: &SshSig, signed: &[u8]) -> Result<(), String> {
+fn fits(signature: &SshSig, content: &[u8]) -> Result<(), String> {
     let wrong = || "it does not fit the commit: the commit was changed after it was signed".to_owned();
     if let KeyData::Rsa(key) = signature.public_key() {
-        let signed = SshSig::signed_data(NAMESPACE, signature.hash_alg(), signed)
+        let signed = SshSig::signed_data(NAMESPACE, signature.hash_alg(), content)
             .map_err(|error| format!("it is damaged: {error}"))?;
         let algorithm = match signature.algorithm() {
             Algorithm::Rsa { hash: Some(HashAlg::Sha256) } => &RSA_PKCS1_2048_8192_SHA256,
@@ -61,7 +60,7 @@ fn fits(signature: &SshSig, signed: &[u8]) -> Result<(), String> {
         let key = RsaPublicKeyComponents { n, e };
         return key.verify(algorithm, &signed, signature.signature_bytes()).map_err(|_| wrong());
     }
-    PublicKey::from(signature.public_key().clone()).verify(NAMESPACE, signed, signature).map_err(|error| match error {
+    PublicKey::from(signature.public_key().clone()).verify(NAMESPACE, content, signature).map_err(|error| match error {
         ssh_key::Error::AlgorithmUnsupported { algorithm } => {
             format!("signatures of type {algorithm} are not supported")
         }

@@ -171,7 +171,8 @@ async fn a_directory_of_this_machine_can_fail_too() {
     let error = follower.stored(None).await.unwrap_err();
     assert!(matches!(error.reason, Reason::Corrupt | Reason::Empty), "{error}");
     follower.fetch(vec![Way::default()], None).await.unwrap();
-    assert!(fs::metadata(state.path().join("git")).unwrap().permissions().mode() & 0o077 == 0, "for our user only");
+    let mode = fs::metadata(state.path().join("git")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "for our user only");
 }
 
 #[test]

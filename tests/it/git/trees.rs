@@ -85,14 +85,14 @@ async fn limits_hold_while_a_tree_is_walked() {
     let bomb = |levels: usize, width: usize, leaf: &str| {
         let mut id = tree(&team, &format!("100644 blob {file}\t{leaf}\n"));
         for _ in 0..levels {
-            let lines: String = (0..width).map(|n| format!("040000 tree {id}\td{n}\n")).collect();
-            id = tree(&team, &lines);
+            let lines: Vec<String> = (0..width).map(|n| format!("040000 tree {id}\td{n}\n")).collect();
+            id = tree(&team, &lines.concat());
         }
         id
     };
     let large = team.work("head -c 1048577 /dev/zero | git hash-object -w --stdin");
     let many = team.work("head -c 1048576 /dev/zero | tr '\\0' '#' | git hash-object -w --stdin");
-    let seventeen: String = (10..27).map(|n| format!("100644 blob {many}\t{n}.yaml\n")).collect();
+    let seventeen: Vec<String> = (10..27).map(|n| format!("100644 blob {many}\t{n}.yaml\n")).collect();
     for (id, said) in [
         (bomb(10, 10, "a.md"), "at most 50000 entries"),
         (bomb(5, 10, "a.yaml"), "at most 10000 files"),
@@ -101,7 +101,7 @@ async fn limits_hold_while_a_tree_is_walked() {
             tree(&team, &format!("100644 blob {large}\tlarge.yaml\n")),
             "large.yaml is over the limit: a file has at most",
         ),
-        (tree(&team, &seventeen), "26.yaml is over the limit: a tree has at most"),
+        (tree(&team, &seventeen.concat()), "26.yaml is over the limit: a tree has at most"),
     ] {
         team.push_tree(&id);
         let error = fetch(local(&team), state.path(), None).await.unwrap_err();
