@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 mod load;
+pub mod probe;
 pub mod scalars;
 pub mod schema;
 pub mod types;

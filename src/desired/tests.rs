@@ -8,7 +8,7 @@ use crate::{
     state::{Gateway, LinkFacts, RouteKey, RouteValue, Target},
     units::Ratio,
     validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Method, Nat, NoPath, Path, Policy, Probe, Rule,
+        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Nat, NoPath, Path, Policy, Probe, Rule,
         Strategy,
     },
 };
@@ -26,14 +26,8 @@ fn path(n: &str, interface: &str) -> Path {
         nat: Nat::Masquerade,
         mtu: None,
         probe: Probe {
-            method: Method::Icmp,
             targets: vec!["1.1.1.1".parse().expect("an address")],
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(800),
-            quorum: 1,
-            down_after: 3,
-            window: 20,
-            size: 56,
+            ..Probe::default()
         },
         health: Health {
             latency: Duration::from_millis(150),

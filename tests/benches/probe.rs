@@ -16,7 +16,7 @@ use patronus::{
     health::Monitor,
     probe::{ProbeSpec, Prober},
     units::Ratio,
-    validate::intent::{Destination, Health, Method, Nat, Path, Probe, Site},
+    validate::intent::{Destination, Health, Nat, Path, Probe, Site},
 };
 use tokio::sync::mpsc;
 
@@ -124,14 +124,11 @@ fn site(specs: &[ProbeSpec]) -> Site {
         nat: Nat::None,
         mtu: None,
         probe: Probe {
-            method: Method::Icmp,
             targets: spec.targets.clone(),
             interval: spec.interval,
             timeout: spec.timeout,
-            quorum: 1,
-            down_after: 3,
-            window: 20,
             size: spec.size,
+            ..Probe::default()
         },
         health: Health {
             latency: Duration::from_millis(150),

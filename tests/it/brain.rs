@@ -14,7 +14,7 @@ use patronus::{
     health::{Monitor, PathState, Sample},
     probe::{ProbeSpec, Prober},
     units::{Name, Ratio},
-    validate::intent::{Destination, Health, Method, Nat, Path, Probe, Site},
+    validate::intent::{Destination, Health, Nat, Path, Probe, Site},
 };
 use tokio::{sync::mpsc, time::timeout};
 
@@ -256,14 +256,11 @@ fn site(spec: &ProbeSpec) -> Site {
         nat: Nat::None,
         mtu: None,
         probe: Probe {
-            method: Method::Icmp,
             targets: spec.targets.clone(),
             interval: spec.interval,
             timeout: spec.timeout,
-            quorum: 1,
-            down_after: 3,
-            window: 20,
             size: spec.size,
+            ..Probe::default()
         },
         health: Health {
             latency: Duration::from_millis(150),

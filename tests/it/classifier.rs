@@ -17,7 +17,7 @@ use patronus::{
     state::{Allocations, Facts, Key, Ranges, Value},
     units::{Dscp, Family, IfName, Name, PortRange, Ratio},
     validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Match, Method, Nat, Path, Policy, Probe, Site,
+        Action, Destination, Endpoint, GatewaySpec, Health, Match, Nat, Path, Policy, Probe, Site,
     },
 };
 use proptest::{
@@ -415,16 +415,7 @@ fn policies_that_all_overlap_stay_one_rule_each() {
 
 fn site(policies: Vec<Policy>) -> Site {
     let interface: IfName = "wan0".parse().unwrap();
-    let probe = Probe {
-        method: Method::Icmp,
-        targets: Vec::new(),
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_millis(800),
-        quorum: 1,
-        down_after: 3,
-        window: 20,
-        size: 56,
-    };
+    let probe = Probe::default();
     let health =
         Health { latency: Duration::from_millis(150), loss: Ratio::of(1, 50), jitter: Duration::from_millis(30) };
     let fiber = Path {

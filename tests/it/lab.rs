@@ -10,7 +10,7 @@ use std::{
 use patronus::{
     lab::{self, Crossing, Fault, FlowSpec, Impossible, Lab, Node, Topology},
     units::{Name, Rate, Ratio},
-    validate::intent::{Destination, Endpoint, GatewaySpec, Health, Lan, Method, Nat, Path, Probe, Site, TunnelSpec},
+    validate::intent::{Destination, Endpoint, GatewaySpec, Health, Lan, Nat, Path, Probe, Site, TunnelSpec},
 };
 
 fn name(s: &str) -> Name {
@@ -63,14 +63,9 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
         nat: Nat::Masquerade,
         mtu: None,
         probe: Probe {
-            method: Method::Icmp,
             targets: addresses(targets),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(800),
-            quorum: 1,
-            down_after: 3,
             window: 30,
-            size: 56,
+            ..Probe::default()
         },
         health: Health {
             latency: Duration::from_millis(150),
