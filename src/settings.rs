@@ -3,6 +3,8 @@
 //! Invariant: unknown fields and values out of range are refused with the same diagnostics as the
 //! configuration's; flags and environment are applied by the caller afterwards.
 
+mod git;
+
 use std::{
     io::Read as _,
     net::SocketAddr,
@@ -23,6 +25,7 @@ use crate::{
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
@@ -84,6 +87,8 @@ pub struct Settings {
 pub enum Source {
     /// A directory that is watched.
     Dir(PathBuf),
+    /// A repository that is fetched.
+    Git(Box<source::git::Spec>),
 }
 
 /// Management access that no commit may cut off.
@@ -175,12 +180,14 @@ struct File {
     retention: Option<Span>,
 }
 
-/// Where the configuration comes from.
+/// Where the configuration comes from: exactly one of them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SourceFile {
     /// A directory that is watched.
-    dir: PathBuf,
+    dir: Option<PathBuf>,
+    /// A Git repository that is followed.
+    git: Option<git::GitFile>,
 }
 
 /// Addresses that are listened on.
@@ -274,10 +281,11 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
             Some(address)
         }
     };
+    let source = file.source.and_then(|source| self::source(source, document, found));
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
         site: file.site,
-        source: file.source.map(|source| Source::Dir(source.dir)),
+        source,
         state_dir: file.state_dir.unwrap_or(default.state_dir),
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
@@ -286,6 +294,19 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         ranges,
         retention: file.retention.map_or(default.retention, Span::get),
     })
+}
+
+fn source(file: SourceFile, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Source> {
+    match (file.dir, file.git) {
+        (Some(dir), None) => Some(Source::Dir(dir)),
+        (None, Some(file)) => git::build(file, document, found).map(|spec| Source::Git(Box::new(spec))),
+        (dir, _) => {
+            let message = if dir.is_some() { "there are two sources" } else { "the source is empty" };
+            let here = Diagnostic::error(Code::Combination, message).at(document.value_at("/source"));
+            found.push(here.help("give either `dir: PATH` or `git: {url: ADDRESS}`"));
+            None
+        }
+    }
 }
 
 fn ranges(file: &RangesFile, default: Ranges, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Ranges {
