@@ -23,6 +23,7 @@ pub mod units;
 
 pub mod clock;
 pub mod diag;
+pub mod http;
 
 pub mod settings;
 pub mod source;
