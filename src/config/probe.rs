@@ -29,7 +29,7 @@ pub struct ProbeSpec {
     #[schemars(schema_with = "record_types")]
     pub record_type: Option<RecordType>,
     /// `http`, `https`: what is asked for. Default `/`.
-    #[schemars(regex(pattern = r"^/[!-~]*$"))]
+    #[schemars(regex(pattern = r"^/[!-~]*$"), extend("x-expects" = "a path of a URL, such as `/generate_204`"))]
     pub path: Option<String>,
     /// `http`, `https`: what an answer must be. Anything else counts as lost.
     pub expect: Option<ExpectSpec>,

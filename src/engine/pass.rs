@@ -187,8 +187,8 @@ impl Engine {
                     .into_values()
                     .collect(),
                 gateways: desired::next_hops(&active.site, path, &self.observed.facts)
-                    .into_values()
-                    .filter_map(|hop| hop.gateway())
+                    .values()
+                    .filter_map(crate::state::RouteValue::gateway)
                     .collect(),
                 probe: path.probe.clone(),
             }

@@ -83,7 +83,8 @@ pub(super) struct Engine {
 
 impl Engine {
     pub fn new(senders: Senders, random: RandomState, samples: mpsc::Sender<Sample>, synchronised: bool) -> Self {
-        let rounds = Rounds { synchronised, ..Rounds::default() };
+        let mut rounds = Rounds::default();
+        rounds.synchronised = synchronised;
         Self {
             senders,
             dialogues: JoinSet::new(),

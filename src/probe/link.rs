@@ -16,7 +16,7 @@ use nix::{
     },
 };
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::Interest, net::UdpSocket};
 
 use super::{
     ProbeSpec,
@@ -36,7 +36,8 @@ type Asked = (u32, IpAddr);
 /// The sockets and what is waited for. Looked up by key, never iterated.
 #[derive(Debug)]
 pub(super) struct Links {
-    arp: AsyncFd<Socket>,
+    /// Tokio has no type for a packet socket, and this one adds nothing but readiness.
+    arp: UdpSocket,
     discovery: Option<Sockets>,
     waiting: HashMap<Asked, (Reply, IpAddr)>,
     known: HashMap<Asked, Mac>,
@@ -56,7 +57,7 @@ impl Links {
             Err(e) => return Err(e),
         };
         let (waiting, known, links) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { arp: AsyncFd::new(arp)?, discovery, waiting, known, links })
+        Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, links })
     }
 
     /// Waits until there may be an answer.
@@ -68,7 +69,7 @@ impl Links {
             }
         };
         tokio::select! {
-            ready = self.arp.readable() => drop(ready.map(|mut guard| guard.clear_ready())),
+            _ = self.arp.readable() => {}
             () = discovery => {}
         }
     }
@@ -97,7 +98,7 @@ impl Links {
         let known = u32::try_from(link.ifindex()).ok().and_then(|i| self.known.get(&(i, gateway.into())).copied());
         let frame = neighbour::arp_request(from, gateway, known);
         let data = [IoSlice::new(&frame)];
-        sendmsg(self.arp.get_ref().as_raw_fd(), &data, &[], MsgFlags::MSG_DONTWAIT, Some(link))?;
+        sendmsg(self.arp.as_raw_fd(), &data, &[], MsgFlags::MSG_DONTWAIT, Some(link))?;
         Ok(())
     }
 
@@ -141,16 +142,20 @@ impl Links {
             match self.next_arp() {
                 Ok(Some(arrival)) => return Some(arrival),
                 Ok(None) | Err(nix::Error::EINTR) => {}
-                Err(_) => return self.discovery.as_ref()?.receive(),
+                Err(_) => break,
             }
         }
+        // Tells the runtime that the socket is empty.
+        let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+        let _ = self.arp.try_io(Interest::READABLE, empty);
+        self.discovery.as_ref()?.receive()
     }
 
     fn next_arp(&mut self) -> nix::Result<Option<Arrival>> {
         let mut bytes = [0; 64];
         let mut control = cmsg_space!(TimeSpec);
         let mut data = [IoSliceMut::new(&mut bytes)];
-        let fd = self.arp.get_ref().as_raw_fd();
+        let fd = self.arp.as_raw_fd();
         let message = recvmsg::<LinkAddr>(fd, &mut data, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
         let index = message.address.and_then(|a| u32::try_from(a.ifindex()).ok()).unwrap_or_default();
         let wall = message.cmsgs()?.find_map(|part| match part {

@@ -251,20 +251,20 @@ pub(super) struct Packet {
 /// Takes the next packet of a socket, without waiting.
 pub(super) fn receive(fd: RawFd, family: Family, bytes: &mut [u8]) -> nix::Result<Packet> {
     match family {
-        Family::V4 => receive_from(fd, bytes, |a: SockaddrIn| SocketAddr::V4(a.into())),
-        Family::V6 => receive_from(fd, bytes, |a: SockaddrIn6| SocketAddr::V6(a.into())),
+        Family::V4 => receive_from(fd, bytes, |a: &SockaddrIn| SocketAddr::V4((*a).into())),
+        Family::V6 => receive_from(fd, bytes, |a: &SockaddrIn6| SocketAddr::V6((*a).into())),
     }
 }
 
 fn receive_from<A: SockaddrLike>(
     fd: RawFd,
     bytes: &mut [u8],
-    address: impl Fn(A) -> SocketAddr,
+    address: impl Fn(&A) -> SocketAddr,
 ) -> nix::Result<Packet> {
     let mut control = cmsg_space!(in6_pktinfo, in_pktinfo, TimeSpec, i32, i32);
     let mut data = [IoSliceMut::new(bytes)];
     let message = recvmsg::<A>(fd, &mut data, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
-    let from = message.address.map(address);
+    let from = message.address.as_ref().map(address);
     let mut packet = Packet { length: message.bytes, from, to: None, interface: 0, ttl: None, wall: None };
     for part in message.cmsgs()? {
         match part {

@@ -90,7 +90,7 @@ fn method(subject: &Subject<'_>, spec: &ProbeSpec, to: &Destination, report: &mu
 
 /// Fields that are written and that the method has no use for.
 fn unused(subject: &Subject<'_>, spec: &ProbeSpec, method: MethodName, report: &mut Report) {
-    use MethodName::{Dns, Gateway, Http, Https, Icmp, Stamp, Tcp, Udp};
+    use MethodName::{Dns, Http, Https, Icmp, Stamp, Tcp, Udp};
     let fields: [(&str, bool, &[MethodName]); 9] = [
         ("targets", !spec.targets.is_empty(), &[Icmp, Udp, Stamp, Tcp, Http, Https, Dns]),
         ("port", spec.port.is_some(), &[Udp, Stamp, Tcp, Http, Https, Dns]),

@@ -9,6 +9,7 @@ mod docs;
 mod failover;
 mod kernel;
 mod lab;
+mod measure;
 mod messages;
 mod reconcile;
 mod records;

@@ -3,6 +3,7 @@
 pub mod daemon;
 pub mod netns;
 pub mod quiet;
+pub mod servers;
 pub mod wire;
 
 pub use quiet::quiet;
