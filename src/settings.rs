@@ -4,6 +4,7 @@
 //! configuration's; flags and environment are applied by the caller afterwards.
 
 mod git;
+mod guard;
 
 use std::{
     io::Read as _,
@@ -13,23 +14,27 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     config::{
         MAX_FILE,
-        scalars::Prefix,
         schema::{self, Problem},
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    guard::{
+        rails::{Limits, Protected},
+        window::Window,
+    },
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
 };
+
+pub use self::guard::Confirm;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -80,6 +85,12 @@ pub struct Settings {
     pub socket: PathBuf,
     /// What no commit may cut off.
     pub protected: Protected,
+    /// How large a change may be.
+    pub limits: Limits,
+    /// How a change of the daemon's is confirmed.
+    pub confirm: Confirm,
+    /// When a new revision may be put in force.
+    pub windows: Vec<Window>,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
     /// How long samples and events are kept.
@@ -95,13 +106,6 @@ pub enum Source {
     Git(Box<source::git::Spec>),
 }
 
-/// Management access that no commit may cut off.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Protected {
-    /// Networks that manage this router.
-    pub prefixes: Vec<IpNet>,
-}
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -114,6 +118,9 @@ impl Default for Settings {
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
+            limits: Limits::default(),
+            confirm: Confirm::default(),
+            windows: Vec::new(),
             ranges: Ranges::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
@@ -182,7 +189,13 @@ struct File {
     /// The control socket. Default `patronus.sock` in `runtimeDir`.
     socket: Option<PathBuf>,
     /// Management access that no commit may cut off.
-    protected: ProtectedFile,
+    protected: guard::ProtectedFile,
+    /// How large a change may be before somebody has to say that it is meant.
+    limits: guard::LimitsFile,
+    /// How a new revision proves that it has cut nothing off.
+    confirm: guard::ConfirmFile,
+    /// When a new revision may be put in force. Default: always.
+    windows: Vec<guard::WindowFile>,
     /// Marks, tables, priorities and protocol number.
     ranges: RangesFile,
     /// How long samples and events are kept. Default 30d.
@@ -208,14 +221,6 @@ struct Listen {
     /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
     /// `none`. Default `none`; the usual port is 862.
     stamp: Option<String>,
-}
-
-/// Management access that no commit may cut off.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct ProtectedFile {
-    /// Networks that manage this router.
-    prefixes: Vec<Prefix>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -300,7 +305,10 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         metrics,
         stamp,
         clock_synchronised: file.clock_synchronised,
-        protected: Protected { prefixes: file.protected.prefixes.into_iter().map(|p| p.0).collect() },
+        protected: file.protected.build(),
+        limits: file.limits.build(),
+        confirm: file.confirm.build(document, found),
+        windows: guard::windows(file.windows, document, found),
         ranges,
         retention: file.retention.map_or(default.retention, Span::get),
     })
@@ -382,15 +390,32 @@ mod tests {
     #[test]
     fn every_field_is_read() {
         let text = "site: berlin\nsource: {dir: /etc/net}\nstateDir: /s\nruntimeDir: /r\nlisten: {metrics: '[::1]:9'}\n\
-            protected: {prefixes: [10.0.0.0/8]}\n\
+            protected: {prefixes: [10.0.0.0/8], interfaces: [mgmt0], ports: [22]}\n\
+            limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
+            windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
             retention: 7d\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        assert_eq!(settings.protected.prefixes.len(), 1);
+        let protected = &settings.protected;
+        assert_eq!((protected.prefixes.len(), protected.interfaces.len(), &protected.ports[..]), (1, 1, &[22][..]));
+        assert_eq!(settings.limits.largest_deletion, crate::units::Ratio::of(3, 10));
+        assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
+        assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
+    }
+
+    #[test]
+    fn a_window_at_no_time_and_a_service_without_a_port_are_shown_where_they_stand() {
+        let shown = wrong("windows: [{kind: allow, from: '8 am'}, {kind: deny, timeZone: Europe/Atlantis}]\n");
+        assert!(
+            shown.contains("`8 am` is not a time of day") && shown.contains("no time zone `Europe/Atlantis`"),
+            "{shown}"
+        );
+        let shown = wrong("confirm: {reach: [10.0.0.5]}\n");
+        assert!(shown.contains("is not an address and a port") && shown.contains("patronus.yaml:1:19"), "{shown}");
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct ProbeSpec {
     /// Rounds lost in a row until the path is down. Default 3.
     #[schemars(range(min = 1, max = 100))]
     pub down_after: Option<u32>,
+    /// Rounds answered in a row until a path that was down is up again. Default: as `downAfter`.
+    #[schemars(range(min = 1, max = 100))]
+    pub up_after: Option<u32>,
     /// Rounds that loss, latency and jitter look back over. Default 20.
     #[schemars(range(min = 1, max = 1000))]
     pub window: Option<u32>,

@@ -14,6 +14,7 @@ pub fn limits(latency: u64, loss_percent: u32, jitter: u64) -> Health {
         latency: Duration::from_millis(latency),
         loss: Ratio::from_ppm(loss_percent * 10_000).unwrap(),
         jitter: Duration::from_millis(jitter),
+        recover: None,
     }
 }
 
@@ -82,7 +83,14 @@ impl Story {
         let answers: Vec<_> = ms.iter().enumerate().map(answer).collect();
         let sent = self.at();
         let wait = answers.iter().map(|(_, rtt)| rtt.unwrap_or(self.probe().timeout)).max().unwrap_or_default();
-        let sample = Sample { path: name("fiber"), round: self.round, sent, done: sent + wait, answers, notes: Notes::default() };
+        let sample = Sample {
+            path: name("fiber"),
+            round: self.round,
+            sent,
+            done: sent + wait,
+            answers,
+            notes: Notes::default(),
+        };
         self.monitor.handle_sample(&sample, sent + wait);
         self.health()
     }

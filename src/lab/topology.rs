@@ -298,7 +298,10 @@ fn targets(sites: &BTreeMap<&Name, &Site>, nets: &BTreeMap<Name, SiteNet>) -> BT
     let legs = nets.values().flat_map(|net| net.uplinks.values()).flat_map(|uplink| &uplink.legs);
     let taken: BTreeSet<IpAddr> = legs.flat_map(|leg| [leg.gateway, leg.router.addr()]).collect();
     let paths = sites.values().flat_map(|site| site.paths.values()).filter(|p| p.to == Destination::Internet);
-    paths.flat_map(|path| path.probe.targets.iter().copied()).filter(|target| !taken.contains(target) && !target.is_unspecified()).collect()
+    paths
+        .flat_map(|path| path.probe.targets.iter().copied())
+        .filter(|target| !taken.contains(target) && !target.is_unspecified())
+        .collect()
 }
 
 /// Two providers may hand out addresses of one network; each answers for the other's on its own link.

@@ -99,10 +99,9 @@ pub(super) async fn hold(way: Way, target: IpAddr, method: intent::Method, web: 
         },
         intent::Method::Dns(question) => ask(&way, SocketAddr::new(target, question.port), &question).await,
         // The others are packets of the shared sockets.
-        intent::Method::Icmp
-        | intent::Method::Udp { .. }
-        | intent::Method::Stamp { .. }
-        | intent::Method::Gateway => Err(Outcome::Lost),
+        intent::Method::Icmp | intent::Method::Udp { .. } | intent::Method::Stamp { .. } | intent::Method::Gateway => {
+            Err(Outcome::Lost)
+        }
     };
     found.map_or_else(|failed| failed, Outcome::Answered)
 }

@@ -97,6 +97,16 @@ mod tests {
         let refused = answer(|m| m.metadata.response_code = ResponseCode::ServFail);
         assert!(matches!(judge(&asked(), 7, &refused), Verdict::Bad(why) if why.contains("Server Failure")));
         assert_eq!(judge(&asked(), 7, &answer(|m| m.answers.clear())), Verdict::Bad("no A record".into()));
-        assert_eq!(judge(&asked(), 7, &answer(|m| { m.answers.clear(); m.metadata.truncation = true; })), Verdict::Good);
+        assert_eq!(
+            judge(
+                &asked(),
+                7,
+                &answer(|m| {
+                    m.answers.clear();
+                    m.metadata.truncation = true;
+                })
+            ),
+            Verdict::Good
+        );
     }
 }

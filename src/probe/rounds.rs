@@ -131,8 +131,7 @@ impl Rounds {
             open.nonces.push(reply.nonce);
             open.waiting += 1;
             let sequence = reply.sequence;
-            self.pending
-                .insert(reply.nonce, Pending { round, index, sequence, interface, sent, answered: false });
+            self.pending.insert(reply.nonce, Pending { round, index, sequence, interface, sent, answered: false });
         }
     }
 
@@ -263,7 +262,14 @@ mod tests {
 
     fn arrival(ms: u64) -> Arrival {
         let at = T0 + Duration::from_millis(ms);
-        Arrival { reply: REPLY, from: "192.0.2.1".parse().unwrap(), interface: 4, wall: None, read: at, reflection: None }
+        Arrival {
+            reply: REPLY,
+            from: "192.0.2.1".parse().unwrap(),
+            interface: 4,
+            wall: None,
+            read: at,
+            reflection: None,
+        }
     }
 
     fn one() -> (Rounds, RoundKey) {

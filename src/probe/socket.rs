@@ -293,10 +293,10 @@ const NOTHING: [SockFilter; 1] = [SockFilter::new(0x06, 0, 0, 0)];
 
 /// A filter that takes neighbour advertisements.
 const ADVERTISEMENTS: [SockFilter; 4] = [
-    SockFilter::new(0x30, 0, 0, 0),          // ldb [0]: type
-    SockFilter::new(0x15, 0, 1, 136),        // jeq #136
-    SockFilter::new(0x06, 0, 0, 0xffff),     // take
-    SockFilter::new(0x06, 0, 0, 0),          // drop
+    SockFilter::new(0x30, 0, 0, 0),      // ldb [0]: type
+    SockFilter::new(0x15, 0, 1, 136),    // jeq #136
+    SockFilter::new(0x06, 0, 0, 0xffff), // take
+    SockFilter::new(0x06, 0, 0, 0),      // drop
 ];
 
 /// A filter (classic BPF) that takes echo replies with our identifier.

@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode};
 use serde::{Serialize, de::DeserializeOwned};
 
 mod flush;
+mod generations;
 mod journal;
 mod ledger;
 pub mod read;
@@ -25,6 +26,7 @@ mod schema;
 mod writer;
 
 pub use flush::{FlushPolicy, Thinning};
+pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
 pub use ledger::Ledger;
 pub use recorder::{Limits, Recorder};

@@ -9,11 +9,7 @@ use super::{
     overlay, probe, tunnels,
 };
 use crate::{
-    config::{
-        Object, scalars,
-        schema::Kind,
-        types::PathSpec,
-    },
+    config::{Object, scalars, schema::Kind, types::PathSpec},
     diag::Code,
     units::{Family, IfName, Name},
 };
@@ -116,7 +112,17 @@ fn health(subject: &Subject<'_>, report: &mut Report) -> intent::Health {
             None => report.extend(sla_missing(subject.fleet, class, subject.object)),
         }
     }
-    subject.object.spec.health.map_or(base, |own| overlay(own, base))
+    let health = subject.object.spec.health.map_or(base, |own| overlay(own, base));
+    if health.recover.is_some_and(|r| r.latency > health.latency || r.jitter > health.jitter || r.loss > health.loss) {
+        let message = "a recovery band lies above its threshold: the path would be good and bad at once".to_owned();
+        let field = if subject.object.spec.health.is_some_and(|h| h.recover.is_some()) {
+            "/health/recover"
+        } else {
+            "/slaClass"
+        };
+        subject.advise(report, Code::Thresholds, field, message, "write values at or below the thresholds");
+    }
+    health
 }
 
 /// The finding that an SLA class does not exist.

@@ -43,7 +43,8 @@ pub(super) fn check(
         interval,
         timeout: spec.timeout.map_or(Duration::from_millis(800).min(interval * 4 / 5), Length::get),
         down_after: spec.down_after.unwrap_or(3),
-        window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3))),
+        up_after: spec.up_after.or(spec.down_after).unwrap_or(3),
+        window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3)).max(spec.up_after.unwrap_or(3))),
         size: spec.size.unwrap_or(56),
         targets,
     };
@@ -254,10 +255,11 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
         let help = "make the timeout at most the interval, and more than the round-trip time";
         subject.advise(report, Code::ProbeTiming, "/probe/timeout", message, help);
     }
-    if probe.window < probe.down_after {
-        let message =
-            format!("a window of {} rounds cannot hold the {} of `downAfter`", probe.window, probe.down_after);
-        let help = format!("write `window: {}` or more", probe.down_after);
+    let (most, field) =
+        if probe.up_after > probe.down_after { (probe.up_after, "upAfter") } else { (probe.down_after, "downAfter") };
+    if probe.window < most {
+        let message = format!("a window of {} rounds cannot hold the {most} of `{field}`", probe.window);
+        let help = format!("write `window: {most}` or more");
         subject.advise(report, Code::ProbeTiming, "/probe/window", message, &help);
     }
     let worst = probe.detection_time();

@@ -29,6 +29,8 @@ pub struct Probe {
     pub quorum: u32,
     /// Rounds lost in a row until the path is down.
     pub down_after: u32,
+    /// Rounds answered in a row until a path that was down is up again.
+    pub up_after: u32,
     /// Rounds that the statistics look back over.
     pub window: u32,
     /// Payload of ICMP and UDP probes in bytes, at least 16.
@@ -46,6 +48,7 @@ impl Default for Probe {
             timeout: Duration::from_millis(800),
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 20,
             size: 56,
         }

@@ -126,6 +126,7 @@ fn site(specs: &[ProbeSpec]) -> Site {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).expect("a ratio"),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     };
     Site {

@@ -268,6 +268,7 @@ fn site(spec: &ProbeSpec) -> Site {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).unwrap(),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     };
     Site {

@@ -16,9 +16,7 @@ use patronus::{
     kernel::{Kernel as _, linux::Linux},
     state::{Allocations, Facts, Key, Ranges, Value},
     units::{Dscp, Family, IfName, Name, PortRange, Ratio},
-    validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Match, Nat, Path, Policy, Probe, Site,
-    },
+    validate::intent::{Action, Destination, Endpoint, GatewaySpec, Health, Match, Nat, Path, Policy, Probe, Site},
 };
 use proptest::{
     prelude::*,
@@ -416,8 +414,12 @@ fn policies_that_all_overlap_stay_one_rule_each() {
 fn site(policies: Vec<Policy>) -> Site {
     let interface: IfName = "wan0".parse().unwrap();
     let probe = Probe::default();
-    let health =
-        Health { latency: Duration::from_millis(150), loss: Ratio::of(1, 50), jitter: Duration::from_millis(30) };
+    let health = Health {
+        latency: Duration::from_millis(150),
+        loss: Ratio::of(1, 50),
+        jitter: Duration::from_millis(30),
+        recover: None,
+    };
     let fiber = Path {
         name: name("fiber"),
         from: name("fiber"),

@@ -62,15 +62,12 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
         interface: interface.parse().unwrap(),
         nat: Nat::Masquerade,
         mtu: None,
-        probe: Probe {
-            targets: addresses(targets),
-            window: 30,
-            ..Probe::default()
-        },
+        probe: Probe { targets: addresses(targets), window: 30, ..Probe::default() },
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(10_000).unwrap(),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     }
 }

@@ -11,6 +11,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod messages;
+mod preview;
 mod reconcile;
 mod records;
 mod support;

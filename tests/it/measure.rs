@@ -198,7 +198,8 @@ fn what_is_answered_wrongly_is_lost_and_told() {
         // A router on the way that refuses by ICMP is not the target.
         provider.sh("nft add rule inet t fault tcp dport 9998 reject with icmpx type port-unreachable");
         bench.prober.configure(specs);
-        let said = |sample: &Sample, text: &str| lost(sample) && sample.notes.said.as_ref().is_some_and(|s| s.contains(text));
+        let said =
+            |sample: &Sample, text: &str| lost(sample) && sample.notes.said.as_ref().is_some_and(|s| s.contains(text));
         bench.until("closed", "a reset that counts as an answer", answered).await;
         bench.until("barred", "a refusal on the way", |s| said(s, "refused by a router on the way")).await;
         bench.until("https", "a certificate of nobody", |s| said(s, "no TLS that is trusted")).await;
@@ -245,14 +246,12 @@ fn probes_carry_their_dscp() {
         let marked = methods().into_iter().filter(|(name, ..)| *name != "gateway");
         let specs: Vec<ProbeSpec> = marked.map(|(name, method, _)| with(name, method)).collect();
         let names: Vec<Name> = specs.iter().map(|s| s.path.clone()).collect();
-        provider.sh(
-            "nft 'table inet q { counter plain {}; chain c { type filter hook prerouting priority -320;
+        provider.sh("nft 'table inet q { counter plain {}; chain c { type filter hook prerouting priority -320;
                iifname isp0 meta l4proto { tcp, udp } ip dscp != ef counter name plain
                iifname isp0 meta l4proto { tcp, udp } ip6 dscp != ef counter name plain
                iifname isp0 meta l4proto { icmp, ipv6-icmp } @th,0,8 { 8, 128 } ip dscp != ef counter name plain
              }
-             }'",
-        );
+             }'");
         bench.prober.configure(specs);
         for name in &names {
             let fits = if name.as_str() == "https" { lost } else { answered };

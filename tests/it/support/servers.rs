@@ -62,7 +62,12 @@ impl Identity {
         let mut openssl = Command::new("openssl");
         openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
         openssl.args(["-days", "2", "-subj", "/CN=www.example.org"]);
-        openssl.args(["-addext", "subjectAltName=DNS:www.example.org", "-addext", "basicConstraints=critical,CA:FALSE"]);
+        openssl.args([
+            "-addext",
+            "subjectAltName=DNS:www.example.org",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ]);
         let done = openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         Self { certificate: std::fs::read(certificate).unwrap(), key: std::fs::read(key).unwrap() }
