@@ -71,7 +71,7 @@ pub async fn run(args: Args) -> Outcome {
 /// Answers STAMP, if the settings say so. A port that is taken is an alarm: the routing goes on.
 fn reflector(settings: &Settings, alarms: &mut Vec<String>) -> Option<Reflector> {
     let at = settings.stamp?;
-    let told = |error| alarms.push(Failure::error(&format!("cannot answer STAMP at {at}"), &error).message);
+    let told = |error| alarms.push(Failure::error(format!("cannot answer STAMP at {at}"), &error).message);
     Reflector::start(at, settings.clock_synchronised).map_err(told).ok()
 }
 

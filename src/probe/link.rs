@@ -41,7 +41,7 @@ pub(super) struct Links {
     discovery: Option<Sockets>,
     waiting: HashMap<Asked, (Reply, IpAddr)>,
     known: HashMap<Asked, Mac>,
-    links: HashMap<IfName, LinkAddr>,
+    ours: HashMap<IfName, LinkAddr>,
 }
 
 impl Links {
@@ -56,8 +56,8 @@ impl Links {
             Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
             Err(e) => return Err(e),
         };
-        let (waiting, known, links) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, links })
+        let (waiting, known, ours) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, ours })
     }
 
     /// Waits until there may be an answer.
@@ -113,7 +113,7 @@ impl Links {
     /// The hardware address of an interface, read anew when it was re-created or does not get answers.
     fn link(&mut self, interface: &IfName, index: u32, doubted: bool) -> io::Result<LinkAddr> {
         let same = |l: &&LinkAddr| !doubted && u32::try_from(l.ifindex()) == Ok(index);
-        if let Some(link) = self.links.get(interface).filter(same) {
+        if let Some(link) = self.ours.get(interface).filter(same) {
             return Ok(*link);
         }
         let found = getifaddrs()?
@@ -122,7 +122,7 @@ impl Links {
             .filter(|l| l.halen() == 6);
         let other = || io::Error::new(io::ErrorKind::Unsupported, "it is no Ethernet: its gateway cannot be asked");
         let link = found.ok_or_else(other)?;
-        self.links.insert(interface.clone(), link);
+        self.ours.insert(interface.clone(), link);
         Ok(link)
     }
 

@@ -94,7 +94,7 @@ pub struct Arrival {
 /// All rounds under way.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    rounds: BTreeMap<RoundKey, Round>,
+    known: BTreeMap<RoundKey, Round>,
     open: BTreeSet<RoundKey>,
     // Looked up by key, never iterated.
     pending: HashMap<u64, Pending>,
@@ -120,14 +120,14 @@ impl Rounds {
             waiting: 0,
             notes: Notes::default(),
         };
-        self.rounds.insert(key, round);
+        self.known.insert(key, round);
         self.open.insert(key);
         key
     }
 
     /// Notes that the probe to a round's target `index` was sent.
     pub fn sent(&mut self, round: RoundKey, index: usize, reply: Reply, interface: u32, sent: Sent) {
-        if let Some(open) = self.rounds.get_mut(&round) {
+        if let Some(open) = self.known.get_mut(&round) {
             open.nonces.push(reply.nonce);
             open.waiting += 1;
             let sequence = reply.sequence;
@@ -139,7 +139,7 @@ impl Rounds {
     /// address, by the interface that the probe left by, and in time. The sample, if it was the last one missing.
     pub fn arrived(&mut self, arrival: &Arrival) -> Option<Sample> {
         let pending = self.pending.get_mut(&arrival.reply.nonce)?;
-        let round = self.rounds.get_mut(&pending.round)?;
+        let round = self.known.get_mut(&pending.round)?;
         let (target, answer) = round.answers.get_mut(pending.index)?;
         let genuine = pending.sequence == arrival.reply.sequence
             && *target == arrival.from
@@ -175,7 +175,7 @@ impl Rounds {
     /// Takes in how a probe ended that is more than a packet; `said` is what was answered wrongly.
     pub fn settled(&mut self, nonce: u64, rtt: Option<Duration>, said: Option<String>, now: Instant) -> Option<Sample> {
         let pending = self.pending.remove(&nonce)?;
-        let round = self.rounds.get_mut(&pending.round).filter(|_| self.open.contains(&pending.round))?;
+        let round = self.known.get_mut(&pending.round).filter(|_| self.open.contains(&pending.round))?;
         let (target, answer) = round.answers.get_mut(pending.index)?;
         *answer = rtt.filter(|rtt| *rtt <= round.timeout);
         round.notes.said = round.notes.said.take().or_else(|| Some(format!("{target} {}", said?).into_boxed_str()));
@@ -185,7 +185,7 @@ impl Rounds {
 
     /// The sample of a round in which nothing is waited for (any more).
     pub fn close_if_complete(&mut self, round: RoundKey, now: Instant) -> Option<Sample> {
-        let complete = self.rounds.get(&round)?.waiting == 0;
+        let complete = self.known.get(&round)?.waiting == 0;
         complete.then(|| self.close(round, now)).flatten()
     }
 
@@ -210,7 +210,7 @@ impl Rounds {
         if !self.open.remove(&key) {
             return None;
         }
-        let round = self.rounds.get_mut(&key)?;
+        let round = self.known.get_mut(&key)?;
         let mut notes = std::mem::take(&mut round.notes);
         if let Some(seen) = self.seen.get_mut(&round.path) {
             notes.duplicates = std::mem::take(&mut seen.duplicates);
@@ -223,10 +223,10 @@ impl Rounds {
     }
 
     fn forget(&mut self, now: Instant) {
-        while let Some((key, _)) = self.rounds.first_key_value().filter(|((at, _), _)| *at + MEMORY <= now) {
+        while let Some((key, _)) = self.known.first_key_value().filter(|((at, _), _)| *at + MEMORY <= now) {
             let key = *key;
             self.open.remove(&key);
-            for nonce in self.rounds.remove(&key).map(|r| r.nonces).unwrap_or_default() {
+            for nonce in self.known.remove(&key).map(|r| r.nonces).unwrap_or_default() {
                 self.pending.remove(&nonce);
             }
         }
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(sample.answers[0].1, None);
         assert!(rounds.arrived(&arrival(801)).is_none() && rounds.open.is_empty());
         let _ = rounds.open(&spec(&["192.0.2.1"]), 8, T0 + Duration::from_millis(1801));
-        assert!(rounds.pending.is_empty() && rounds.rounds.len() == 1);
+        assert!(rounds.pending.is_empty() && rounds.known.len() == 1);
     }
 
     #[test]

@@ -154,10 +154,11 @@ impl Sockets {
             // 60 bytes of IP header at most, the ICMP header, the nonce.
             let mut bytes = [0; 96];
             match receive(self.receive.as_raw_fd(), self.family, &mut bytes) {
-                Ok(packet) => match self.arrival(&packet, &bytes) {
-                    Some(arrival) => return Some(arrival),
-                    None => continue,
-                },
+                Ok(packet) => {
+                    if let Some(arrival) = self.arrival(&packet, &bytes) {
+                        return Some(arrival);
+                    }
+                }
                 Err(nix::Error::EINTR) => {}
                 Err(_) => break,
             }

@@ -107,7 +107,7 @@ pub fn start(address: IpAddr, [genuine, own]: [&Identity; 2]) -> Servers {
     });
     let configs = [genuine.config(), own.config()];
     tcp((address, 8080), &ills, |_, _| Ok(()));
-    tcp((address, 80), &ills, |stream, ills| page(stream, ills));
+    tcp((address, 80), &ills, page);
     tcp((address, 443), &ills, move |stream, ills| {
         let config = &configs[usize::from(ills.portal.load(Ordering::Relaxed))];
         let session = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
