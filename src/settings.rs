@@ -75,7 +75,7 @@ pub struct Settings {
     pub protected: Protected,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
-    /// How long samples and events are kept.
+    /// How long samples and events are kept; samples only as far as there is room.
     pub retention: Duration,
 }
 

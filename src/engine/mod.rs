@@ -29,7 +29,7 @@ use crate::{
     probe::{ProbeError, Prober},
     source::Watcher,
     state::Observed,
-    store::Recorder,
+    store::{Batch, Recorder},
     units::Name,
 };
 
@@ -83,6 +83,8 @@ pub struct Engine {
     origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
+    /// Samples since the last published status.
+    batch: Batch,
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
@@ -163,6 +165,7 @@ impl Engine {
             selection: parts.router.remembered_selection().unwrap_or_default(),
             origin: parts.origin,
             router: parts.router,
+            batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
             source,
@@ -216,6 +219,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }

@@ -1,6 +1,6 @@
 //! The full pass: look, plan, apply, read back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -109,6 +109,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_ref(), &revision).await;
+        self.router.share(&mut self.observed);
         self.in_force();
         self.configure_probes();
         (ReconcileOutcome::Unchanged, 0, None)
@@ -132,7 +133,7 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = planned.desired.clone();
+            self.observed.state = Arc::clone(&planned.desired);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
             self.drift.clear();

@@ -1,7 +1,10 @@
 //! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
 //! as the daemon and the one-shot verbs share it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -37,7 +40,7 @@ pub enum PlanError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     /// The state that the steps lead to.
-    pub desired: State,
+    pub desired: Arc<State>,
     /// The steps in order.
     pub steps: Vec<Step>,
     /// Numbers in the desired state.
@@ -58,7 +61,7 @@ pub struct Router<K> {
     ranges: Ranges,
     known: Allocations,
     originals: BTreeMap<SysctlKey, String>,
-    applied: Option<State>,
+    applied: Option<Arc<State>>,
     generation: u64,
 }
 
@@ -70,13 +73,28 @@ fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32
     }
 }
 
+/// Brings a state to where executed steps have led.
+fn take_in(steps: &[&Step], state: &mut Arc<State>) {
+    if steps.is_empty() {
+        return;
+    }
+    let objects = &mut Arc::make_mut(state).objects;
+    for step in steps {
+        match step {
+            Step::Set { key, after: Some(value), .. } => drop(objects.insert(key.clone(), value.clone())),
+            Step::Set { key, after: None, .. } => drop(objects.remove(key)),
+            Step::Forget { .. } => {}
+        }
+    }
+}
+
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
         Self {
             known: ledger.get(ALLOCATIONS).unwrap_or_default(),
             originals: ledger.sysctl_originals(),
-            applied: ledger.applied(),
+            applied: ledger.applied().map(Arc::new),
             generation: ledger.generation(),
             kernel,
             ledger,
@@ -90,8 +108,15 @@ impl<K: Kernel> Router<K> {
     }
 
     /// The state applied last, if any.
-    pub const fn applied(&self) -> Option<&State> {
-        self.applied.as_ref()
+    pub fn applied(&self) -> Option<&State> {
+        self.applied.as_deref()
+    }
+
+    /// Lets a look at the kernel share the state applied last, if it found just that: a large hub's is megabytes.
+    pub fn share(&self, observed: &mut Observed) {
+        if let Some(applied) = self.applied.as_ref().filter(|applied| **applied == observed.state) {
+            observed.state = Arc::clone(applied);
+        }
     }
 
     /// The generation in force; 0 before the first.
@@ -155,7 +180,7 @@ impl<K: Kernel> Router<K> {
         let compiled = desired::compile(site, self.inputs(selection, observed))?;
         let mut desired = compiled.state;
         if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
-            *table = self.canonical(std::mem::take(&mut table.source)).await?;
+            *table = self.canonical(Arc::clone(&table.source)).await?;
         }
         Ok(self.planned(desired, compiled.allocations, observed))
     }
@@ -166,37 +191,40 @@ impl<K: Kernel> Router<K> {
         self.planned(desired, Allocations::default(), observed)
     }
 
-    async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
-        let canonical = match self.applied_form(&source) {
-            Some(form) => form.to_owned(),
-            None => self.kernel.canonical(&source).await?,
-        };
+    async fn canonical(&self, source: Arc<str>) -> Result<NftTable, KernelError> {
+        if let Some(table) = self.applied_form(&source) {
+            return Ok(table.clone());
+        }
+        let canonical = self.kernel.canonical(&source).await?.into();
         Ok(NftTable { canonical, source })
     }
 
-    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
-    /// kernel made it. That form was read back from the kernel then.
-    fn applied_form(&self, source: &str) -> Option<&str> {
+    /// The ruleset applied last with its canonical form, if this is its source and the same program on the same
+    /// kernel made that form. It was read back from the kernel then.
+    fn applied_form(&self, source: &str) -> Option<&NftTable> {
         let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
         let made_by = self.kernel.canonical_by()?;
-        let same = table.source == source && !table.canonical.is_empty();
-        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
+        let same = *table.source == *source && !table.canonical.is_empty();
+        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table)
     }
 
     /// The plan. What belongs to a tunnel that goes is not set back first: it goes with it.
     fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
         let leaving = desired::of_leaving_tunnels(&desired, &observed.state);
-        let (mut desired, mut shown) = (desired, observed.state.clone());
-        for key in leaving {
-            desired.objects.remove(&key);
-            shown.objects.remove(&key);
+        let (mut desired, mut shown) = (desired, Arc::clone(&observed.state));
+        if !leaving.is_empty() {
+            let shown = Arc::make_mut(&mut shown);
+            for key in leaving {
+                desired.objects.remove(&key);
+                shown.objects.remove(&key);
+            }
         }
         let mut steps = plan::diff(&desired, &shown);
         if !steps.is_empty() {
             steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
         }
         let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
-        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
+        Planned { desired: Arc::new(desired), steps, allocations, stamp, previous: observed.stamp.clone() }
     }
 
     /// Carries out a plan, or nothing of it, and remembers what is in force then.
@@ -240,7 +268,7 @@ impl<K: Kernel> Router<K> {
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
             self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
-            self.applied = Some(planned.desired.clone());
+            self.applied = Some(Arc::clone(&planned.desired));
         }
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
@@ -262,14 +290,13 @@ impl<K: Kernel> Router<K> {
         Some(told)
     }
 
-    /// Takes in that a step was executed outside a transaction: it is part of what is applied now.
-    pub fn switched(&mut self, step: &Step) {
-        if let (Some(applied), Step::Set { key, after, .. }) = (&mut self.applied, step) {
-            match after {
-                Some(value) => drop(applied.objects.insert(key.clone(), value.clone())),
-                None => drop(applied.objects.remove(key)),
-            }
+    /// Takes in that steps were executed outside a transaction: they are part of what is applied now.
+    pub fn switched(&mut self, steps: &[&Step], observed: &mut Observed) {
+        take_in(steps, &mut observed.state);
+        if let Some(applied) = &mut self.applied {
+            take_in(steps, applied);
         }
+        self.share(observed);
     }
 
     /// Finishes or undoes what an earlier process left open.
