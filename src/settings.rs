@@ -3,6 +3,9 @@
 //! Invariant: unknown fields and values out of range are refused with the same diagnostics as the
 //! configuration's; flags and environment are applied by the caller afterwards.
 
+mod git;
+mod guard;
+
 use std::{
     io::Read as _,
     net::SocketAddr,
@@ -11,22 +14,27 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     config::{
         MAX_FILE,
-        scalars::Prefix,
         schema::{self, Problem},
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    guard::{
+        rails::{Limits, Protected},
+        window::Window,
+    },
+    source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
 };
+
+pub use self::guard::Confirm;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -73,6 +81,12 @@ pub struct Settings {
     pub socket: PathBuf,
     /// What no commit may cut off.
     pub protected: Protected,
+    /// How large a change may be.
+    pub limits: Limits,
+    /// How a change of the daemon's is confirmed.
+    pub confirm: Confirm,
+    /// When a new revision may be put in force.
+    pub windows: Vec<Window>,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
     /// How long samples and events are kept; samples only as far as there is room.
@@ -84,13 +98,8 @@ pub struct Settings {
 pub enum Source {
     /// A directory that is watched.
     Dir(PathBuf),
-}
-
-/// Management access that no commit may cut off.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Protected {
-    /// Networks that manage this router.
-    pub prefixes: Vec<IpNet>,
+    /// A repository that is fetched.
+    Git(Box<source::git::Spec>),
 }
 
 impl Default for Settings {
@@ -103,6 +112,9 @@ impl Default for Settings {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
+            limits: Limits::default(),
+            confirm: Confirm::default(),
+            windows: Vec::new(),
             ranges: Ranges::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
@@ -168,19 +180,27 @@ struct File {
     /// The control socket. Default `patronus.sock` in `runtimeDir`.
     socket: Option<PathBuf>,
     /// Management access that no commit may cut off.
-    protected: ProtectedFile,
+    protected: guard::ProtectedFile,
+    /// How large a change may be before somebody has to say that it is meant.
+    limits: guard::LimitsFile,
+    /// How a new revision proves that it has cut nothing off.
+    confirm: guard::ConfirmFile,
+    /// When a new revision may be put in force. Default: always.
+    windows: Vec<guard::WindowFile>,
     /// Marks, tables, priorities and protocol number.
     ranges: RangesFile,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
 
-/// Where the configuration comes from.
+/// Where the configuration comes from: exactly one of them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SourceFile {
     /// A directory that is watched.
-    dir: PathBuf,
+    dir: Option<PathBuf>,
+    /// A Git repository that is followed.
+    git: Option<git::GitFile>,
 }
 
 /// Addresses that are listened on.
@@ -189,14 +209,6 @@ struct SourceFile {
 struct Listen {
     /// Address and port of the metrics, or `none`. Default `127.0.0.1:9469`.
     metrics: Option<String>,
-}
-
-/// Management access that no commit may cut off.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct ProtectedFile {
-    /// Networks that manage this router.
-    prefixes: Vec<Prefix>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -274,18 +286,35 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
             Some(address)
         }
     };
+    let source = file.source.and_then(|source| self::source(source, document, found));
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
         site: file.site,
-        source: file.source.map(|source| Source::Dir(source.dir)),
+        source,
         state_dir: file.state_dir.unwrap_or(default.state_dir),
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
-        protected: Protected { prefixes: file.protected.prefixes.into_iter().map(|p| p.0).collect() },
+        protected: file.protected.build(),
+        limits: file.limits.build(),
+        confirm: file.confirm.build(document, found),
+        windows: guard::windows(file.windows, document, found),
         ranges,
         retention: file.retention.map_or(default.retention, Span::get),
     })
+}
+
+fn source(file: SourceFile, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Source> {
+    match (file.dir, file.git) {
+        (Some(dir), None) => Some(Source::Dir(dir)),
+        (None, Some(file)) => git::build(file, document, found).map(|spec| Source::Git(Box::new(spec))),
+        (dir, _) => {
+            let message = if dir.is_some() { "there are two sources" } else { "the source is empty" };
+            let here = Diagnostic::error(Code::Combination, message).at(document.value_at("/source"));
+            found.push(here.help("give either `dir: PATH` or `git: {url: ADDRESS}`"));
+            None
+        }
+    }
 }
 
 fn ranges(file: &RangesFile, default: Ranges, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Ranges {
@@ -331,15 +360,32 @@ mod tests {
     #[test]
     fn every_field_is_read() {
         let text = "site: berlin\nsource: {dir: /etc/net}\nstateDir: /s\nruntimeDir: /r\nlisten: {metrics: '[::1]:9'}\n\
-            protected: {prefixes: [10.0.0.0/8]}\n\
+            protected: {prefixes: [10.0.0.0/8], interfaces: [mgmt0], ports: [22]}\n\
+            limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
+            windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
             retention: 7d\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        assert_eq!(settings.protected.prefixes.len(), 1);
+        let protected = &settings.protected;
+        assert_eq!((protected.prefixes.len(), protected.interfaces.len(), &protected.ports[..]), (1, 1, &[22][..]));
+        assert_eq!(settings.limits.largest_deletion, crate::units::Ratio::of(3, 10));
+        assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
+        assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
+    }
+
+    #[test]
+    fn a_window_at_no_time_and_a_service_without_a_port_are_shown_where_they_stand() {
+        let shown = wrong("windows: [{kind: allow, from: '8 am'}, {kind: deny, timeZone: Europe/Atlantis}]\n");
+        assert!(
+            shown.contains("`8 am` is not a time of day") && shown.contains("no time zone `Europe/Atlantis`"),
+            "{shown}"
+        );
+        let shown = wrong("confirm: {reach: [10.0.0.5]}\n");
+        assert!(shown.contains("is not an address and a port") && shown.contains("patronus.yaml:1:19"), "{shown}");
     }
 
     #[test]

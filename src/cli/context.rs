@@ -64,6 +64,10 @@ fn directory(settings: &Settings) -> Result<&Path, Failure> {
     let missing = "no configuration: name a directory, or give the settings a `source: {dir: PATH}`";
     match &settings.source {
         Some(Source::Dir(dir)) => Ok(dir),
+        Some(Source::Git(spec)) => {
+            let text = format!("{} cannot be followed yet: name a directory", spec.url);
+            Err(Failure::new(Exit::Settings, text))
+        }
         None => Err(Failure::new(Exit::Settings, missing)),
     }
 }
@@ -212,7 +216,7 @@ pub fn in_force(router: &Router<Linux>, settings: &Settings, new: &Active) -> Op
     if good.revision == new.revision && good.files == new.files {
         return Some(new.clone());
     }
-    let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files };
+    let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files, commit: None };
     activate(snapshot, settings).ok()
 }
 

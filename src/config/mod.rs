@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub mod commit;
 mod load;
 pub mod scalars;
 pub mod schema;
@@ -16,6 +17,7 @@ pub mod yaml;
 
 pub use self::load::load;
 use self::{
+    commit::Commit,
     schema::Kind,
     types::{FailoverSpec, PathSpec, PolicySpec, SiteSpec, SlaSpec},
     unread::Unread,
@@ -40,6 +42,8 @@ pub struct Snapshot {
     pub revision: String,
     /// Contents by path relative to the root, with `/`.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The commit that they come from; none for a directory.
+    pub commit: Option<Commit>,
 }
 
 /// An object as it was written, with its place.

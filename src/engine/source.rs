@@ -160,7 +160,7 @@ impl Engine {
     pub(super) fn start_from_last_good(&mut self) {
         let Some(good) = self.router.ledger.last_good() else { return };
         match activate(
-            Snapshot { revision: good.revision, files: good.files },
+            Snapshot { revision: good.revision, files: good.files, commit: None },
             Some(&self.origin.site),
             &self.origin.options,
         ) {

@@ -1,8 +1,10 @@
-//! Where configuration comes from: a directory becomes a snapshot; no parsing.
+//! Where configuration comes from: a directory or a Git repository becomes a snapshot; no parsing.
 //!
 //! Invariant: a snapshot is taken whole or not at all. A file that changes while it is read, a directory that
 //! vanishes half-way, or a tree over its limits is an error, never a smaller tree.
 
+pub mod git;
+pub mod local;
 mod watch;
 
 use std::{
@@ -16,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{MAX_FILE, MAX_FILES, MAX_TREE, Snapshot};
 
+pub use crate::config::commit;
 pub use watch::Watcher;
 
 /// Directories below the root that are looked into; deeper ones are an error.
@@ -83,7 +86,7 @@ pub fn read(root: &Path) -> Result<Snapshot, SourceError> {
     if tree.files.is_empty() {
         return Err(SourceError::Empty { path: root.to_owned() });
     }
-    Ok(Snapshot { revision: revision(&tree.files), files: tree.files })
+    Ok(Snapshot { revision: revision(&tree.files), files: tree.files, commit: None })
 }
 
 /// Reads a directory until two readings agree, so that a tree in the middle of being written is not taken.

@@ -165,6 +165,10 @@ impl Journal {
         Ok(journal)
     }
 
+    pub(super) const fn db(&self) -> &Connection {
+        &self.db
+    }
+
     /// The database.
     #[must_use]
     pub fn file(&self) -> &Path {
@@ -208,7 +212,7 @@ impl Journal {
     }
 
     /// Runs a write whose result must outlive the machine.
-    fn synced(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+    pub(super) fn synced(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
         const DOING: &str = "sync";
         self.db.pragma_update(None, "synchronous", "full").map_err(self.err(DOING))?;
         let result = write();
@@ -217,7 +221,7 @@ impl Journal {
     }
 
     /// Whoever has waited in vain for somebody else's lock waits no more, until [`Journal::be_patient`].
-    fn err(&self, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+    pub(super) fn err(&self, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
         let to_error = StoreError::database(doing, &self.file);
         move |error| {
             if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) {

@@ -7,14 +7,18 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Journal, LastGood, PlanRecord, StoreError, journal};
+use super::{Generation, Journal, LastGood, NewGeneration, PlanRecord, Standing, StoreError, journal};
 use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
     clock,
     engine::status::ReconcileOutcome,
     failover::Selection,
+    guard::{Unconfirmed, Who},
     state::{Stamp, State, SysctlKey},
 };
+
+/// Under which name the unconfirmed change is remembered.
+const UNCONFIRMED: &str = "unconfirmed";
 
 /// Where runs are journaled and what is remembered.
 #[derive(Debug)]
@@ -94,6 +98,50 @@ impl Ledger {
     /// Remembers the configuration in force.
     pub fn set_last_good(&self, good: &LastGood) {
         self.write(|j| j.set_last_good(good));
+    }
+
+    /// The change that waits for its confirmation, if one does.
+    #[must_use]
+    pub fn unconfirmed(&self) -> Option<Unconfirmed> {
+        self.get(UNCONFIRMED)
+    }
+
+    /// Remembers the change that waits for its confirmation.
+    pub fn set_unconfirmed(&self, change: &Unconfirmed) {
+        self.put(UNCONFIRMED, change);
+    }
+
+    /// The change stands, or was undone; says what has become of its generation.
+    pub fn settle_unconfirmed(&self, change: &Unconfirmed, standing: Standing, reason: Option<&str>) {
+        self.write(|j| j.end_generation(change.record, standing, clock::wall(), reason));
+        self.write(|j| j.forget(UNCONFIRMED));
+    }
+
+    /// The configuration that the kernel shows: the one that waits for its confirmation, else the last good one.
+    #[must_use]
+    pub fn in_force(&self) -> Option<LastGood> {
+        let Some(change) = self.unconfirmed() else { return self.last_good() };
+        let files = self.read(|j| j.generation_files(change.record))?;
+        Some(LastGood { revision: change.revision, at: change.deadline.wall, files })
+    }
+
+    /// Writes a generation down; its row, or 0 if that was not possible.
+    #[must_use]
+    pub fn add_generation(&self, new: &NewGeneration<'_>) -> i64 {
+        self.read(|j| j.add_generation(new)).unwrap_or_default()
+    }
+
+    /// The generation that a number means, with its files.
+    #[must_use]
+    pub fn generation_at(&self, number: u64) -> Option<(Generation, BTreeMap<String, Vec<u8>>)> {
+        let found = self.read(|j| j.generation_at(number)).flatten()?;
+        let files = self.read(|j| j.generation_files(found.record))?;
+        Some((found, files))
+    }
+
+    /// Adds a row to the audit.
+    pub fn audit(&self, who: &Who, what: &str, detail: &str) {
+        self.write(|j| j.audit(clock::wall(), who, what, detail));
     }
 
     /// The path choice in this boot; its moments count from the boot.

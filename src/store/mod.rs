@@ -17,6 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 mod aggregates;
 mod chunks;
 mod flush;
+mod generations;
 mod journal;
 mod ledger;
 pub mod read;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use aggregates::Aggregate;
 pub use flush::{Batch, FlushPolicy};
+pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
 pub use ledger::Ledger;
 pub use recorder::{Limits, Recorder};

@@ -6,8 +6,8 @@ use rusqlite::{Connection, OpenFlags, Row, named_params, params, types::Type};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Aggregate, HealthSample, Run, StoreError, TransitionRecord, aggregates, chunks, from_word, journal_file,
-    records_file, uint,
+    Aggregate, AuditRow, Generation, HealthSample, Run, StoreError, TransitionRecord, aggregates, chunks, from_word,
+    generations, journal_file, records_file, uint,
 };
 use crate::{clock::Wall, engine::status::Event, units::Name};
 
@@ -200,4 +200,25 @@ fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
 
 fn enumerated<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     from_word(row.get(column)?).ok_or_else(|| rusqlite::Error::InvalidColumnType(column, "a word".into(), Type::Text))
+}
+
+/// The newest generations of the configuration, oldest first.
+pub fn generations(dir: &Path, limit: usize) -> Result<Vec<Generation>, StoreError> {
+    journal(dir, |db| generations::newest(db, limit))
+}
+
+/// The generation that a number means, if it is kept still.
+pub fn generation(dir: &Path, number: u64) -> Result<Option<Generation>, StoreError> {
+    journal(dir, |db| generations::at(db, number))
+}
+
+/// The newest rows of the audit, oldest first.
+pub fn audit(dir: &Path, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
+    journal(dir, |db| generations::newest_audit(db, limit))
+}
+
+fn journal<T>(dir: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    let file = journal_file(dir);
+    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    read(&db).map_err(StoreError::database("read", &file))
 }

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// The journal: small.
-pub(super) const JOURNAL: &[&str] = &["
+pub(super) const JOURNAL: &[&str] = &[
+    "
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         boot TEXT NOT NULL,
@@ -39,7 +40,9 @@ pub(super) const JOURNAL: &[&str] = &["
     CREATE TABLE sysctl_originals (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE this_boot (key TEXT PRIMARY KEY, boot TEXT NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    super::generations::MIGRATION,
+];
 
 /// The records: large, batched, expendable.
 pub(super) const RECORDS: &[&str] = &[
@@ -151,6 +154,6 @@ mod tests {
         let mut db = Connection::open_in_memory().unwrap();
         db.pragma_update(None, "user_version", 9).unwrap();
         let text = migrate(&mut db, Path::new("x"), JOURNAL).unwrap_err().to_string();
-        assert!(text.contains("format 9") && text.contains("up to 1"), "{text}");
+        assert!(text.contains("format 9") && text.contains(&format!("up to {}", JOURNAL.len())), "{text}");
     }
 }

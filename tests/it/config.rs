@@ -44,7 +44,7 @@ fn snapshot(base: &Path, paths: &[PathBuf]) -> Snapshot {
         let name = path.strip_prefix(base).unwrap_or(&path).to_str().unwrap().to_owned();
         (name, fs::read(&path).unwrap())
     });
-    Snapshot { revision: "test".into(), files: named.collect() }
+    Snapshot { revision: "test".into(), files: named.collect(), commit: None }
 }
 
 fn inspect(snapshot: &Snapshot, options: &Options) -> (Config, Option<Intent>, Vec<Diagnostic>) {
@@ -56,7 +56,11 @@ fn inspect(snapshot: &Snapshot, options: &Options) -> (Config, Option<Intent>, V
 }
 
 fn one(text: &str) -> Snapshot {
-    Snapshot { revision: "test".into(), files: BTreeMap::from([("a.yaml".to_owned(), text.as_bytes().to_vec())]) }
+    Snapshot {
+        revision: "test".into(),
+        files: BTreeMap::from([("a.yaml".to_owned(), text.as_bytes().to_vec())]),
+        commit: None,
+    }
 }
 
 fn assert_valid(name: &str, snapshot: &Snapshot) -> Intent {
@@ -277,7 +281,7 @@ fn busy() -> Duration {
 fn assert_refused_quickly(what: &str, text: &[u8]) {
     let files = BTreeMap::from([("a.yaml".to_owned(), text.to_vec())]);
     let before = busy();
-    let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
+    let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files, commit: None }, &Options::default());
     let shown = diag::terminal(&found, config.sources(), false);
     let took = busy().checked_sub(before).unwrap();
     assert!(intent.is_none() && !shown.is_empty(), "{what}: accepted");
@@ -358,6 +362,7 @@ fn the_limits_are_checked_before_parsing() {
     let many = |count: usize, size: usize| Snapshot {
         revision: "x".into(),
         files: (0..count).map(|n| (format!("{n}.yaml"), vec![b'['; size])).collect(),
+        commit: None,
     };
     for snapshot in [many(10_001, 1), many(17, 1 << 20), many(1, (1 << 20) + 1)] {
         let (config, intent, found) = inspect(&snapshot, &Options::default());
@@ -387,7 +392,8 @@ mod arbitrary {
 
     fn never_panics(bytes: &[u8]) {
         let files = BTreeMap::from([("a.yaml".to_owned(), bytes.to_vec())]);
-        let (config, intent, found) = inspect(&Snapshot { revision: "x".into(), files }, &Options::default());
+        let (config, intent, found) =
+            inspect(&Snapshot { revision: "x".into(), files, commit: None }, &Options::default());
         assert_eq!(intent.is_none(), diag::has_errors(&found));
         // Rendering is part of the promise, and costs more than the rest: not for each.
         if bytes.len().is_multiple_of(8) {

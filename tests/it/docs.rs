@@ -186,13 +186,13 @@ fn every_test_that_the_docs_name_exists() {
 }
 
 /// Compares a generated document, or rewrites it.
-fn generated(path: &str, text: &str) {
+pub fn generated(path: &str, text: &str) {
     let file = root().join(path);
     if std::env::var_os("PATRONUS_REGENERATE").is_some() {
         fs::write(&file, text).unwrap();
     }
     let there = fs::read_to_string(&file).unwrap_or_default();
-    assert!(there == text, "{path} is out of date: run `PATRONUS_REGENERATE=1 cargo test --test it docs::`");
+    assert!(there == text, "{path} is out of date: run `PATRONUS_REGENERATE=1 cargo test --test it`");
 }
 
 /// The exit codes as the source has them: comment, name and number.
@@ -265,6 +265,14 @@ fn the_reference_of_settings_shows_the_defaults() {
     let shown = Settings::parse("settings.md", yaml.as_bytes()).unwrap();
     let source = Some(Source::Dir("/etc/patronus/site".into()));
     assert_eq!(shown, Settings { site: Some("berlin".parse().unwrap()), source, ..Settings::default() });
+    let git = text.split("```yaml\n").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+    let Some(Source::Git(spec)) = Settings::parse("settings.md", git.as_bytes()).unwrap().source else { panic!() };
+    let bare = Settings::parse("p", b"source: {git: {url: 'https://git.example.net/network.git'}}").unwrap().source;
+    let Some(Source::Git(bare)) = bare else { panic!() };
+    assert_eq!(
+        (&spec.url, &spec.reference, spec.interval, spec.jitter, spec.timeout),
+        (&bare.url, &bare.reference, bare.interval, bare.jitter, bare.timeout)
+    );
     let fields = read("src/settings.rs");
     let file = fields.split("struct File {").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap();
     for field in file.lines().filter_map(|line| line.trim().split_once(':').map(|(name, _)| name)) {

@@ -13,6 +13,7 @@ mod rule;
 mod socket;
 mod sysctl;
 mod tables;
+mod way;
 mod wire;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use ipnet::IpNet;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 
@@ -34,7 +36,7 @@ use self::{
 use super::{Executed, Kernel, KernelError, Scope};
 use crate::{
     plan::Step,
-    state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value},
+    state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
     units::{IfName, Name},
 };
 
@@ -135,6 +137,17 @@ impl Linux {
     /// `src_valid_mark`, the kernel announces no change.
     pub fn sysctls(&self, paths: &[String]) -> Result<BTreeMap<Key, Value>, KernelError> {
         Ok(sysctl::read(paths)?.into_iter().collect())
+    }
+
+    /// How this machine's own packets reach each of these networks; those that it cannot reach are left out.
+    pub fn ways<'a>(&self, nets: impl IntoIterator<Item = &'a IpNet>) -> Result<BTreeMap<IpNet, Way>, KernelError> {
+        let names = link::list(&self.route)?.names;
+        let mut ways = BTreeMap::new();
+        for net in nets {
+            let found = way::to(&self.route, net, &names).map_err(|r| r.doing(format!("look up the way to {net}")))?;
+            ways.extend(found.map(|way| (*net, way)));
+        }
+        Ok(ways)
     }
 
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.

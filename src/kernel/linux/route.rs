@@ -166,7 +166,7 @@ const fn scope(family: Family, gateway: bool) -> RouteScope {
     }
 }
 
-fn address(attribute: &RouteAttribute) -> Option<IpAddr> {
+pub(super) fn address(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(a)) | RouteAttribute::Via(RouteVia::Inet(a)) => Some((*a).into()),
         RouteAttribute::Gateway(RouteAddress::Inet6(a)) | RouteAttribute::Via(RouteVia::Inet6(a)) => Some((*a).into()),
