@@ -284,7 +284,9 @@ mod tests {
         #[test]
         fn samples_in_any_order_are_read_back(samples in prop::collection::vec(any_sample(), 0..60)) {
             let mut chunks = Chunks::default();
-            samples.iter().for_each(|sample| chunks.add(sample));
+            for sample in &samples {
+                chunks.add(sample);
+            }
             let mut expected = samples;
             expected.sort_by_key(|sample| slot(sample.at));
             prop_assert_eq!(rows(&chunks), expected);
@@ -309,10 +311,16 @@ mod tests {
         }
     }
 
+    fn add(chunks: &mut Chunks, seconds: std::ops::Range<i64>) {
+        for second in seconds {
+            chunks.add(&steady(second));
+        }
+    }
+
     #[test]
     fn a_sample_of_a_steady_path_takes_four_bytes() {
         let mut chunks = Chunks::default();
-        (0..300).for_each(|second| chunks.add(&steady(second)));
+        add(&mut chunks, 0..300);
         let bytes: usize = chunks.waiting().map(|(.., data)| data.len()).sum();
         assert!(bytes <= 300 * 5, "{bytes}");
     }
@@ -320,11 +328,11 @@ mod tests {
     #[test]
     fn after_a_write_and_after_a_loss_the_rest_can_be_read() {
         let mut chunks = Chunks::default();
-        (0..10).for_each(|second| chunks.add(&steady(second)));
+        add(&mut chunks, 0..10);
         let (mut row, first) = (Vec::new(), rows(&chunks));
         row.extend(chunks.waiting().flat_map(|(.., data)| data.to_vec()));
         chunks.written();
-        (10..20).for_each(|second| chunks.add(&steady(second)));
+        add(&mut chunks, 10..20);
         row.extend(chunks.waiting().flat_map(|(.., data)| data.to_vec()));
         let all = decode(&name("fiber"), &row);
         assert_eq!((all.len(), &all[..10]), (20, &first[..]), "the second part goes on from the first");

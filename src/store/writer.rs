@@ -86,7 +86,9 @@ impl Writer {
     fn take_samples(&mut self, samples: &[HealthSample]) {
         self.shared.queued.fetch_sub(samples.len(), Ordering::Relaxed);
         self.policy.row(false, clock::now());
-        samples.iter().for_each(|sample| self.chunks.add(sample));
+        for sample in samples {
+            self.chunks.add(sample);
+        }
         let lost = self.chunks.shed(self.limits.samples);
         self.shared.lost.fetch_add(lost as u64, Ordering::Relaxed);
     }
