@@ -86,8 +86,8 @@ async fn switch(router: &Router<Linux>, site: &Site, observed: &mut Observed, to
     let begun = Instant::now();
     let inputs = router.inputs(&selection, observed);
     let wanted = desired::compile_routes(site, inputs, inputs.known);
-    let routes = observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
-    let shown = State { objects: routes.map(|(key, value)| (key.clone(), value.clone())).collect() };
+    let shown = observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
+    let shown = State { objects: shown.map(|(key, value)| (key.clone(), value.clone())).collect() };
     let steps = plan::diff(&wanted, &shown);
     assert!(!steps.is_empty(), "a switch changes routes");
     let stamp = observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
