@@ -433,7 +433,7 @@ pub struct Counter {
 }
 
 /// One consistent look at the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Our objects. Shared: once an apply is verified they are those that were applied.
     pub state: Arc<State>,
