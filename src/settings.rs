@@ -96,7 +96,7 @@ pub struct Settings {
     pub ranges: Ranges,
     /// What is done about changes that others make to our objects.
     pub drift: Modes,
-    /// How long samples and events are kept.
+    /// How long samples and events are kept; samples only as far as there is room.
     pub retention: Duration,
 }
 

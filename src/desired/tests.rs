@@ -170,7 +170,7 @@ fn the_same_input_renders_the_same_bytes() {
     };
     assert_eq!(source(&one), source(&two));
     if let Ok(file) = std::env::var("PATRONUS_PRINT_RULESET") {
-        std::fs::write(file, source(&one)).expect("written");
+        std::fs::write(file, &*source(&one)).expect("written");
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     probe::{ProbeError, Prober},
     source::Watcher,
     state::Observed,
-    store::Recorder,
+    store::{Batch, Recorder},
     units::Name,
 };
 
@@ -87,6 +87,8 @@ pub struct Engine {
     origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
+    /// Samples since the last published status.
+    batch: Batch,
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
@@ -172,6 +174,7 @@ impl Engine {
             next_decision: None,
             origin: parts.origin,
             router: parts.router,
+            batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
             source,
@@ -225,6 +228,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }

@@ -84,6 +84,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_ref(), &revision).await;
+        self.router.share(&mut self.observed);
         self.drift_settled();
         self.in_force();
         self.configure_probes();

@@ -54,6 +54,7 @@ impl Engine {
     /// Publishes what is known now.
     pub(super) fn publish(&mut self) {
         self.timers.publish = clock::now() + PUBLISH;
+        self.recorder.samples(self.batch.take());
         let mut status = blank(&self.origin.site, self.source.clone());
         status.started = self.started;
         status.generation = self.router.generation_of(&self.observed);

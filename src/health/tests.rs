@@ -257,12 +257,17 @@ fn carrier_loss_is_down_at_once_and_its_return_needs_evidence() {
 fn a_silent_prober_makes_paths_unknown_and_not_down() {
     let mut s = Story::new(1, 1000);
     s.rounds(5, &[20]);
-    let (at, why) = s.monitor.poll_timeout().unwrap();
-    assert_eq!(at, s.at() + Duration::from_millis(20 + 5_000 + 800));
-    assert_eq!(why, "a path of which the prober reports nothing");
-    s.monitor.handle_timeout(at);
+    let silent = s.at() + Duration::from_millis(20 + 5_000 + 800);
+    // It may ask to be called too early, never too late.
+    let mut calls = 0;
+    while let Some((at, why)) = s.monitor.poll_timeout() {
+        assert!(at <= silent && s.health().state != PathState::Unknown, "{at:?}");
+        assert_eq!(why, "a path of which the prober may report nothing");
+        s.monitor.handle_timeout(at);
+        calls += 1;
+        assert!(calls <= 2 && (s.health().state == PathState::Unknown) == (at == silent), "{at:?}");
+    }
     assert_eq!(s.health().state, PathState::Unknown);
-    assert_eq!(s.monitor.poll_timeout(), None);
 }
 
 #[test]

@@ -461,7 +461,7 @@ fn ruleset(policies: Vec<Policy>) -> String {
     };
     let compiled = desired::compile(&site(policies), inputs).unwrap();
     match compiled.state.objects.get(&Key::Nft) {
-        Some(Value::Nft(table)) => table.source.clone(),
+        Some(Value::Nft(table)) => table.source.to_string(),
         other => panic!("{other:?}"),
     }
 }
