@@ -42,6 +42,8 @@ pub mod state;
 pub mod kernel;
 pub mod plan;
 
+pub mod preview;
+
 pub mod apply;
 pub mod guard;
 

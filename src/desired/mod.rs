@@ -3,6 +3,7 @@
 //! The selection is an *input* here: failover changes it and this same pipeline does the rest.
 
 mod allocate;
+pub mod assumed;
 pub mod classify;
 mod nft;
 mod routes;
