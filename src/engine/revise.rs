@@ -12,14 +12,14 @@ use super::{
     reader::{Ask, Reading},
     router::PlanError,
     source::{Active, ConfigError, chain},
-    status::{Seen, SourceStatus},
+    status::{ReconcileOutcome, SourceStatus},
 };
 use crate::{
     api::{Answer, SourceCommand},
     clock::{self, Instant},
     config::Snapshot,
     kernel::KernelError,
-    revision::{AttemptOutcome, Note, Revisions, Suspension, Triage},
+    revision::{AttemptOutcome, Note, Revisions, Seen, Suspension, Triage},
     source::Watcher,
     store::{LastGood, Ledger},
 };
@@ -188,6 +188,16 @@ impl Engine {
         self.write_down();
     }
 
+    /// A transaction failed: the revision that was being tried has failed with it.
+    pub(super) fn attempt_failed(&mut self, outcome: ReconcileOutcome, message: Option<&str>) {
+        let outcome = match outcome {
+            ReconcileOutcome::RolledBack => AttemptOutcome::RolledBack,
+            ReconcileOutcome::RollbackFailed => AttemptOutcome::RollbackFailed,
+            ReconcileOutcome::Unchanged | ReconcileOutcome::Applied | ReconcileOutcome::Refused => return,
+        };
+        self.attempt_ended(outcome, message.unwrap_or("no details"));
+    }
+
     /// There is no plan. That is the revision's fault if the compiler or nft refuses it; a kernel that cannot be
     /// looked at says nothing about it, and the next pass tries again.
     pub(super) fn cannot_plan(&mut self, error: &PlanError) {
@@ -200,20 +210,20 @@ impl Engine {
     pub(super) fn on_source_command(&mut self, command: SourceCommand, by: &str, reply: oneshot::Sender<Answer>) {
         let answer = match command {
             SourceCommand::Accept(revision) => match self.revisions.accept(&revision, by) {
-                Ok(notes) => Answer::done(self.told("source", notes)),
+                Ok(notes) => Answer::Done(self.say("source", notes)),
                 Err(refusal) => Answer::Refused(refusal.to_string()),
             },
             SourceCommand::Retry => match self.revisions.retry(by) {
-                Some(note) => Answer::done(self.told("source", vec![note])),
+                Some(note) => Answer::Done(self.say("source", vec![note])),
                 None => Answer::Done("nothing is quarantined of what the source holds; it is read again now".into()),
             },
             SourceCommand::Suspend { reason, until } => {
                 let suspension = Suspension { by: by.into(), reason, since: clock::wall(), until };
                 let note = self.revisions.suspend(suspension);
-                Answer::done(self.told("source", vec![note]))
+                Answer::Done(self.say("source", vec![note]))
             }
             SourceCommand::Resume => match self.revisions.resume(by) {
-                Some(note) => Answer::done(self.told("source", vec![note])),
+                Some(note) => Answer::Done(self.say("source", vec![note])),
                 None => Answer::Done("nothing was suspended".into()),
             },
         };
@@ -244,7 +254,7 @@ impl Engine {
     }
 
     /// The same, and the lines as a text.
-    fn told(&mut self, kind: &str, notes: Vec<Note>) -> String {
+    fn say(&mut self, kind: &str, notes: Vec<Note>) -> String {
         let text = notes.iter().map(|note| note.text.as_str()).collect::<Vec<_>>().join("; ");
         self.tell(kind, notes);
         text
@@ -271,7 +281,6 @@ impl Engine {
         let commits = [("desired", r.desired()), ("applied", r.applied())];
         let commit = |(use_, seen): (&str, Option<&Seen>)| Some((use_.to_owned(), seen?.commit.clone()?));
         SourceStatus {
-            location: self.origin.dir.display().to_string(),
             desired: r.desired().map(|seen| seen.revision.clone()),
             attempted: r.attempt().cloned(),
             applied: r.applied().map(|seen| seen.revision.clone()),
@@ -283,11 +292,12 @@ impl Engine {
             trouble: r.trouble().cloned(),
             last_success: r.last_success(),
             errors: r.errors(),
+            ..SourceStatus::of(self.origin.dir.display().to_string())
         }
     }
 }
 
 /// Any number; it spreads readings of many routers. The random end of an id is random enough.
 fn dice() -> u64 {
-    uuid::Uuid::now_v7().as_u64_pair().1.rotate_left(16)
+    uuid::Uuid::now_v7().as_u64_pair().1.rotate_left(32)
 }
