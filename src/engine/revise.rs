@@ -11,7 +11,7 @@ use super::{
     DEBOUNCE, Engine, activate,
     reader::{Ask, Reading},
     router::PlanError,
-    source::{Active, ConfigError, chain},
+    source::{Active, ConfigError, DIRECTORY, chain},
     status::{ReconcileOutcome, SourceStatus},
 };
 use crate::{
@@ -64,7 +64,7 @@ impl Engine {
             return;
         }
         let failures = self.revisions.trouble().map_or(0, |t| t.failures);
-        self.timers.source = now + self.origin.rhythm().wait(failures, dice());
+        self.timers.source = now + DIRECTORY.wait(failures, dice());
         let current = self.active.as_ref().map(|a| a.revision.clone());
         self.reader.begin(self.origin.clone(), Ask { revisions: self.revisions.clone(), current });
     }
@@ -79,6 +79,8 @@ impl Engine {
         self.take_reading(reading);
         if !self.reader.waiting.is_empty() {
             self.pass().await;
+            // Whoever is answered may look at once.
+            self.publish();
             for reply in std::mem::take(&mut self.reader.waiting) {
                 // Whoever asked may have gone away.
                 let _ = self.last.clone().map(|status| reply.send(status));
@@ -93,7 +95,7 @@ impl Engine {
                 *self.totals.source_errors.entry(error.reason().into()).or_default() += 1;
                 let notes = self.revisions.unreadable(error.reason(), chain(&error), now);
                 let failures = self.revisions.trouble().map_or(1, |t| t.failures);
-                self.timers.source = clock::now() + self.origin.rhythm().wait(failures, dice());
+                self.timers.source = clock::now() + DIRECTORY.wait(failures, dice());
                 self.tell("source", notes);
             }
             Reading::Read { revision, commit, checked } => {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A directory is looked at this often even if nothing tells of a change, and after a failure too: it costs nobody.
-const DIRECTORY: Rhythm = {
+pub(super) const DIRECTORY: Rhythm = {
     let often = Duration::from_secs(5);
     Rhythm { interval: often, retry: often, most: often, jitter: 0 }
 };
@@ -27,13 +27,6 @@ pub struct Origin {
     pub dir: PathBuf,
     /// What the settings say that bears on the configuration.
     pub options: validate::Options,
-}
-
-impl Origin {
-    /// How often the source is read.
-    pub(super) const fn rhythm(&self) -> Rhythm {
-        DIRECTORY
-    }
 }
 
 /// A configuration in force or about to be.
@@ -121,8 +114,8 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
 fn content(site: &Site) -> String {
     // Plain values have no way to fail.
     let text = serde_json::to_vec(site).unwrap_or_default();
-    let hash = Sha256::digest(text);
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let beginning = Sha256::digest(text).iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    format!("{beginning:016x}")
 }
 
 /// An error with its causes on one line.
