@@ -24,6 +24,7 @@ use crate::{
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    drift::Modes,
     guard::{
         rails::{Limits, Protected},
         window::Window,
@@ -89,6 +90,8 @@ pub struct Settings {
     pub windows: Vec<Window>,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
+    /// What is done about changes that others make to our objects.
+    pub drift: Modes,
     /// How long samples and events are kept.
     pub retention: Duration,
 }
@@ -116,6 +119,7 @@ impl Default for Settings {
             confirm: Confirm::default(),
             windows: Vec::new(),
             ranges: Ranges::default(),
+            drift: Modes::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
     }
@@ -189,6 +193,8 @@ struct File {
     windows: Vec<guard::WindowFile>,
     /// Marks, tables, priorities and protocol number.
     ranges: RangesFile,
+    /// What is done about changes that others make to our objects: `repair`, `report` or `ignore` for each kind.
+    drift: Modes,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
@@ -300,6 +306,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         confirm: file.confirm.build(document, found),
         windows: guard::windows(file.windows, document, found),
         ranges,
+        drift: file.drift,
         retention: file.retention.map_or(default.retention, Span::get),
     })
 }
@@ -344,6 +351,7 @@ fn ranges(file: &RangesFile, default: Ranges, document: &yaml::Document, found: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drift::Mode;
 
     fn wrong(text: &str) -> String {
         match Settings::parse("patronus.yaml", text.as_bytes()) {
@@ -364,7 +372,7 @@ mod tests {
             limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
             windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
-            retention: 7d\n";
+            retention: 7d\ndrift: {route: report, sysctl: ignore}\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
@@ -374,6 +382,8 @@ mod tests {
         assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
         assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
+        let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
+        assert_eq!(settings.drift, drift);
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }
 

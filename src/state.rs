@@ -107,6 +107,20 @@ pub enum Key {
     Nft,
 }
 
+impl Key {
+    /// The kind of object, as settings, metrics and messages name it.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Sysctl(_) => "sysctl",
+            Self::Link { .. } => "link",
+            Self::Route(_) => "route",
+            Self::Rule(_) => "rule",
+            Self::Nft => "nft",
+        }
+    }
+}
+
 /// One sysctl below `/proc/sys/net`, as path components joined with `/`, such as `ipv4/conf/wan0/rp_filter`.
 /// Slashes, because interface names may contain dots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -59,7 +59,7 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     let kernel = context::kernel()?;
     context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;
-    let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges);
+    let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     let Made { active, selection, planned, report } = plan::make(&router, &settings, active).await?;
     plan::print(&report, args.show)?;

@@ -18,7 +18,9 @@ mod human;
 pub(super) mod revisions;
 mod text;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(in crate::cli) use human::clean;
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, clap::Args)]

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod drift;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
@@ -29,7 +30,7 @@ pub enum Exit {
     Done = 0,
     /// An error.
     Error = 1,
-    /// `--detailed-exitcode`: there are changes.
+    /// `--detailed-exitcode`: there are changes; `drift`: there is some.
     Changes = 2,
     /// Wrong usage (`EX_USAGE`).
     Usage = 64,
@@ -99,6 +100,7 @@ enum Verb {
     Diff(diff::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
+    Drift(drift::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -162,6 +164,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
+            Verb::Drift(args) => drift::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,

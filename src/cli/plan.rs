@@ -63,7 +63,8 @@ pub struct Made {
 pub async fn run(args: Args) -> Outcome {
     let settings = context::settings(&args.router, args.dir)?;
     let active = context::configuration(&settings)?;
-    let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges)
+        .treating_drift(settings.drift);
     // Whoever holds the lock settles interrupted changes himself.
     if let Ok(_lock) = context::lock(&settings, "plan") {
         context::recover(&mut router).await?;

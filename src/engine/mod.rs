@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod drift;
 mod pass;
 mod publish;
 mod reader;
@@ -38,7 +39,7 @@ use crate::{
 
 pub use self::source::{Active, ConfigError, Origin, activate};
 pub use self::status::ReconcileOutcome;
-pub(crate) use self::{pass::told, source::chain};
+pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
 use self::{
     router::Router,
     status::{ReconcileStatus, Status, Totals},
@@ -103,7 +104,7 @@ pub struct Engine {
     reasons: BTreeMap<Name, String>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
-    drift: Vec<String>,
+    drift: drift::Books,
     totals: Totals,
     alarms: Alarms,
     started: clock::Wall,
@@ -181,7 +182,7 @@ impl Engine {
             reasons: BTreeMap::new(),
             last: None,
             change: None,
-            drift: Vec::new(),
+            drift: drift::Books::default(),
             totals: Totals::default(),
             alarms: Alarms { start: parts.alarms, ..Alarms::default() },
             started: clock::wall(),
@@ -278,6 +279,7 @@ impl Engine {
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
             self.tend_revisions();
+            self.look_around(now);
             self.publish();
         }
     }
@@ -289,6 +291,7 @@ impl Engine {
                 self.link_changed(&name, up, carrier, now);
                 self.decide(now).await;
             }
+            KernelEvent::Touched(touch) => return self.note_touch(touch),
             KernelEvent::Changed(_) => {}
             KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
         }
@@ -308,6 +311,7 @@ impl Engine {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
+                self.end_truces();
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }

@@ -45,6 +45,9 @@ pub(super) fn blank(origin: &Origin) -> Status {
         policies: Vec::new(),
         alarms: Vec::new(),
         drift: Vec::new(),
+        drifted: Vec::new(),
+        fights: Vec::new(),
+        overrides: Vec::new(),
         totals: Totals::default(),
     }
 }
@@ -61,7 +64,9 @@ impl Engine {
         status.generation = self.router.generation_of(&self.observed);
         status.reconcile.clone_from(&self.last);
         status.change.clone_from(&self.change);
-        status.drift.clone_from(&self.drift);
+        (status.drifted, status.drift) = self.drift.objects();
+        status.fights = self.drift.fights(status.now);
+        status.overrides = self.drift.overrides().to_vec();
         status.totals = self.totals.clone();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
@@ -78,6 +83,7 @@ impl Engine {
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
+        all.extend(self.drift.alarms(clock::now()));
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));
         }

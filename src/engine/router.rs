@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     apply::{self, Outcome, RecoveryError, Request},
     desired::{self, CompileError},
+    drift::{self, Drifted, Mode, Modes},
     failover::Selection,
     kernel::{Kernel, KernelError, Scope},
     plan::{self, Step},
@@ -46,7 +48,20 @@ pub struct Planned {
     pub stamp: Stamp,
     /// Stamp that was observed.
     pub previous: Option<Stamp>,
+    /// Drift that is left as it is: the steps do not touch it, and nobody expects it to be as desired.
+    pub spared: BTreeSet<Key>,
 }
+
+/// What the state applied last belongs to.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct InForce {
+    /// The boot and the network namespace that it was applied in.
+    place: String,
+    revision: String,
+}
+
+/// Which revision was applied last, and where.
+const IN_FORCE: &str = "in-force";
 
 /// A router.
 #[derive(Debug)]
@@ -59,6 +74,8 @@ pub struct Router<K> {
     known: Allocations,
     originals: BTreeMap<SysctlKey, String>,
     applied: Option<State>,
+    in_force: InForce,
+    modes: Modes,
     generation: u64,
 }
 
@@ -77,6 +94,8 @@ impl<K: Kernel> Router<K> {
             known: ledger.get(ALLOCATIONS).unwrap_or_default(),
             originals: ledger.sysctl_originals(),
             applied: ledger.applied(),
+            in_force: ledger.get(IN_FORCE).unwrap_or_default(),
+            modes: Modes::default(),
             generation: ledger.generation(),
             kernel,
             ledger,
@@ -89,9 +108,30 @@ impl<K: Kernel> Router<K> {
         &self.ranges
     }
 
-    /// The state applied last, if any.
-    pub const fn applied(&self) -> Option<&State> {
-        self.applied.as_ref()
+    /// The same, with these ways to treat drift.
+    #[must_use]
+    pub fn treating_drift(self, modes: Modes) -> Self {
+        Self { modes, ..self }
+    }
+
+    /// How drift is treated.
+    pub const fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    /// The state applied last in this boot and this network namespace, if any: what differs from it is drift.
+    pub fn applied(&self) -> Option<&State> {
+        self.applied.as_ref().filter(|_| self.in_force.place == apply::place())
+    }
+
+    /// Whether this revision is the one applied last, here.
+    pub fn is_in_force(&self, revision: &str) -> bool {
+        self.in_force.revision == revision && self.applied().is_some()
+    }
+
+    /// What somebody else changed of what a plan wants, in the order of the keys.
+    pub fn drift(&self, planned: &Planned, observed: &Observed) -> Vec<Drifted> {
+        self.applied().map(|applied| drift::drifted(&planned.desired, applied, &observed.state)).unwrap_or_default()
     }
 
     /// The generation in force; 0 before the first.
@@ -157,7 +197,21 @@ impl<K: Kernel> Router<K> {
         if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
             *table = self.canonical(std::mem::take(&mut table.source)).await?;
         }
-        Ok(self.planned(desired, compiled.allocations, observed))
+        let planned = self.planned(desired, compiled.allocations, observed);
+        let ignored = self.drift(&planned, observed).into_iter().map(|drifted| drifted.key);
+        let ignored = ignored.filter(|key| self.modes.of(key) == Mode::Ignore).collect();
+        Ok(self.sparing(planned, ignored, observed))
+    }
+
+    /// The same plan without a step for these objects, beside those that it spares already.
+    pub fn sparing(&self, planned: Planned, spared: BTreeSet<Key>, observed: &Observed) -> Planned {
+        if spared.is_empty() {
+            return planned;
+        }
+        let spared = planned.spared.into_iter().chain(spared).collect();
+        let goal = drift::sparing(&planned.desired, &observed.state, &spared);
+        let steps = self.steps(&goal, &planned.allocations, observed);
+        Planned { steps, spared, ..planned }
     }
 
     /// Plans the removal of everything of ours.
@@ -183,20 +237,26 @@ impl<K: Kernel> Router<K> {
         (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
     }
 
-    /// The plan. What belongs to a tunnel that goes is not set back first: it goes with it.
-    fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
-        let leaving = desired::of_leaving_tunnels(&desired, &observed.state);
-        let (mut desired, mut shown) = (desired, observed.state.clone());
-        for key in leaving {
+    fn planned(&self, mut desired: State, allocations: Allocations, observed: &Observed) -> Planned {
+        for key in desired::of_leaving_tunnels(&desired, &observed.state) {
             desired.objects.remove(&key);
+        }
+        let steps = self.steps(&desired, &allocations, observed);
+        let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
+        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone(), spared: BTreeSet::new() }
+    }
+
+    /// The steps to a state. What belongs to a tunnel that goes is not set back first: it goes with it.
+    fn steps(&self, desired: &State, allocations: &Allocations, observed: &Observed) -> Vec<Step> {
+        let mut shown = observed.state.clone();
+        for key in desired::of_leaving_tunnels(desired, &observed.state) {
             shown.objects.remove(&key);
         }
-        let mut steps = plan::diff(&desired, &shown);
+        let mut steps = plan::diff(desired, &shown);
         if !steps.is_empty() {
-            steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
+            steps.extend(plan::forget_released(self.numbers(observed), allocations, &self.ranges));
         }
-        let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
-        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
+        steps
     }
 
     /// Carries out a plan, or nothing of it, and remembers what is in force then.
@@ -206,6 +266,7 @@ impl<K: Kernel> Router<K> {
         let request = Request {
             steps: &planned.steps,
             desired: &planned.desired,
+            spared: &planned.spared,
             scope: &scope,
             stamp: planned.stamp.clone(),
             previous: planned.previous.clone(),
@@ -213,7 +274,7 @@ impl<K: Kernel> Router<K> {
         };
         let report = apply::run(&self.kernel, &mut self.ledger, request).await;
         if matches!(report.outcome, Outcome::Applied | Outcome::Unchanged) {
-            self.remember(planned, site);
+            self.remember(planned, site, revision);
         }
         if matches!(report.outcome, Outcome::Applied) {
             self.generation = planned.stamp.generation;
@@ -232,7 +293,12 @@ impl<K: Kernel> Router<K> {
         }
     }
 
-    fn remember(&mut self, planned: &Planned, site: Option<&Site>) {
+    fn remember(&mut self, planned: &Planned, site: Option<&Site>, revision: &str) {
+        let in_force = InForce { place: apply::place(), revision: revision.to_owned() };
+        if self.in_force != in_force {
+            self.ledger.put(IN_FORCE, &in_force);
+            self.in_force = in_force;
+        }
         if self.known != planned.allocations {
             self.known = planned.allocations.clone();
             self.ledger.put(ALLOCATIONS, &self.known);
@@ -259,6 +325,7 @@ impl<K: Kernel> Router<K> {
         self.ledger.put(ALLOCATIONS, &self.known);
         self.originals.iter().for_each(|(key, value)| self.ledger.keep_sysctl(key, value));
         self.applied.iter().for_each(|state| self.ledger.set_applied(state));
+        self.ledger.put(IN_FORCE, &self.in_force);
         Some(told)
     }
 

@@ -111,7 +111,8 @@ impl Engine {
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
         let mut shown = self.observed.state.clone();
         shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
-        let steps = plan::diff(&wanted, &shown);
+        let mut steps = plan::diff(&wanted, &shown);
+        steps.retain(|step| !self.is_spared(step));
         let forgets = self.forgets(decision);
         let first = steps.iter().take_while(|s| is_active_route(s)).count();
         let (active_steps, tails) = steps.split_at(first);
@@ -120,6 +121,12 @@ impl Engine {
         self.execute(tails).await;
         self.sweeps.extend(forgets.into_iter().map(|step| (now + SECOND_SWEEP, step)));
         tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
+    }
+
+    /// Whether a step would only put back what is left as it is.
+    fn is_spared(&self, step: &Step) -> bool {
+        let key = step.key().filter(|key| self.drift.spared.contains(key));
+        key.is_some() && self.router.applied().is_some_and(|applied| plan::report::drifted(step, applied))
     }
 
     /// The steps that forget flows: those of paths that were left by force, and those that had their time.

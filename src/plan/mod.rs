@@ -75,11 +75,7 @@ impl Step {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Set { key: Key::Sysctl(_), .. } => "sysctl",
-            Self::Set { key: Key::Link { .. }, .. } => "link",
-            Self::Set { key: Key::Route(_), .. } => "route",
-            Self::Set { key: Key::Rule(_), .. } => "rule",
-            Self::Set { key: Key::Nft, .. } => "nft",
+            Self::Set { key, .. } => key.kind(),
             Self::Forget { .. } => "flows",
         }
     }

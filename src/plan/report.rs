@@ -176,6 +176,8 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
 pub fn drifted(step: &Step, applied: &State) -> bool {
     match step {
         Step::Set { key: Key::Sysctl(_), before, after, .. } if before.is_none() || after.is_none() => false,
+        // What goes with its interface and is made again was not changed by anybody.
+        Step::Set { before, after, .. } if before == after => false,
         Step::Set { key, after, .. } => applied.objects.get(key) == after.as_ref(),
         Step::Forget { .. } => false,
     }

@@ -182,6 +182,18 @@ fn rule_text(k: &RuleKey) -> String {
     format!("rule   {} priority {}{mark}{oif} -> table {table}{suppress}", k.family, k.priority)
 }
 
+/// How what was found differs from what was wanted, on one line; nothing where one of them is not there.
+#[must_use]
+pub fn difference(wanted: Option<&Value>, found: Option<&Value>) -> Option<String> {
+    match (wanted?, found?) {
+        (Value::Nft(wanted), Value::Nft(found)) => {
+            let (added, removed, _) = nft_difference(&wanted.canonical, &found.canonical);
+            Some(format!("{added} lines added, {removed} removed"))
+        }
+        (wanted, found) => Some(format!("wanted {}, found {}", value_text(wanted), value_text(found))),
+    }
+}
+
 fn value_text(value: &Value) -> String {
     match value {
         Value::Sysctl { value } => value.clone(),

@@ -7,6 +7,7 @@ mod config;
 mod dataplane;
 mod docs;
 mod failover;
+mod git;
 mod kernel;
 mod lab;
 mod messages;

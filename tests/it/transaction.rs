@@ -4,6 +4,7 @@
 //! state or exactly the new one, and what others own never changes. The sabotage twins show it red.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
 };
@@ -196,6 +197,7 @@ impl Subject {
         let request = Request {
             steps: &steps,
             desired: &case.new,
+            spared: &BTreeSet::new(),
             scope: &scope,
             stamp: new_stamp(),
             previous: observed.stamp,

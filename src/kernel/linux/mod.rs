@@ -8,9 +8,11 @@ mod conntrack;
 mod events;
 mod link;
 mod nft;
+pub mod processes;
 mod route;
 mod rule;
 mod socket;
+mod surroundings;
 mod sysctl;
 mod tables;
 mod way;
@@ -35,6 +37,7 @@ use self::{
 };
 use super::{Executed, Kernel, KernelError, Scope};
 use crate::{
+    foreign::{Surroundings, programs::Touch},
     plan::Step,
     state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
     units::{IfName, Name},
@@ -132,6 +135,21 @@ impl Linux {
     /// Values of the counters `policy_<name>`, or those seen last where somebody deleted them.
     pub fn counters(&self) -> Result<BTreeMap<Name, Counter>, KernelError> {
         Ok(self.nft.highest(tables::counters(&self.netfilter)?))
+    }
+
+    /// What others have in the kernel around our objects. Some milliseconds for thousands of rules of nftables.
+    pub fn surroundings(&self, ranges: &Ranges) -> Result<Surroundings, KernelError> {
+        Ok(Surroundings {
+            rules: rule::foreign(&self.route, ranges)?,
+            chains: surroundings::chains(&self.netfilter)?,
+            flowtables: surroundings::flowtables(&self.netfilter)?,
+        })
+    }
+
+    /// Whether this process did what a notification tells of.
+    #[must_use]
+    pub fn is_own(&self, touch: &Touch) -> bool {
+        if touch.kind == "nft" { self.nft.started(touch.pid) } else { self.route.port() == Some(touch.pid) }
     }
 
     /// Values of sysctls by their paths below `/proc/sys/net/`; about 5 microseconds each. Of some, such as

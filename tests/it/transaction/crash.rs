@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     env, fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -158,6 +159,7 @@ async fn apply_to(
     let request = Request {
         steps: &diff(desired, &observed.state),
         desired,
+        spared: &BTreeSet::new(),
         scope: &real_scope(),
         stamp: stamp(generation),
         previous: observed.stamp,
