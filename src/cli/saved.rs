@@ -56,7 +56,7 @@ pub fn write(file: &Path, made: &Made, dir: Option<&Path>, settings: &Settings) 
     let binding = binding(made, directory.as_deref(), settings);
     let shown = anstream::adapter::strip_str(&text::render(&made.report, true)).to_string();
     let planned = &made.planned;
-    let before = made.observed.state.clone();
+    let before = made.observed.state.as_ref().clone();
     let saved = Saved::new(binding, before, planned.stamp.clone(), planned.steps.clone(), shown);
     let failed = |e: &dyn std::error::Error| Failure::error(format!("cannot save the plan as {}", file.display()), e);
     let text = saved.text().map_err(|e| failed(&e))?;
