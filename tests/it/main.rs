@@ -12,6 +12,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod messages;
+mod pipelines;
 mod preview;
 mod reconcile;
 mod records;
