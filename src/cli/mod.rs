@@ -18,6 +18,7 @@ pub mod plan;
 mod reference;
 pub mod run;
 pub mod schema;
+pub mod test;
 pub mod validate;
 
 /// What the process ends with.
@@ -105,6 +106,7 @@ enum Verb {
     History(inspect::HistoryArgs),
     Reconcile(inspect::ReconcileArgs),
     Schema(schema::Args),
+    Test(test::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -164,6 +166,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::History(args) => inspect::history(args).await,
             Verb::Reconcile(args) => inspect::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
+            Verb::Test(args) => test::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),
