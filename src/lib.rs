@@ -40,6 +40,8 @@ pub mod prove;
 pub mod desired;
 pub mod state;
 
+pub mod drift;
+pub mod foreign;
 pub mod kernel;
 pub mod plan;
 

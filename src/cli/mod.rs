@@ -12,12 +12,15 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod drift;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
 mod reference;
 pub mod run;
+mod saved;
 pub mod schema;
+pub mod snapshot;
 pub mod test;
 pub mod validate;
 
@@ -29,7 +32,7 @@ pub enum Exit {
     Done = 0,
     /// An error.
     Error = 1,
-    /// `--detailed-exitcode`: there are changes.
+    /// `--detailed-exitcode`: there are changes; `drift`: there is some.
     Changes = 2,
     /// Wrong usage (`EX_USAGE`).
     Usage = 64,
@@ -97,8 +100,10 @@ enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
     Diff(diff::Args),
+    Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
+    Drift(drift::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -157,8 +162,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
             Verb::Diff(args) => diff::run(&args),
+            Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Drift(args) => drift::run(args).await,
             Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,

@@ -40,7 +40,7 @@ pub struct Args {
     /// Only this site
     #[arg(long, value_name = "SITE")]
     site: Option<Name>,
-    /// Write the results as JUnit XML too
+    /// Write the results as `JUnit` XML too
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// How results are printed
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new(Exit::Config, format!("the configuration has no site `{site}`")));
     }
     match args.failures {
-        Some(together) => fail(args, &intent, usize::from(together)),
+        Some(together) => Ok(fail(args, &intent, usize::from(together))),
         None => test(args, &config, &intent),
     }
 }
@@ -207,7 +207,7 @@ fn junit(path: &Path, config: &Config, done: &[Done]) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|error| Failure::error(doing(), &error))
 }
 
-fn fail(args: &Args, intent: &Intent, together: usize) -> Outcome {
+fn fail(args: &Args, intent: &Intent, together: usize) -> Exit {
     let sites = intent.sites().values().filter(|site| args.site.as_ref().is_none_or(|s| *s == site.name));
     let all: Vec<failures::Failure> = sites.flat_map(|site| failures::of_site(site, together)).collect();
     let stranded: usize = all.iter().map(|f| f.stranded().count()).sum();
@@ -218,7 +218,7 @@ fn fail(args: &Args, intent: &Intent, together: usize) -> Outcome {
     let policies = if stranded == 1 { "1 time a policy has" } else { &format!("{stranded} times a policy has") };
     let summary = format!("{}; {policies} no path left", plural(all.len(), "failure"));
     let _ = writeln!(std::io::stderr(), "{summary}");
-    Ok(if stranded > 0 { Exit::Changes } else { Exit::Done })
+    if stranded > 0 { Exit::Changes } else { Exit::Done }
 }
 
 fn told(failure: &failures::Failure) -> String {

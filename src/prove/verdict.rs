@@ -69,7 +69,7 @@ impl Window {
     }
 
     /// The first value that is wrong, or the last one if none is right.
-    fn wrong<'v, T>(self, values: &'v [(Duration, T)], right: impl Fn(&T) -> bool) -> Option<&'v (Duration, T)> {
+    fn wrong<T>(self, values: &[(Duration, T)], right: impl Fn(&T) -> bool) -> Option<&(Duration, T)> {
         if self.throughout {
             values.iter().find(|(_, value)| !right(value))
         } else if values.iter().any(|(_, value)| right(value)) {
@@ -86,7 +86,7 @@ pub(super) fn judge(place: &Place<'_>, story: &Story, number: usize, e: &ExpectS
     let at = |field: &str| place.document.value_at(&format!("/spec/expect/{number}/{field}"));
     match (&e.event, &e.state, &e.path) {
         (Some(event), _, _) => happened(place, story, e, event, window, at("event")),
-        (_, Some(state), Some(path)) => was(place, story, e, (path, state), window, at("state")),
+        (_, Some(state), Some(path)) => was(story, e, (path, state), window, at("state")),
         (_, _, Some(path)) => used(place, story, e, path, window, at("path")),
         _ => None,
     }
@@ -179,30 +179,19 @@ fn condition(story: &Story, path: &Name, at: Duration) -> Option<String> {
     Some(format!("`{path}` is {state} since {}: {reason}", shown(*since)))
 }
 
-fn was(
-    place: &Place<'_>,
-    story: &Story,
-    e: &ExpectSpec,
-    (path, state): (&Name, &String),
-    window: Window,
-    at: Span,
-) -> Option<Diagnostic> {
-    let (since, got) = match &e.rule {
-        Some(rule) => {
-            let values = story.standings_between(rule, path, window.from, window.to);
-            window.wrong(values, |s| s.word() == state).map(|(at, s)| (*at, s.word().to_owned()))?
-        }
-        None => {
-            let values = story.states_between(path, window.from, window.to);
-            window.wrong(values, |(s, _)| s.to_string() == *state).map(|(at, (s, _))| (*at, s.to_string()))?
-        }
+fn was(story: &Story, e: &ExpectSpec, (path, state): (&Name, &String), window: Window, at: Span) -> Option<Diagnostic> {
+    let (since, got) = if let Some(rule) = &e.rule {
+        let values = story.standings_between(rule, path, window.from, window.to);
+        window.wrong(values, |s| s.word() == state).map(|(at, s)| (*at, s.word().to_owned()))?
+    } else {
+        let values = story.states_between(path, window.from, window.to);
+        window.wrong(values, |(s, _)| s.to_string() == *state).map(|(at, (s, _))| (*at, s.to_string()))?
     };
     let moment = if window.throughout { since.max(window.from) } else { window.to };
     let under = e.rule.as_ref().map(|rule| format!(" under the rule `{rule}`")).unwrap_or_default();
     let when = if window.throughout { format!("at {}", shown(moment)) } else { window.told() };
     let message = format!("{when} path `{path}` is {got}{under}, expected {state}");
     let why = condition(story, path, moment).unwrap_or_else(|| format!("`{path}` is not known then"));
-    let _ = place;
     Some(unmet(message, at).help(format!("why: {why}")))
 }
 

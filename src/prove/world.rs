@@ -13,7 +13,7 @@ use super::story::Story;
 use crate::{
     clock::Instant,
     failover::{self, Decision, Inputs, Overrides, Selection},
-    health::{Link, Monitor, Sample},
+    health::{Link, Monitor, Notes, Sample},
     units::Name,
     validate::intent::{Path, Site},
 };
@@ -140,7 +140,8 @@ impl<'a, W: Weather> World<'a, W> {
             Event::Send(path, round) => self.send(path, round),
             Event::Done(round) => {
                 let Pending { path, round, sent, answers } = *round;
-                self.monitor.handle_sample(&Sample { path, round, sent, done: self.now, answers }, self.now);
+                let sample = Sample { path, round, sent, done: self.now, answers, notes: Notes::default() };
+                self.monitor.handle_sample(&sample, self.now);
             }
         }
     }

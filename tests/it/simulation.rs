@@ -17,10 +17,10 @@ use std::{
 use patronus::{
     clock::Instant,
     failover::{self, Decision, Drain, Inputs, Overrides, Pin, Selection, Standing, TransitionKind},
-    health::{Link, Monitor, PathState, Sample},
+    health::{Link, Monitor, Notes, PathState, Sample},
     units::{Name, Ratio},
     validate::intent::{
-        Damping, Destination, FlowAction, Health, Method, Metric, Nat, NoPath, Path, Probe, Rule, Site, Strategy,
+        Damping, Destination, FlowAction, Health, Metric, Nat, NoPath, Path, Probe, Rule, Site, Strategy,
     },
 };
 
@@ -33,7 +33,7 @@ fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-/// Steele, Lea and Flood's SplitMix64.
+/// Steele, Lea and Flood's `SplitMix64`.
 struct Dice(u64);
 
 impl Dice {
@@ -68,15 +68,13 @@ fn site(dice: &mut Dice) -> Site {
         nat: Nat::Masquerade,
         mtu: None,
         probe: Probe {
-            method: Method::Icmp,
             targets: vec![target],
             interval: Duration::from_secs(1),
             timeout: Duration::from_millis(800),
-            quorum: 1,
             down_after: 2,
             up_after: 2,
             window: 6,
-            size: 56,
+            ..Probe::default()
         },
         health: Health {
             latency: Duration::from_millis(150),
@@ -241,7 +239,14 @@ impl Play {
         let target = self.site.paths[path].probe.targets[0];
         let sent = self.now;
         let done = sent + rtt.unwrap_or(Duration::from_millis(800));
-        let sample = Sample { path: name(path), round: number, sent, done, answers: vec![(target, rtt)] };
+        let sample = Sample {
+            path: name(path),
+            round: number,
+            sent,
+            done,
+            answers: vec![(target, rtt)],
+            notes: Notes::default(),
+        };
         if !calm && self.dice.one_in(12) {
             let at = self.now + Duration::from_secs(self.dice.below(4));
             self.late.push((at, sample.clone()));

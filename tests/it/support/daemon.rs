@@ -90,12 +90,22 @@ pub struct Daemon {
     site: Name,
     place: TempDir,
     repository: PathBuf,
+    /// Settings beside those that every test needs.
+    more: serde_json::Value,
 }
 
 impl Daemon {
     /// Starts it on a site's router and waits until it has applied its configuration.
     pub fn start(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
         let mut daemon = Self::new(lab, repository, site);
+        daemon.settle();
+        daemon
+    }
+
+    /// The same with more settings.
+    pub fn start_with(lab: &Arc<Lab>, repository: &Repository, site: &str, more: serde_json::Value) -> Self {
+        let mut daemon = Self::new(lab, repository, site);
+        daemon.more = more;
         daemon.settle();
         daemon
     }
@@ -113,7 +123,7 @@ impl Daemon {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
-        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository }
+        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, more: serde_json::json!({}) }
     }
 
     /// The lab that it runs in.
@@ -131,20 +141,28 @@ impl Daemon {
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         // JSON is YAML.
-        let settings = serde_json::json!({
+        let mut settings = serde_json::json!({
             "site": self.site,
             "source": {"dir": self.repository},
             "stateDir": self.state_dir(),
             "runtimeDir": self.place.path().join("run"),
             "listen": {"metrics": "127.0.0.1:9469"},
         });
-        let file = self.place.path().join("patronus.yaml");
+        for (field, value) in self.more.as_object().into_iter().flatten() {
+            settings[field] = value.clone();
+        }
+        let file = self.settings_file();
         fs::write(&file, settings.to_string()).unwrap();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.patronus(&["run", "--config"]);
         command.arg(file).process_group(0).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
+    }
+
+    /// Its settings.
+    pub fn settings_file(&self) -> PathBuf {
+        self.place.path().join("patronus.yaml")
     }
 
     /// The router that it runs on.
@@ -184,6 +202,15 @@ impl Daemon {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "patronus {}: {}\n{out}{err}", words.join(" "), output.status);
         out.into_owned()
+    }
+
+    /// Exit status and output of a verb that is run on the router with the daemon's settings.
+    pub fn tells(&self, words: &[&str]) -> (Option<i32>, String) {
+        let mut command = self.patronus(words);
+        command.env("PATRONUS_CONFIG", self.settings_file());
+        let output = self.lab.run_in(&self.router(), command).unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Runs a shell line on the router; its failure is a panic.
