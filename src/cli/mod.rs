@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
@@ -100,6 +101,7 @@ enum Verb {
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
+    Doctor(doctor::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -160,6 +162,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Drift(args) => drift::run(args).await,
+            Verb::Doctor(args) => doctor::run(args).await,
             Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
