@@ -167,7 +167,7 @@ fn ruleset(site: &Site, facts: &crate::state::Facts, ranges: &Ranges) -> Option<
     let (selection, known, originals) = (Selection::default(), Allocations::default(), BTreeMap::new());
     let inputs = desired::Inputs { selection: &selection, facts, known: &known, ranges, originals: &originals };
     match desired::compile(site, inputs).ok()?.state.objects.remove(&Key::Nft)? {
-        Value::Nft(table) => Some(table.source),
+        Value::Nft(table) => Some(table.source.to_string()),
         _ => None,
     }
 }
@@ -204,7 +204,7 @@ fn tunnel() -> Step {
     let local = std::net::Ipv4Addr::LOCALHOST.into();
     let remote = std::net::Ipv4Addr::new(127, 0, 0, 2).into();
     let tunnel = Tunnel { id: 1, local, remote, port: 4789, over: name("lo"), mtu: 1400, addresses: Vec::new() };
-    set(Key::Link { name: name("trial") }, Value::Link(tunnel))
+    set(Key::Link { name: name("trial") }, Value::Link(Box::new(tunnel)))
 }
 
 fn texts(asked: &Asked, site: Option<&Site>) -> BTreeMap<PathBuf, String> {

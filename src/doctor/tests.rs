@@ -310,7 +310,7 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("git-signers", Verdict::Fail, |f| text(f, "/etc/patronus/signers", "ssh-ed25519 AAAA without a name\n")),
     ("git-signers", Verdict::Fail, |f| text(f, "/etc/patronus/signers", "# nobody\n")),
     ("git-signers", Verdict::Warn, |f| {
-        f.settings.source = settings("source: {git: {url: 'https://a.example/b'}}\n").source
+        f.settings.source = settings("source: {git: {url: 'https://a.example/b'}}\n").source;
     }),
     ("git-known-hosts", Verdict::Fail, |f| text(f, "/etc/patronus/known_hosts", "other.example ssh-ed25519 AAAA\n")),
     ("git-credentials", Verdict::Fail, |f| set(f, "/etc/patronus/key", |p| p.mode = 0o644)),

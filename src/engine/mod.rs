@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+pub mod captured;
 mod drift;
 mod pass;
 mod publish;
@@ -30,7 +31,7 @@ use crate::{
     probe::{ProbeError, Prober},
     source::Watcher,
     state::Observed,
-    store::Recorder,
+    store::{Batch, Recorder},
     units::Name,
 };
 
@@ -65,6 +66,8 @@ pub struct Parts {
     pub recorder: Recorder,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
+    /// Whether the wall clock is kept on UTC.
+    pub clock_synchronised: bool,
 }
 
 /// What connects the engine to the world around it.
@@ -84,6 +87,8 @@ pub struct Engine {
     origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
+    /// Samples since the last published status.
+    batch: Batch,
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
@@ -169,12 +174,13 @@ impl Engine {
             next_decision: None,
             origin: parts.origin,
             router: parts.router,
+            batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
             source,
             reader: source::Reader::default(),
             monitor: Monitor::default(),
-            prober: Prober::start(sender)?,
+            prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
             observed: Observed::default(),
             flows: BTreeMap::new(),
@@ -222,6 +228,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }

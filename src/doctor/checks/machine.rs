@@ -159,8 +159,8 @@ fn unit_text(facts: &Facts) -> Option<String> {
 
 /// The last value of a key in a unit.
 fn value<'a>(unit: &'a str, key: &str) -> Option<&'a str> {
-    let values = unit.lines().filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
-    values.last().map(|(_, value)| value.trim())
+    let mut values = unit.lines().filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
+    values.next_back().map(|(_, value)| value.trim())
 }
 
 const NO_UNIT: &str = "there is no unit patronus.service";

@@ -10,8 +10,8 @@ fn remedy(process: &str) -> &'static str {
 /// Whether the last assignment of a key in ini files means "no".
 fn says_no(texts: impl Iterator<Item = String>, key: &str) -> bool {
     let lines: Vec<String> = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
-    let values = lines.iter().filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
-    let last = values.last().map(|(_, value)| value.trim().to_lowercase()).unwrap_or_default();
+    let mut values = lines.iter().filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
+    let last = values.next_back().map(|(_, value)| value.trim().to_lowercase()).unwrap_or_default();
     matches!(last.as_str(), "no" | "false" | "off" | "0")
 }
 

@@ -159,7 +159,8 @@ pub(super) fn git_credentials(facts: &Facts) -> Finding {
                 "put the token or the private key there, readable by the daemon alone",
             ));
         };
-        Ok(if place.mode & 0o077 == 0 {
+        let others = place.mode & 0o077;
+        Ok(if others == 0 {
             Finding::ok(format!("{shown} is private"))
         } else {
             Finding::fail(
