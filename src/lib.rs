@@ -52,6 +52,8 @@ pub mod guard;
 
 pub mod engine;
 
+pub mod doctor;
+
 pub mod api;
 pub mod metrics;
 pub mod store;

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
@@ -107,6 +108,7 @@ enum Verb {
     Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
+    Doctor(doctor::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -174,6 +176,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
+            Verb::Doctor(args) => doctor::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,

@@ -6,6 +6,7 @@ mod classifier;
 mod config;
 mod dataplane;
 mod docs;
+mod doctor;
 mod failover;
 mod git;
 mod kernel;
