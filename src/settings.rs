@@ -156,6 +156,15 @@ impl Settings {
         }
     }
 
+    /// The directory that is the source, if one is.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.source {
+            Some(Source::Dir(dir)) => Some(dir),
+            _ => None,
+        }
+    }
+
     /// What the settings say that bears on the configuration.
     #[must_use]
     pub fn check_options(&self) -> validate::Options {

@@ -432,7 +432,7 @@ pub struct Counter {
 }
 
 /// One consistent look at the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Our objects.
     pub state: State,

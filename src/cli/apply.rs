@@ -9,6 +9,7 @@ use super::{
     Exit, Failure, Outcome,
     context::{self, RouterArgs},
     plan::{self, Made, Show},
+    saved,
 };
 use crate::{
     apply::Report,
@@ -26,7 +27,8 @@ use crate::{
 /// Change this router's kernel to what the configuration wants
 #[derive(Debug, Clone, clap::Args)]
 pub struct ApplyArgs {
-    /// Configuration to use instead of the settings' source
+    /// Configuration to use instead of the settings' source, or a plan that `plan --out` saved
+    #[arg(value_name = "DIR or PLANFILE")]
     pub dir: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
@@ -54,14 +56,26 @@ pub struct TeardownArgs {
 
 /// Runs `apply`.
 pub async fn apply(args: ApplyArgs) -> Outcome {
-    let settings = context::settings(&args.router, args.dir)?;
+    let saved = saved::open(args.dir.as_deref())?;
+    let dir = match &saved {
+        Some(saved) => saved.binding.directory.clone().map(PathBuf::from),
+        None => args.dir,
+    };
+    let mut settings = context::settings(&args.router, dir)?;
+    if let Some(saved) = &saved {
+        saved::adopt(saved, &mut settings)?;
+    }
     let active = context::configuration(&settings)?;
     let kernel = context::kernel()?;
     context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;
     let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
-    let Made { active, selection, planned, report } = plan::make(&router, &settings, active).await?;
+    let mut made = plan::make(&router, &settings, active).await?;
+    if let Some(saved) = &saved {
+        saved::take(saved, &mut made, &settings)?;
+    }
+    let Made { active, selection, planned, report, .. } = made;
     plan::print(&report, args.show)?;
     if args.dry_run || (!planned.steps.is_empty() && !agreed(args.yes, "Apply this plan?")?) {
         return Ok(Exit::Done);

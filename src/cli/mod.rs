@@ -18,7 +18,9 @@ pub mod lab;
 pub mod plan;
 mod reference;
 pub mod run;
+mod saved;
 pub mod schema;
+pub mod snapshot;
 pub mod validate;
 
 /// What the process ends with.
@@ -97,6 +99,7 @@ enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
     Diff(diff::Args),
+    Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
@@ -157,6 +160,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
             Verb::Diff(args) => diff::run(&args),
+            Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Drift(args) => drift::run(args).await,

@@ -115,6 +115,12 @@ pub fn sysctl_scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec
     sysctl::scope(site, originals)
 }
 
+/// Paths of all sysctls that a site with these interfaces could want.
+#[must_use]
+pub fn sysctls_of(interfaces: &[IfName]) -> Vec<String> {
+    sysctl::of_interfaces(interfaces)
+}
+
 /// The source address of a path per family: what probes and tunnels are sent from. Fixed by the endpoint or
 /// taken from the interface.
 #[must_use]

@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+pub mod captured;
 mod drift;
 mod pass;
 mod publish;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::captured::{Captured, Frozen};
 use crate::{
     apply::{self, Outcome, RecoveryError, Request},
     desired::{self, CompileError},
@@ -87,6 +88,22 @@ fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32
     }
 }
 
+impl Router<Frozen> {
+    /// A router as it was captured.
+    #[must_use]
+    pub fn captured(captured: Captured) -> Self {
+        let originals =
+            captured.originals.iter().map(|(path, value)| (SysctlKey { path: path.clone() }, value.clone()));
+        let (originals, known) = (originals.collect(), captured.numbers.clone());
+        let (ranges, generation) = (captured.ranges, captured.generation);
+        let (kernel, applied) = captured.thaw();
+        // What was applied there counts here, as if this were that router.
+        let in_force = InForce { place: apply::place(), ..InForce::default() };
+        let (ledger, modes) = (Ledger::memory(), Modes::default());
+        Self { kernel, ledger, ranges, known, originals, applied, in_force, modes, generation }
+    }
+}
+
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
@@ -106,6 +123,11 @@ impl<K: Kernel> Router<K> {
     /// The ranges of marks, tables and priorities.
     pub const fn ranges(&self) -> &Ranges {
         &self.ranges
+    }
+
+    /// Values that sysctls had before us.
+    pub const fn originals(&self) -> &BTreeMap<SysctlKey, String> {
+        &self.originals
     }
 
     /// The same, with these ways to treat drift.
@@ -168,7 +190,12 @@ impl<K: Kernel> Router<K> {
     /// Numbers that somebody deleted from our table are filled in from memory: flows carry them, so that an
     /// object that lost its number must get the same one again.
     pub async fn observe(&self, site: Option<&Site>) -> Result<Observed, KernelError> {
-        let mut observed = self.kernel.observe(&self.scope(site)).await?;
+        self.observe_within(&self.scope(site)).await
+    }
+
+    /// The same, with a scope of the caller's.
+    pub async fn observe_within(&self, scope: &Scope) -> Result<Observed, KernelError> {
+        let mut observed = self.kernel.observe(scope).await?;
         fill_in(&mut observed.allocations.targets, &self.known.targets);
         fill_in(&mut observed.allocations.policies, &self.known.policies);
         Ok(observed)

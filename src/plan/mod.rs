@@ -6,6 +6,7 @@
 //! then the removal of what nobody uses any more.
 
 pub mod report;
+pub mod saved;
 pub mod text;
 
 use std::collections::BTreeSet;

@@ -14,6 +14,7 @@ mod messages;
 mod preview;
 mod reconcile;
 mod records;
+mod saved;
 mod support;
 mod tidy;
 mod transaction;
