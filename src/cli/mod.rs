@@ -21,6 +21,7 @@ pub mod run;
 mod saved;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
 pub mod validate;
 
 /// What the process ends with.
@@ -108,7 +109,10 @@ enum Verb {
     Get(inspect::GetArgs),
     Events(inspect::EventsArgs),
     History(inspect::HistoryArgs),
-    Reconcile(inspect::ReconcileArgs),
+    Source(source::SourceArgs),
+    Suspend(source::SuspendArgs),
+    Resume(source::ResumeArgs),
+    Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
@@ -163,13 +167,16 @@ fn run(verb: Verb) -> Outcome {
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
-            Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,
             Verb::History(args) => inspect::history(args).await,
-            Verb::Reconcile(args) => inspect::reconcile(args).await,
+            Verb::Source(args) => source::source(args).await,
+            Verb::Suspend(args) => source::suspend(args).await,
+            Verb::Resume(args) => source::resume(args).await,
+            Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
