@@ -65,7 +65,8 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     if let Some(saved) = &saved {
         saved::adopt(saved, &mut settings)?;
     }
-    let active = context::configuration(&settings)?;
+    let active = context::configuration(&settings).await?;
+    context::signed(&active)?;
     let kernel = context::kernel()?;
     context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;

@@ -1,10 +1,10 @@
-//! By which ways the source can be fetched: as the main table says first, then over each path that is up.
+//! By which ways the source can be fetched: as the router's own traffic goes, then over each path that is up.
 
 use super::Engine;
 use crate::{desired, health::PathState, source::git::Way, state::Target};
 
 impl Engine {
-    /// All ways, in the order in which they are tried: the main table's, then the paths by their marks.
+    /// All ways, in the order in which they are tried: the usual one, then the paths by their marks.
     pub(super) fn ways(&self) -> Vec<Way> {
         let mut ways = vec![Way::default()];
         let Some(active) = &self.active else { return ways };
