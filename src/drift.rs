@@ -195,7 +195,10 @@ mod tests {
             let name = "tun0".parse().unwrap();
             let (local, remote) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
             let over = "wan0".parse().unwrap();
-            (Key::Link { name }, Value::Link(Tunnel { id: 1, local, remote, port: 4789, over, mtu, addresses: vec![] }))
+            (
+                Key::Link { name },
+                Value::Link(Box::new(Tunnel { id: 1, local, remote, port: 4789, over, mtu, addresses: vec![] })),
+            )
         };
         let key = Key::Route(RouteKey {
             table: 20_001,

@@ -78,6 +78,10 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where metrics are served; `None` = nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where STAMP is answered; `None` = nowhere.
+    pub stamp: Option<SocketAddr>,
+    /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
+    pub clock_synchronised: bool,
     /// The control socket.
     pub socket: PathBuf,
     /// What no commit may cut off.
@@ -92,7 +96,9 @@ pub struct Settings {
     pub ranges: Ranges,
     /// What is done about changes that others make to our objects.
     pub drift: Modes,
-    /// How long samples and events are kept.
+    /// Who may sign saved plans; with a file, none without a signature is carried out.
+    pub plan_signers: Option<PathBuf>,
+    /// How long samples and events are kept; samples only as far as there is room.
     pub retention: Duration,
 }
 
@@ -113,6 +119,8 @@ impl Default for Settings {
             state_dir: "/var/lib/patronus".into(),
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
+            stamp: None,
+            clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
             limits: Limits::default(),
@@ -120,6 +128,7 @@ impl Default for Settings {
             windows: Vec::new(),
             ranges: Ranges::default(),
             drift: Modes::default(),
+            plan_signers: None,
             retention: Duration::from_secs(30 * 86_400),
         }
     }
@@ -190,6 +199,9 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
+    /// delay of each direction, if the other end says so too. Default false.
+    clock_synchronised: bool,
     /// The control socket. Default `patronus.sock` in `runtimeDir`.
     socket: Option<PathBuf>,
     /// Management access that no commit may cut off.
@@ -204,6 +216,8 @@ struct File {
     ranges: RangesFile,
     /// What is done about changes that others make to our objects: `repair`, `report` or `ignore` for each kind.
     drift: Modes,
+    /// Saved plans (`plan --out`, `apply FILE`).
+    plans: PlansFile,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
@@ -224,6 +238,18 @@ struct SourceFile {
 struct Listen {
     /// Address and port of the metrics, or `none`. Default `127.0.0.1:9469`.
     metrics: Option<String>,
+    /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
+    /// `none`. Default `none`; the usual port is 862.
+    stamp: Option<String>,
+}
+
+/// Saved plans.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct PlansFile {
+    /// Who may sign them, in the format of `ssh-keygen(1)`; one without a signature is then refused. Default: anybody's
+    /// plan is taken.
+    allowed_signers: Option<PathBuf>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -288,18 +314,14 @@ fn place(document: &yaml::Document, problem: &Problem) -> Diagnostic {
 fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Settings> {
     let default = Settings::default();
     let ranges = ranges(&file.ranges, default.ranges, document, found);
-    let metrics = match file.listen.and_then(|listen| listen.metrics) {
+    let listen = file.listen.unwrap_or_default();
+    let metrics = match listen.metrics {
         None => default.metrics,
-        Some(text) if text == "none" => None,
-        Some(text) => {
-            let Ok(address) = text.parse() else {
-                let message = format!("`{text}` is not an address and a port");
-                let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at("/listen/metrics"));
-                found.push(here.help("write `127.0.0.1:9469`, `\"[::1]:9469\"`, or `none`"));
-                return None;
-            };
-            Some(address)
-        }
+        Some(text) => address(&text, ("/listen/metrics", "127.0.0.1:9469", "[::1]:9469"), document, found)?,
+    };
+    let stamp = match listen.stamp {
+        None => default.stamp,
+        Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
     let source = file.source.and_then(|source| self::source(source, document, found));
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
@@ -310,14 +332,37 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
+        stamp,
+        clock_synchronised: file.clock_synchronised,
         protected: file.protected.build(),
         limits: file.limits.build(),
         confirm: file.confirm.build(document, found),
         windows: guard::windows(file.windows, document, found),
         ranges,
         drift: file.drift,
+        plan_signers: file.plans.allowed_signers,
         retention: file.retention.map_or(default.retention, Span::get),
     })
+}
+
+/// An address and a port, or none; nothing at all if it is neither.
+#[allow(clippy::option_option)]
+fn address(
+    text: &str,
+    (field, four, six): (&str, &str, &str),
+    document: &yaml::Document,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Option<SocketAddr>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let Ok(address) = text.parse() else {
+        let message = format!("`{text}` is not an address and a port");
+        let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at(field));
+        found.push(here.help(format!("write `{four}`, `\"{six}\"`, or `none`")));
+        return None;
+    };
+    Some(Some(address))
 }
 
 fn source(file: SourceFile, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Source> {
@@ -381,7 +426,7 @@ mod tests {
             limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
             windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
-            retention: 7d\ndrift: {route: report, sysctl: ignore}\n";
+            retention: 7d\ndrift: {route: report, sysctl: ignore}\nplans: {allowedSigners: /s}\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
@@ -393,6 +438,7 @@ mod tests {
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
         assert_eq!(settings.drift, drift);
+        assert_eq!(settings.plan_signers, Some(PathBuf::from("/s")));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }
 

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod lab;
 pub mod plan;
 mod reference;
+pub mod restore;
 pub mod run;
 mod saved;
 pub mod schema;
@@ -102,6 +103,7 @@ enum Verb {
     Diff(diff::Args),
     Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
+    Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
     Run(run::Args),
@@ -166,6 +168,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Diff(args) => diff::run(&args),
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
+            Verb::Restore(args) => restore::run(&args),
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,

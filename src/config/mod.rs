@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 pub mod commit;
+pub mod gone;
 mod load;
+pub mod probe;
 pub mod scalars;
 pub mod schema;
 pub mod types;

@@ -86,7 +86,7 @@ pub fn compile(site: &Site, inputs: Inputs<'_>) -> Result<Compiled, CompileError
     state.objects.extend(routes::rules(site, &inputs, &allocations));
     state.objects.extend(sysctl::sysctls(site, &inputs));
     let source = nft::render(site, &inputs, &allocations)?;
-    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: String::new(), source }));
+    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: "".into(), source: source.into() }));
     Ok(Compiled { state, allocations })
 }
 

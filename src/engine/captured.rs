@@ -3,7 +3,7 @@
 //! Invariant: a captured kernel is looked at and never changed. Without nft nobody knows how a kernel would list a
 //! ruleset; so rulesets are compared as they were written, which Patronus remembers of the one that it applied.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -103,7 +103,7 @@ impl Captured {
         let Self { mut observed, mut applied, .. } = self;
         let ours = applied.as_mut().and_then(|state| state.objects.get_mut(&Key::Nft));
         if let Some(Value::Nft(ours)) = ours {
-            if let Some(Value::Nft(shown)) = observed.state.objects.get_mut(&Key::Nft)
+            if let Some(Value::Nft(shown)) = Arc::make_mut(&mut observed.state).objects.get_mut(&Key::Nft)
                 && shown.canonical == ours.canonical
             {
                 shown.canonical.clone_from(&ours.source);

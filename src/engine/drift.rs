@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -247,7 +248,10 @@ impl Engine {
     }
 
     /// What the kernel holds after a plan was carried out.
-    pub(super) fn reached(&self, planned: &Planned) -> State {
-        drift::sparing(&planned.desired, &self.observed.state, &planned.spared)
+    pub(super) fn reached(&self, planned: &Planned) -> Arc<State> {
+        if planned.spared.is_empty() {
+            return Arc::clone(&planned.desired);
+        }
+        Arc::new(drift::sparing(&planned.desired, &self.observed.state, &planned.spared))
     }
 }

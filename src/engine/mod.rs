@@ -35,7 +35,7 @@ use crate::{
     revision::{Note, Revisions},
     source::Watcher,
     state::Observed,
-    store::Recorder,
+    store::{Batch, Recorder},
     units::Name,
 };
 
@@ -70,6 +70,8 @@ pub struct Parts {
     pub recorder: Recorder,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
+    /// Whether the wall clock is kept on UTC.
+    pub clock_synchronised: bool,
 }
 
 /// What connects the engine to the world around it.
@@ -89,6 +91,8 @@ pub struct Engine {
     origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
+    /// Samples since the last published status.
+    batch: Batch,
     active: Option<Active>,
     revisions: Revisions,
     trial: revise::Trial,
@@ -171,6 +175,7 @@ impl Engine {
             next_decision: None,
             origin: parts.origin,
             router: parts.router,
+            batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
             revisions,
@@ -178,7 +183,7 @@ impl Engine {
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),
-            prober: Prober::start(sender)?,
+            prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
             observed: Observed::default(),
             flows: BTreeMap::new(),
@@ -228,6 +233,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }

@@ -87,6 +87,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_ref(), &revision).await;
+        self.router.share(&mut self.observed);
         self.drift_settled();
         self.in_force();
         self.configure_probes();
@@ -167,10 +168,11 @@ impl Engine {
                 sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
                     .into_values()
                     .collect(),
-                targets: path.probe.targets.clone(),
-                interval: path.probe.interval,
-                timeout: path.probe.timeout,
-                size: path.probe.size,
+                gateways: desired::next_hops(&active.site, path, &self.observed.facts)
+                    .values()
+                    .filter_map(crate::state::RouteValue::gateway)
+                    .collect(),
+                probe: path.probe.clone(),
             }
         };
         let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();

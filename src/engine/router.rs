@@ -1,7 +1,10 @@
 //! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
 //! as the daemon and the one-shot verbs share it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -40,7 +43,7 @@ pub enum PlanError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     /// The state that the steps lead to.
-    pub desired: State,
+    pub desired: Arc<State>,
     /// The steps in order.
     pub steps: Vec<Step>,
     /// Numbers in the desired state.
@@ -74,7 +77,7 @@ pub struct Router<K> {
     ranges: Ranges,
     known: Allocations,
     originals: BTreeMap<SysctlKey, String>,
-    applied: Option<State>,
+    applied: Option<Arc<State>>,
     in_force: InForce,
     modes: Modes,
     generation: u64,
@@ -88,6 +91,21 @@ fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32
     }
 }
 
+/// Brings a state to where executed steps have led.
+fn take_in(steps: &[&Step], state: &mut Arc<State>) {
+    if steps.is_empty() {
+        return;
+    }
+    let objects = &mut Arc::make_mut(state).objects;
+    for step in steps {
+        match step {
+            Step::Set { key, after: Some(value), .. } => drop(objects.insert(key.clone(), value.clone())),
+            Step::Set { key, after: None, .. } => drop(objects.remove(key)),
+            Step::Forget { .. } => {}
+        }
+    }
+}
+
 impl Router<Frozen> {
     /// A router as it was captured.
     #[must_use]
@@ -97,6 +115,7 @@ impl Router<Frozen> {
         let (originals, known) = (originals.collect(), captured.numbers.clone());
         let (ranges, generation) = (captured.ranges, captured.generation);
         let (kernel, applied) = captured.thaw();
+        let applied = applied.map(Arc::new);
         // What was applied there counts here, as if this were that router.
         let in_force = InForce { place: apply::place(), ..InForce::default() };
         let (ledger, modes) = (Ledger::memory(), Modes::default());
@@ -110,7 +129,7 @@ impl<K: Kernel> Router<K> {
         Self {
             known: ledger.get(ALLOCATIONS).unwrap_or_default(),
             originals: ledger.sysctl_originals(),
-            applied: ledger.applied(),
+            applied: ledger.applied().map(Arc::new),
             in_force: ledger.get(IN_FORCE).unwrap_or_default(),
             modes: Modes::default(),
             generation: ledger.generation(),
@@ -143,7 +162,7 @@ impl<K: Kernel> Router<K> {
 
     /// The state applied last in this boot and this network namespace, if any: what differs from it is drift.
     pub fn applied(&self) -> Option<&State> {
-        self.applied.as_ref().filter(|_| self.in_force.place == apply::place())
+        self.applied.as_deref().filter(|_| self.in_force.place == apply::place())
     }
 
     /// Whether this revision is the one applied last, here.
@@ -154,6 +173,13 @@ impl<K: Kernel> Router<K> {
     /// What somebody else changed of what a plan wants, in the order of the keys.
     pub fn drift(&self, planned: &Planned, observed: &Observed) -> Vec<Drifted> {
         self.applied().map(|applied| drift::drifted(&planned.desired, applied, &observed.state)).unwrap_or_default()
+    }
+
+    /// Lets a look at the kernel share the state applied last, if it found just that: a large hub's is megabytes.
+    pub fn share(&self, observed: &mut Observed) {
+        if let Some(applied) = self.applied.as_ref().filter(|applied| **applied == observed.state) {
+            observed.state = Arc::clone(applied);
+        }
     }
 
     /// The generation in force; 0 before the first.
@@ -222,7 +248,7 @@ impl<K: Kernel> Router<K> {
         let compiled = desired::compile(site, self.inputs(selection, observed))?;
         let mut desired = compiled.state;
         if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
-            *table = self.canonical(std::mem::take(&mut table.source)).await?;
+            *table = self.canonical(Arc::clone(&table.source)).await?;
         }
         let planned = self.planned(desired, compiled.allocations, observed);
         let ignored = self.drift(&planned, observed).into_iter().map(|drifted| drifted.key);
@@ -247,37 +273,38 @@ impl<K: Kernel> Router<K> {
         self.planned(desired, Allocations::default(), observed)
     }
 
-    async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
-        let canonical = match self.applied_form(&source) {
-            Some(form) => form.to_owned(),
-            None => self.kernel.canonical(&source).await?,
-        };
+    async fn canonical(&self, source: Arc<str>) -> Result<NftTable, KernelError> {
+        if let Some(table) = self.applied_form(&source) {
+            return Ok(table.clone());
+        }
+        let canonical = self.kernel.canonical(&source).await?.into();
         Ok(NftTable { canonical, source })
     }
 
-    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
-    /// kernel made it. That form was read back from the kernel then.
-    fn applied_form(&self, source: &str) -> Option<&str> {
+    /// The ruleset applied last with its canonical form, if this is its source and the same program on the same
+    /// kernel made that form. It was read back from the kernel then.
+    fn applied_form(&self, source: &str) -> Option<&NftTable> {
         let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
         let made_by = self.kernel.canonical_by()?;
-        let same = table.source == source && !table.canonical.is_empty();
-        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
+        let same = *table.source == *source && !table.canonical.is_empty();
+        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table)
     }
 
     fn planned(&self, mut desired: State, allocations: Allocations, observed: &Observed) -> Planned {
         for key in desired::of_leaving_tunnels(&desired, &observed.state) {
             desired.objects.remove(&key);
         }
+        let (desired, previous) = (Arc::new(desired), observed.stamp.clone());
         let steps = self.steps(&desired, &allocations, observed);
         let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
-        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone(), spared: BTreeSet::new() }
+        Planned { desired, steps, allocations, stamp, previous, spared: BTreeSet::new() }
     }
 
     /// The steps to a state. What belongs to a tunnel that goes is not set back first: it goes with it.
     fn steps(&self, desired: &State, allocations: &Allocations, observed: &Observed) -> Vec<Step> {
-        let mut shown = observed.state.clone();
+        let mut shown = Arc::clone(&observed.state);
         for key in desired::of_leaving_tunnels(desired, &observed.state) {
-            shown.objects.remove(&key);
+            Arc::make_mut(&mut shown).objects.remove(&key);
         }
         let mut steps = plan::diff(desired, &shown);
         if !steps.is_empty() {
@@ -333,7 +360,7 @@ impl<K: Kernel> Router<K> {
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
             self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
-            self.applied = Some(planned.desired.clone());
+            self.applied = Some(Arc::clone(&planned.desired));
         }
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
@@ -356,14 +383,13 @@ impl<K: Kernel> Router<K> {
         Some(told)
     }
 
-    /// Takes in that a step was executed outside a transaction: it is part of what is applied now.
-    pub fn switched(&mut self, step: &Step) {
-        if let (Some(applied), Step::Set { key, after, .. }) = (&mut self.applied, step) {
-            match after {
-                Some(value) => drop(applied.objects.insert(key.clone(), value.clone())),
-                None => drop(applied.objects.remove(key)),
-            }
+    /// Takes in that steps were executed outside a transaction: they are part of what is applied now.
+    pub fn switched(&mut self, steps: &[&Step], observed: &mut Observed) {
+        take_in(steps, &mut observed.state);
+        if let Some(applied) = &mut self.applied {
+            take_in(steps, applied);
         }
+        self.share(observed);
     }
 
     /// Finishes or undoes what an earlier process left open.

@@ -12,8 +12,8 @@ use crate::{
     health::{Link, Sample},
     kernel::Kernel as _,
     plan::{self, Step},
-    state::{Key, Stamp, Target},
-    store::{HealthSample, TransitionRecord},
+    state::{Key, Stamp, State, Target},
+    store::TransitionRecord,
     units::{IfName, Name},
     validate::intent::Path,
 };
@@ -29,7 +29,7 @@ impl Engine {
         totals.lost += sample.answers.len() as u64 - answered;
         self.monitor.handle_sample(sample, now);
         if let Some(health) = self.monitor.healths().get(&sample.path) {
-            self.recorder.sample(HealthSample::of(&sample.path, health, clock::wall()));
+            self.batch.add(&sample.path, health, clock::wall());
         }
     }
 
@@ -109,8 +109,8 @@ impl Engine {
         let inputs = self.router.inputs(&self.selection, &self.observed);
         let numbers = inputs.known.clone();
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
-        let mut shown = self.observed.state.clone();
-        shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
+        let routes = self.observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
+        let shown = State { objects: routes.map(|(key, value)| (key.clone(), value.clone())).collect() };
         let mut steps = plan::diff(&wanted, &shown);
         steps.retain(|step| !self.is_spared(step));
         let forgets = self.forgets(decision);
@@ -146,11 +146,12 @@ impl Engine {
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
     async fn execute(&mut self, steps: &[Step]) {
         let stamp = self.observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
+        let mut executed = Vec::new();
         for step in steps {
             match self.router.kernel.execute(step, self.router.ranges(), &stamp).await {
                 Ok(done) => {
                     tracing::debug!(?step, flows = done.flows, "switched");
-                    self.executed(step);
+                    executed.push(step);
                 }
                 Err(error) => {
                     tracing::warn!("a switch step failed, the full pass takes over: {error}");
@@ -158,16 +159,7 @@ impl Engine {
                 }
             }
         }
-    }
-
-    fn executed(&mut self, step: &Step) {
-        if let Step::Set { key, after, .. } = step {
-            match after {
-                Some(value) => drop(self.observed.state.objects.insert(key.clone(), value.clone())),
-                None => drop(self.observed.state.objects.remove(key)),
-            }
-            self.router.switched(step);
-        }
+        self.router.switched(&executed, &mut self.observed);
     }
 
     /// The second forgetting.

@@ -21,7 +21,6 @@ use crate::{
 /// One change to one kernel object. The executor has no choice beyond a `match` on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
-#[expect(clippy::large_enum_variant, reason = "almost every step is a `Set`; a box would cost more than it saves")]
 pub enum Step {
     /// Bring an object from `before` to `after`; absent before is an addition, absent after a removal. Equal
     /// values mean that the object has to be made again, because an earlier step takes it away.

@@ -2,7 +2,7 @@
 //!
 //! The symbols `+ ~ -` carry the meaning; colour only helps.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, sync::Arc};
 
 use anstyle::{AnsiColor, Style};
 use similar::{ChangeTag, TextDiff};
@@ -218,8 +218,8 @@ fn address(address: IpAddr) -> String {
 
 fn nft_lines(sign: &str, before: Option<&Value>, after: Option<&Value>, all: bool) -> Vec<String> {
     let text = |v: Option<&Value>| match v {
-        Some(Value::Nft(NftTable { canonical, .. })) => canonical.clone(),
-        _ => String::new(),
+        Some(Value::Nft(NftTable { canonical, .. })) => Arc::clone(canonical),
+        _ => Arc::default(),
     };
     let (old, new) = (text(before), text(after));
     let (added, removed, body) = nft_difference(&old, &new);

@@ -20,6 +20,7 @@ use patronus::{
     health::PathState,
     metrics,
     plan::Step,
+    revision::{Held, HeldWhy, Suspension},
     state::{Fwmark, Stamp, State},
     store::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
@@ -49,7 +50,21 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// One path is down, so the rule is on its backup, and the way back has begun.
 /// A status in which every metric has a series.
 pub fn status() -> Status {
-    serde_json::from_str(include_str!("records/status.json")).unwrap()
+    let mut status: Status = serde_json::from_str(include_str!("records/status.json")).unwrap();
+    let at = Wall::from_micros(1_700_000_500_000_000);
+    let newest = "b".repeat(40);
+    status.source.held = Some(Held {
+        revision: newest.clone(),
+        why: HeldWhy::Diverged,
+        message: "the commit does not descend from the last accepted one".into(),
+        remedy: "push the branch as it was".into(),
+        since: at,
+    });
+    status.source.desired = Some(newest);
+    let until = Some(Wall::from_micros(1_700_003_600_000_000));
+    status.source.suspended = Some(Suspension { by: "root".into(), reason: "maintenance".into(), since: at, until });
+    status.totals.source_errors = BTreeMap::from([("invalid".to_owned(), 2), ("read".to_owned(), 1)]);
+    status
 }
 
 // Metrics.
@@ -101,7 +116,15 @@ fn metrics_say_what_the_status_says() {
         r#"patronus_failover_failback_remaining_seconds{site="berlin",rule="critical"} 30.0"#,
         r#"patronus_reconcile_total{site="berlin",result="rolled-back"} 1"#,
         r#"patronus_reconcile_duration_seconds_count{site="berlin"} 4"#,
-        r#"patronus_config_revision_info{site="berlin",use="applied",revision="9be01d2"} 1"#,
+        r#"patronus_config_revision_info{site="berlin",state="applied",revision="9be01d2"} 1"#,
+        r#"patronus_config_revision_info{site="berlin",state="attempted",revision="9be01d2"} 1"#,
+        r#"patronus_config_attempt_timestamp_seconds{site="berlin",outcome="applied"} 1700000940.0"#,
+        r#"patronus_source_errors_total{site="berlin",reason="invalid"} 2"#,
+        r#"patronus_source_held{site="berlin",reason="diverged"} 1"#,
+        r#"patronus_source_suspended{site="berlin"} 1"#,
+        r#"patronus_source_suspended_until_timestamp_seconds{site="berlin"} 1700003600.0"#,
+        r#"patronus_condition{site="berlin",type="Ready",status="True"} 1"#,
+        r#"patronus_condition{site="berlin",type="Ready",status="False"} 0"#,
         r#"patronus_build_info{site="berlin",version="0.1.0"} 1"#,
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
@@ -116,6 +139,15 @@ fn without_answers_there_is_no_latency_and_no_jitter() {
         assert!(!text.contains(&of_fiber), "{metric} of a silent path in\n{text}");
     }
     assert!(text.contains(r#"patronus_path_loss_ratio{site="berlin",path="fiber"} 1"#));
+}
+
+#[test]
+fn a_revision_that_is_gone_leaves_no_series() {
+    let mut status = status();
+    let old = "b".repeat(40);
+    assert!(metrics::render(&status).contains(&old));
+    status.source.desired.clone_from(&status.source.applied);
+    assert!(!metrics::render(&status).contains(&old));
 }
 
 #[test]
@@ -305,9 +337,10 @@ fn event(kind: &str, subject: &str) -> Event {
     }
 }
 
+/// Times are kept to the millisecond.
 fn sample(at: Wall, path: &str) -> HealthSample {
     HealthSample {
-        at,
+        at: Wall::from_micros(at.as_micros() / 1_000 * 1_000),
         path: name(path),
         rtt_micros: Some(12_340),
         jitter_micros: None,
@@ -330,7 +363,7 @@ fn what_is_recorded_can_be_read_without_the_daemon() {
     let sent = [recorder.event(event("failover", "critical")), recorder.event(event("path", "fiber"))];
     assert!(sent[0].id < sent[1].id);
     let row = sample(clock::wall(), "fiber");
-    recorder.sample(row.clone());
+    recorder.samples(vec![row.clone()]);
     let refused = Run {
         plan: None,
         generation: 3,
@@ -355,7 +388,7 @@ fn what_is_recorded_can_be_read_without_the_daemon() {
 fn the_last_handle_writes_what_waits() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::start(dir.path(), Limits::default());
-    recorder.sample(sample(clock::wall(), "fiber"));
+    recorder.samples(vec![sample(clock::wall(), "fiber")]);
     drop(recorder);
     let there = || read::samples(dir.path(), &Wanted::default()).is_ok_and(|rows| rows.len() == 1);
     until("the sample is written at the end", there);
@@ -364,39 +397,78 @@ fn the_last_handle_writes_what_waits() {
 #[test]
 fn rows_older_than_the_retention_go() {
     let dir = tempfile::tempdir().unwrap();
-    let recorder = Recorder::start(dir.path(), Limits { resolution: Duration::ZERO, ..Limits::default() });
+    let recorder = Recorder::start(dir.path(), Limits::default());
     let now = clock::wall().as_micros();
     for s in 0..12_000 {
-        recorder.sample(sample(Wall::from_micros(now - 40 * 86_400_000_000 + s), "fiber"));
-        if s % 4_000 == 0 {
+        recorder.event(Event { at: Wall::from_micros(now - 40 * 86_400_000_000 + s), ..event("path", "fiber") });
+        if s % 1_000 == 0 {
             assert!(recorder.flush(PATIENCE));
         }
     }
-    recorder.sample(sample(Wall::from_micros(now), "fiber"));
+    let old = Wall::from_micros(now - 40 * 86_400_000_000);
+    recorder.samples(vec![sample(old, "fiber"), sample(Wall::from_micros(now), "fiber")]);
+    recorder.event(event("path", "lte"));
     assert!(recorder.flush(PATIENCE));
     drop(recorder);
     // A start prunes: the hourly round is not waited for.
     let recorder = Recorder::start(dir.path(), Limits::default());
     assert!(recorder.flush(PATIENCE));
-    let left = read::samples(dir.path(), &Wanted { limit: 20_000, ..Wanted::default() }).unwrap();
-    assert_eq!(left.len(), 1, "only the new one is left");
+    let all = Wanted { limit: 20_000, ..Wanted::default() };
+    assert_eq!(read::samples(dir.path(), &all).unwrap().len(), 1, "only the new one is left");
+    assert_eq!(read::events(dir.path(), &all).unwrap().len(), 1, "only the new one is left");
+    let kept = read::aggregates(dir.path(), &all).unwrap();
+    assert_eq!(kept.iter().map(|a| a.samples).collect::<Vec<_>>(), [1], "what the old ones came to: {kept:?}");
+}
+
+#[test]
+fn samples_are_thinned_to_what_fits_and_their_aggregates_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { sample_bytes: 20_000, ..Limits::default() };
+    let recorder = Recorder::start(dir.path(), limits);
+    let begin = (clock::wall().as_micros() / 86_400_000_000 - 2) * 86_400_000_000;
+    // Three hours of two paths.
+    for part in 0..18 {
+        let seconds = part * 600..(part + 1) * 600;
+        let both = |s: i64| ["fiber", "lte"].map(|path| sample(Wall::from_micros(begin + s * 1_000_000), path));
+        recorder.samples(seconds.flat_map(both).collect());
+        assert!(recorder.flush(PATIENCE));
+    }
+    let all = Wanted { limit: usize::MAX, ..Wanted::default() };
+    let written = read::samples(dir.path(), &all).unwrap();
+    assert_eq!(written.len(), 2 * 10_800, "each second of each path");
+    assert!(written.windows(2).all(|w| (w[0].at, &w[0].path) < (w[1].at, &w[1].path)));
+    let some = Wanted { only: Some("lte".into()), since: Some(written[100].at), limit: 7, ..Wanted::default() };
+    assert_eq!(
+        read::samples(dir.path(), &some).unwrap(),
+        written.iter().filter(|s| s.path.as_str() == "lte").skip(10_793).cloned().collect::<Vec<_>>()
+    );
+    drop(recorder);
+    // A start prunes.
+    let recorder = Recorder::start(dir.path(), limits);
+    assert!(recorder.flush(PATIENCE));
+    let left = read::samples(dir.path(), &all).unwrap();
+    assert!(left.len() < written.len() && written.ends_with(&left) && !left.is_empty(), "{} left", left.len());
+    let kept = read::aggregates(dir.path(), &all).unwrap();
+    assert_eq!((kept.len(), kept.iter().map(|a| a.samples).sum::<u64>()), (2 * 36, 2 * 10_800), "once each");
+    assert!(kept.iter().all(|a| a.rtt_micros == Some([12_340; 3]) && a.jitter_micros.is_none() && a.not_up == [0; 3]));
 }
 
 #[test]
 fn a_full_disk_costs_rows_and_not_time() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { resolution: Duration::ZERO, memory: 2_000, pages: 24, ..Limits::default() };
+    let limits = Limits { samples: 50_000, memory: 100_000, pages: 30, ..Limits::default() };
     let recorder = Recorder::start(dir.path(), limits);
     let now = clock::wall().as_micros();
     let start = StdInstant::now();
-    for n in 0..6_000 {
-        recorder.sample(sample(Wall::from_micros(now + n), "a-path-with-a-rather-long-name"));
+    for n in 0..150 {
+        let batch = (0..1_000).map(|path| sample(Wall::from_micros(now + n * 1_000_000), &format!("path-{path}")));
+        recorder.samples(batch.collect());
     }
     assert!(start.elapsed() < Duration::from_secs(2), "the engine waited {:?}", start.elapsed());
     assert!(recorder.flush(PATIENCE));
     let alarms = recorder.alarms();
     assert!(alarms.iter().any(|a| a.contains("nothing is recorded") && a.contains("full")), "{alarms:?}");
-    assert!(recorder.lost() >= 4_000, "{} lost", recorder.lost());
+    assert!(recorder.lost() >= 90_000, "{} lost", recorder.lost());
     assert!(alarms.iter().any(|a| a.contains("rows of the records were lost")), "{alarms:?}");
 }
 

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -244,7 +244,7 @@ impl Nft {
         if !tables::exists(channel)? {
             return Ok(Found::default());
         }
-        let canonical = self.list().await?;
+        let canonical: Arc<str> = self.list().await?.into();
         let stamps = tables::elements(channel, "stamp")?;
         let mut allocations = Allocations::default();
         for (mark, text) in tables::elements(channel, "targets")? {
@@ -257,7 +257,7 @@ impl Nft {
         }
         Ok(Found {
             stamp: stamps.values().find_map(|text| parse_stamp(text)),
-            table: Some(NftTable { source: canonical.clone(), canonical }),
+            table: Some(NftTable { source: Arc::clone(&canonical), canonical }),
             allocations,
             counters: BTreeMap::new(),
         })

@@ -178,7 +178,7 @@ fn ruleset(mark: u32) -> String {
 async fn with_ruleset(kernel: &Linux, mut state: State, mark: u32) -> State {
     let source = ruleset(mark);
     let canonical = kernel.canonical(&source).await.expect("a valid ruleset");
-    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical, source }));
+    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: canonical.into(), source: source.into() }));
     state
 }
 
