@@ -133,7 +133,7 @@ pub fn signed(active: &Active) -> Result<(), Failure> {
     Err(Failure::new(Exit::Config, text))
 }
 
-fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+pub fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
     engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
 }
 

@@ -226,7 +226,8 @@ fn a_fetch_goes_over_another_path_when_the_main_table_s_is_dead() {
     let lab = lab();
     // No policy takes the router's own traffic, so it goes as the main table says.
     let site = |version: &str| {
-        site(version).lines().filter(|l| !l.contains("default:")).map(|l| format!("{l}\n")).collect::<String>()
+        let kept: Vec<String> = site(version).lines().filter(|l| !l.contains("default:")).map(str::to_owned).collect();
+        kept.join("\n") + "\n"
     };
     team.write("site.yaml", &site("one"));
     let one = team.push("one");
