@@ -42,6 +42,30 @@ pub struct Sample {
     pub done: Instant,
     /// Per target, the round-trip time; `None` = no valid answer in time.
     pub answers: Vec<(IpAddr, Option<Duration>)>,
+    /// What else was seen.
+    pub notes: Notes,
+}
+
+/// What a round showed beside its answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Answers since the last round that came a second time.
+    pub duplicates: u32,
+    /// Answers since the last round that were overtaken by that of a later probe.
+    pub reordered: u32,
+    /// Delays of both directions, where both ends' clocks are synchronised.
+    pub one_way: Option<OneWay>,
+    /// What a target answered that is not the expected answer, for a person.
+    pub said: Option<Box<str>>,
+}
+
+/// Delays of the two directions of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OneWay {
+    /// Towards the target.
+    pub there: Duration,
+    /// Back from it.
+    pub back: Duration,
 }
 
 /// State of a path.

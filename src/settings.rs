@@ -78,6 +78,10 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where metrics are served; `None` = nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where STAMP is answered; `None` = nowhere.
+    pub stamp: Option<SocketAddr>,
+    /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
+    pub clock_synchronised: bool,
     /// The control socket.
     pub socket: PathBuf,
     /// What no commit may cut off.
@@ -113,6 +117,8 @@ impl Default for Settings {
             state_dir: "/var/lib/patronus".into(),
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
+            stamp: None,
+            clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
             limits: Limits::default(),
@@ -190,6 +196,9 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
+    /// delay of each direction, if the other end says so too. Default false.
+    clock_synchronised: bool,
     /// The control socket. Default `patronus.sock` in `runtimeDir`.
     socket: Option<PathBuf>,
     /// Management access that no commit may cut off.
@@ -224,6 +233,9 @@ struct SourceFile {
 struct Listen {
     /// Address and port of the metrics, or `none`. Default `127.0.0.1:9469`.
     metrics: Option<String>,
+    /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
+    /// `none`. Default `none`; the usual port is 862.
+    stamp: Option<String>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -288,18 +300,14 @@ fn place(document: &yaml::Document, problem: &Problem) -> Diagnostic {
 fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Settings> {
     let default = Settings::default();
     let ranges = ranges(&file.ranges, default.ranges, document, found);
-    let metrics = match file.listen.and_then(|listen| listen.metrics) {
+    let listen = file.listen.unwrap_or_default();
+    let metrics = match listen.metrics {
         None => default.metrics,
-        Some(text) if text == "none" => None,
-        Some(text) => {
-            let Ok(address) = text.parse() else {
-                let message = format!("`{text}` is not an address and a port");
-                let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at("/listen/metrics"));
-                found.push(here.help("write `127.0.0.1:9469`, `\"[::1]:9469\"`, or `none`"));
-                return None;
-            };
-            Some(address)
-        }
+        Some(text) => address(&text, ("/listen/metrics", "127.0.0.1:9469", "[::1]:9469"), document, found)?,
+    };
+    let stamp = match listen.stamp {
+        None => default.stamp,
+        Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
     let source = file.source.and_then(|source| self::source(source, document, found));
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
@@ -310,6 +318,8 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
+        stamp,
+        clock_synchronised: file.clock_synchronised,
         protected: file.protected.build(),
         limits: file.limits.build(),
         confirm: file.confirm.build(document, found),
@@ -318,6 +328,26 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         drift: file.drift,
         retention: file.retention.map_or(default.retention, Span::get),
     })
+}
+
+/// An address and a port, or none; nothing at all if it is neither.
+#[allow(clippy::option_option)]
+fn address(
+    text: &str,
+    (field, four, six): (&str, &str, &str),
+    document: &yaml::Document,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Option<SocketAddr>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let Ok(address) = text.parse() else {
+        let message = format!("`{text}` is not an address and a port");
+        let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at(field));
+        found.push(here.help(format!("write `{four}`, `\"{six}\"`, or `none`")));
+        return None;
+    };
+    Some(Some(address))
 }
 
 fn source(file: SourceFile, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Source> {

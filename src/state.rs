@@ -220,6 +220,17 @@ pub enum RouteValue {
     },
 }
 
+impl RouteValue {
+    /// Its gateway, if it has one.
+    #[must_use]
+    pub const fn gateway(&self) -> Option<IpAddr> {
+        match self {
+            Self::Via { gateway, .. } => *gateway,
+            _ => None,
+        }
+    }
+}
+
 /// A VXLAN tunnel of ours: point to point, no learning, no flooding (RFC 7348).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tunnel {

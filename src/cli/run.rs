@@ -16,6 +16,7 @@ use crate::{
     api::{self, ApiState, Listen},
     engine::{Engine, Parts, Wires, router::Router, status::Status},
     kernel::linux::Linux,
+    probe::Reflector,
     settings::Settings,
     store::{Limits, Recorder},
 };
@@ -50,10 +51,12 @@ pub async fn run(args: Args) -> Outcome {
     let mut alarms: Vec<String> = alarm.into_iter().collect();
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
-    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new() };
+    let clock_synchronised = settings.clock_synchronised;
+    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new(), clock_synchronised };
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
+    let reflector = reflector(&settings, &mut alarms);
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);
     let supervisor = tokio::spawn(supervise(engine.status()));
@@ -61,8 +64,15 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop(listeners);
+    drop((listeners, reflector));
     Ok(Exit::Done)
+}
+
+/// Answers STAMP, if the settings say so. A port that is taken is an alarm: the routing goes on.
+fn reflector(settings: &Settings, alarms: &mut Vec<String>) -> Option<Reflector> {
+    let at = settings.stamp?;
+    let told = |error| alarms.push(Failure::error(format!("cannot answer STAMP at {at}"), &error).message);
+    Reflector::start(at, settings.clock_synchronised).map_err(told).ok()
 }
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.

@@ -66,6 +66,8 @@ pub struct Parts {
     pub recorder: Recorder,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
+    /// Whether the wall clock is kept on UTC.
+    pub clock_synchronised: bool,
 }
 
 /// What connects the engine to the world around it.
@@ -178,7 +180,7 @@ impl Engine {
             source,
             reader: source::Reader::default(),
             monitor: Monitor::default(),
-            prober: Prober::start(sender)?,
+            prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
             observed: Observed::default(),
             flows: BTreeMap::new(),

@@ -164,10 +164,11 @@ impl Engine {
                 sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
                     .into_values()
                     .collect(),
-                targets: path.probe.targets.clone(),
-                interval: path.probe.interval,
-                timeout: path.probe.timeout,
-                size: path.probe.size,
+                gateways: desired::next_hops(&active.site, path, &self.observed.facts)
+                    .values()
+                    .filter_map(crate::state::RouteValue::gateway)
+                    .collect(),
+                probe: path.probe.clone(),
             }
         };
         let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();

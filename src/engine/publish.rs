@@ -87,10 +87,7 @@ impl Engine {
     }
 
     fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
-        let gateway = |hop: &RouteValue| match hop {
-            RouteValue::Via { gateway: Some(g), .. } => Some(g.to_string()),
-            _ => None,
-        };
+        let gateway = |hop: &RouteValue| hop.gateway().map(|g| g.to_string());
         let status = |(name, path): (&Name, &crate::validate::intent::Path)| {
             let probes = self.probes.get(name).copied().unwrap_or_default();
             let hops = desired::next_hops(site, path, &self.observed.facts);

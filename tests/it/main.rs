@@ -10,6 +10,7 @@ mod failover;
 mod git;
 mod kernel;
 mod lab;
+mod measure;
 mod messages;
 mod preview;
 mod reconcile;

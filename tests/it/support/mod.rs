@@ -4,6 +4,7 @@ pub mod daemon;
 pub mod forge;
 pub mod netns;
 pub mod quiet;
+pub mod servers;
 pub mod wire;
 
 pub use quiet::quiet;
