@@ -76,12 +76,19 @@ fn measure(paths: usize, targets: usize) -> Figures {
     fs::write(dir.path().join("patronus.yaml"), settings.to_string()).expect("a file");
     let log = fs::File::create(dir.path().join("log")).expect("a log");
     let mut command = Command::new(PATRONUS);
-    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml"));
+    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml")).envs(environment());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
     let figures = watch(&child, paths, &dir.path().join("log"));
     let _ = child.kill();
     let _ = child.wait();
     figures
+}
+
+/// The environment that the shipped systemd unit gives to the daemon.
+fn environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let unit = include_str!("../../examples/systemd/patronus.service");
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    lines.flat_map(str::split_whitespace).filter_map(|pair| pair.split_once('='))
 }
 
 /// A router's namespace and its provider's (with a `p` behind the name); removed in the end.

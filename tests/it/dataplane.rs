@@ -257,7 +257,7 @@ fn the_checker_sees_a_ruleset_without_its_guards() {
 
     let [sent, astray] = world.counted(["probes", "astray"], probe);
     assert!(sent == 2 && astray == 0, "{astray} of {sent}");
-    world.sabotage("output", "!= 0x00000000 return", None);
+    world.sabotage("output", "meta mark !=", None);
     assert_ne!(world.counted(["astray"], probe), [0], "whoever has chosen a path himself is steered all the same");
 
     assert_eq!(world.counted(["stray"], multicast), [0]);
