@@ -24,17 +24,12 @@ use crate::{
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
-    guard::{
-        rails::{Limits, Protected},
-        window::Window,
-    },
+    guard::Rules,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
 };
-
-pub use self::guard::Confirm;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -79,14 +74,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// The control socket.
     pub socket: PathBuf,
-    /// What no commit may cut off.
-    pub protected: Protected,
-    /// How large a change may be.
-    pub limits: Limits,
-    /// How a change of the daemon's is confirmed.
-    pub confirm: Confirm,
-    /// When a new revision may be put in force.
-    pub windows: Vec<Window>,
+    /// What may be changed, when, and whether it stands.
+    pub guard: Rules,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
     /// How long samples and events are kept.
@@ -111,10 +100,7 @@ impl Default for Settings {
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             socket: "/run/patronus/patronus.sock".into(),
-            protected: Protected::default(),
-            limits: Limits::default(),
-            confirm: Confirm::default(),
-            windows: Vec::new(),
+            guard: Rules::default(),
             ranges: Ranges::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
@@ -158,7 +144,7 @@ impl Settings {
         validate::Options {
             target_mask: self.ranges.target_mask,
             policy_mask: self.ranges.policy_mask,
-            protected: self.protected.prefixes.clone(),
+            protected: self.guard.protected.prefixes.clone(),
         }
     }
 }
@@ -287,6 +273,12 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         }
     };
     let source = file.source.and_then(|source| self::source(source, document, found));
+    let rules = Rules {
+        protected: file.protected.build(),
+        limits: file.limits.build(),
+        confirm: file.confirm.build(document, found),
+        windows: guard::windows(file.windows, document, found),
+    };
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
         site: file.site,
@@ -295,10 +287,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
-        protected: file.protected.build(),
-        limits: file.limits.build(),
-        confirm: file.confirm.build(document, found),
-        windows: guard::windows(file.windows, document, found),
+        guard: rules,
         ranges,
         retention: file.retention.map_or(default.retention, Span::get),
     })
@@ -368,11 +357,12 @@ mod tests {
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        let protected = &settings.protected;
+        let rules = &settings.guard;
+        let protected = &rules.protected;
         assert_eq!((protected.prefixes.len(), protected.interfaces.len(), &protected.ports[..]), (1, 1, &[22][..]));
-        assert_eq!(settings.limits.largest_deletion, crate::units::Ratio::of(3, 10));
-        assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
-        assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
+        assert_eq!(rules.limits.largest_deletion, crate::units::Ratio::of(3, 10));
+        assert_eq!((rules.confirm.timeout, rules.confirm.reach.len()), (Duration::from_secs(90), 1));
+        assert_eq!((rules.windows.len(), rules.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }

@@ -23,7 +23,7 @@ mod socket;
 
 pub use command::Command;
 pub use health::{Verdict, alive, ready};
-pub(crate) use socket::{Events, History};
+pub(crate) use socket::{Done, Events, History};
 
 /// What the listeners need of the daemon.
 #[derive(Debug, Clone)]

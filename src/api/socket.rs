@@ -7,7 +7,7 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{ConnectInfo, Query, State, rejection::QueryRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     middleware,
     response::{IntoResponse as _, Response},
@@ -69,6 +69,8 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
         .route("/v1/reconcile", post(reconcile))
+        .route("/v1/confirm", post(confirm))
+        .route("/v1/rollback", post(rollback))
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })
@@ -200,6 +202,50 @@ async fn reconcile(State(state): State<ApiState>) -> Result<Json<ReconcileStatus
         Err(_) => {
             Err(Failed(StatusCode::GATEWAY_TIMEOUT, "the reconcile takes long: look at `patronus status`".into()))
         }
+    }
+}
+
+/// What was done, in one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Done {
+    /// 1.
+    pub format_version: u32,
+    /// The line.
+    pub done: String,
+}
+
+/// The question that `/v1/rollback` understands.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Back {
+    to: Option<u64>,
+}
+
+async fn confirm(State(state): State<ApiState>, ConnectInfo(peer): ConnectInfo<peer::Peer>) -> Result<Json<Done>, Failed> {
+    let (reply, answer) = oneshot::channel();
+    told(&state, Command::Confirm { who: peer.who(), reply }, answer).await
+}
+
+async fn rollback(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): ConnectInfo<peer::Peer>,
+    Query(back): Query<Back>,
+) -> Result<Json<Done>, Failed> {
+    let (reply, answer) = oneshot::channel();
+    told(&state, Command::Rollback { who: peer.who(), to: back.to, reply }, answer).await
+}
+
+async fn told(
+    state: &ApiState,
+    command: Command,
+    answer: oneshot::Receiver<Result<String, String>>,
+) -> Result<Json<Done>, Failed> {
+    let busy = |_| Failed(StatusCode::SERVICE_UNAVAILABLE, "the engine is busy: try again in a moment".into());
+    state.commands.try_send(command).map_err(busy)?;
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(Ok(done))) => Ok(Json(Done { format_version: 1, done })),
+        Ok(Ok(Err(why))) => Err(Failed(StatusCode::CONFLICT, why)),
+        _ => Err(Failed(StatusCode::GATEWAY_TIMEOUT, "no answer in time: look at `patronus status`".into())),
     }
 }
 

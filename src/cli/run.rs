@@ -15,8 +15,9 @@ use super::{
 use crate::{
     api::{self, ApiState, Listen},
     engine::{Engine, Parts, Wires, router::Router, status::Status},
+    guard::Rules,
     kernel::linux::Linux,
-    settings::Settings,
+    settings::{Settings, Source},
     store::{Limits, Recorder},
 };
 
@@ -50,7 +51,8 @@ pub async fn run(args: Args) -> Outcome {
     let mut alarms: Vec<String> = alarm.into_iter().collect();
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
-    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new() };
+    let rules = rules(&settings);
+    let parts = Parts { origin, router, recorder: recorder.clone(), rules, alarms: Vec::new() };
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
@@ -63,6 +65,19 @@ pub async fn run(args: Args) -> Outcome {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     drop(listeners);
     Ok(Exit::Done)
+}
+
+/// The settings' rules for changes; the Git remote has to be reachable afterwards as well.
+fn rules(settings: &Settings) -> Rules {
+    let mut rules = settings.guard.clone();
+    if let Some(Source::Git(spec)) = &settings.source
+        && spec.url.port != 0
+    {
+        let host = &spec.url.host;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        rules.confirm.reach.push(format!("{host}:{}", spec.url.port));
+    }
+    rules
 }
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.

@@ -4,8 +4,12 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod ask;
+mod gate;
 mod pass;
 mod publish;
+mod reach;
+mod record;
 pub mod router;
 mod source;
 pub mod status;
@@ -20,6 +24,7 @@ use crate::{
     api::Command,
     clock::{self, Instant},
     failover::{self, Selection},
+    guard::Rules,
     health::{Monitor, Sample},
     kernel::{
         KernelEvent,
@@ -62,6 +67,8 @@ pub struct Parts {
     pub router: Router<Linux>,
     /// Where events and samples go.
     pub recorder: Recorder,
+    /// What may be changed, when, and whether it stands.
+    pub rules: Rules,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
 }
@@ -86,6 +93,7 @@ pub struct Engine {
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
+    gate: gate::Gate,
     monitor: Monitor,
     selection: Selection,
     prober: Prober,
@@ -167,6 +175,7 @@ impl Engine {
             active: None,
             source,
             reader: source::Reader::default(),
+            gate: gate::Gate::new(parts.rules, now),
             monitor: Monitor::default(),
             prober: Prober::start(sender)?,
             samples,
@@ -210,7 +219,7 @@ impl Engine {
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
                 Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
-                Wake::Command(command) => self.on_command(command),
+                Wake::Command(command) => self.on_command(command).await,
                 Wake::Time => {}
             }
         }
@@ -241,7 +250,8 @@ impl Engine {
         let failover = self.active.as_ref().and_then(|a| failover::next_deadline(&a.site, &self.selection));
         let health = self.monitor.poll_timeout();
         let sweep = self.sweeps.iter().map(|(at, _)| *at).min();
-        let optional = [t.pass, failover.map(|(at, _)| at), health.map(|(at, _)| at), sweep];
+        let gate = self.gate.next_wake(clock::now());
+        let optional = [t.pass, failover.map(|(at, _)| at), health.map(|(at, _)| at), sweep, gate];
         optional.into_iter().flatten().fold(t.publish.min(t.count).min(t.audit).min(t.source), Instant::min)
     }
 
@@ -255,6 +265,7 @@ impl Engine {
         self.monitor.handle_timeout(now);
         self.decide(now).await;
         self.sweep(now).await;
+        self.watch_trial(now);
         if self.timers.source <= now {
             watcher.refresh();
             self.read_source(watcher, now);
@@ -298,12 +309,15 @@ impl Engine {
         self.decide(now).await;
     }
 
-    fn on_command(&mut self, command: Command) {
+    async fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }
+            // Whoever asked may have gone away.
+            Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
+            Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{
-    AUDIT, Engine, RETRY,
+    AUDIT, Engine, RETRY, gate,
     router::{PlanError, Planned},
     source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
@@ -29,19 +29,34 @@ const DRIFT_LINES: usize = 20;
 impl Engine {
     /// Brings kernel and configuration together once.
     pub(super) async fn pass(&mut self) {
-        let begun = clock::now();
+        let start = clock::now();
         self.timers.pass = None;
-        self.timers.audit = begun + AUDIT;
-        if self.active.is_none() {
+        self.timers.audit = start + AUDIT;
+        if self.active.is_none() && !self.gate.is_going_back() {
             return;
         }
         self.tend_ledger();
+        let mut begun = None;
         let (outcome, steps, message) = match self.look_and_plan().await {
-            Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
-            Ok(planned) => self.carry_out(&planned).await,
+            Ok(planned) => match self.refusals() {
+                refusals if refusals.is_empty() => {
+                    begun = self.trial_begins(&planned);
+                    self.bring_about(&planned).await
+                }
+                refusals => {
+                    let reason = gate::reasons(&refusals);
+                    self.turn_down(&reason);
+                    (ReconcileOutcome::Refused, 0, Some(reason))
+                }
+            },
             Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
         };
-        self.ended(begun, outcome, steps, message);
+        let (outcome, message) = self.after_pass(begun, outcome, message);
+        self.ended(start, outcome, steps, message);
+    }
+
+    async fn bring_about(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
+        if planned.steps.is_empty() { self.nothing_to_do(planned).await } else { self.carry_out(planned).await }
     }
 
     /// The kernel announces no change of some sysctls. A hub with very many leaves that to the audit.

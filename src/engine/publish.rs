@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Engine, PUBLISH,
-    status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals},
+    status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals, UnconfirmedStatus, WaitingStatus},
 };
 use crate::{
     clock, desired, failover,
@@ -38,6 +38,8 @@ pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
         generation: 0,
         reconcile: None,
         change: None,
+        unconfirmed: None,
+        waiting: None,
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
@@ -60,12 +62,30 @@ impl Engine {
         status.totals = self.totals.clone();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
+        status.unconfirmed = self.unconfirmed();
+        status.waiting =
+            self.gate.held().map(|(revision, reason)| WaitingStatus { revision: revision.into(), reason: reason.into() });
         if let Some(active) = &self.active {
             status.paths = self.paths(&active.site);
             status.rules = self.rules(&active.site);
             status.policies = active.site.policies.iter().map(|p| self.policy(p)).collect();
         }
         self.status.send_replace(Arc::new(status));
+    }
+
+    fn unconfirmed(&self) -> Option<UnconfirmedStatus> {
+        let (change, found) = self.gate.waiting()?;
+        Some(UnconfirmedStatus {
+            generation: change.generation,
+            revision: change.revision.clone(),
+            previous: change.previous.clone(),
+            who: change.who.clone(),
+            until: change.deadline.wall,
+            seconds_left: change.deadline.at.since(clock::now()).as_secs(),
+            by_hand: change.who.is_person(),
+            waits: found.waits.clone(),
+            against: found.against.clone(),
+        })
     }
 
     fn alarms(&self) -> Vec<String> {

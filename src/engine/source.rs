@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{DEBOUNCE, Engine, SOURCE_AUDIT, status::ReconcileStatus};
+use super::{DEBOUNCE, Engine, SOURCE_AUDIT, gate::Proposal, status::ReconcileStatus};
 use crate::{
     clock,
-    config::{self, Snapshot},
+    config::{self, Snapshot, commit::Commit},
     diag::{Diagnostic, Severity},
     source::{self, SourceError, Watcher},
     store::LastGood,
@@ -37,6 +37,8 @@ pub struct Active {
     pub site: Site,
     /// Warnings, one line each.
     pub warnings: Vec<String>,
+    /// The commit that it comes from; none for a directory.
+    pub commit: Option<Commit>,
 }
 
 /// A configuration that cannot be put in force.
@@ -92,7 +94,13 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
         None => None,
     };
     match found {
-        Some(site) => Ok(Active { revision: snapshot.revision, files: snapshot.files, site: site.clone(), warnings }),
+        Some(site) => Ok(Active {
+            revision: snapshot.revision,
+            files: snapshot.files,
+            site: site.clone(),
+            warnings,
+            commit: snapshot.commit,
+        }),
         None => Err(ConfigError::NoSite(site.cloned(), intent.sites().keys().cloned().collect())),
     }
 }
@@ -158,15 +166,22 @@ impl Engine {
     /// Before the source is read for the first time: what was in force before still is, whatever the source
     /// says now.
     pub(super) fn start_from_last_good(&mut self) {
-        let Some(good) = self.router.ledger.last_good() else { return };
-        match activate(
-            Snapshot { revision: good.revision, files: good.files, commit: None },
-            Some(&self.origin.site),
-            &self.origin.options,
-        ) {
-            Ok(active) => self.adopt(active),
-            Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
+        let good = self.last_good();
+        match (self.router.ledger.unconfirmed(), good) {
+            (Some(change), good) => self.resume_trial(change, good),
+            (None, Some(good)) => self.adopt(good),
+            (None, None) => {}
         }
+    }
+
+    fn last_good(&self) -> Option<Active> {
+        let good = self.router.ledger.last_good()?;
+        let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
+        let active = activate(snapshot, Some(&self.origin.site), &self.origin.options);
+        if let Err(error) = &active {
+            tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more");
+        }
+        active.ok()
     }
 
     /// Begins to read the source, unless that is under way or somebody is writing it.
@@ -177,7 +192,8 @@ impl Engine {
         }
         self.timers.source = now + SOURCE_AUDIT;
         let active = self.active.as_ref().map(|a| a.revision.clone());
-        let known = active.into_iter().chain(self.reader.refused.clone()).collect();
+        let held = self.gate.held().map(|(revision, _)| revision.to_owned());
+        let known = active.into_iter().chain(self.reader.refused.clone()).chain(held).collect();
         self.reader.begin(self.origin.clone(), known);
     }
 
@@ -208,7 +224,7 @@ impl Engine {
                 self.event("source", "", format!("revision {revision} is valid"), serde_json::Value::Null);
                 self.source.desired = Some(revision);
                 self.source.errors.clear();
-                self.adopt(*active);
+                self.propose(Proposal::of_source(*active, self.gate.timeout()));
             }
             Reading::Checked(revision, Err(error)) => self.refuse(Some(revision), error.lines()),
         }
@@ -228,12 +244,13 @@ impl Engine {
             }
             self.source.errors.clear();
             self.reader.refused = None;
+            self.drop_held();
             self.timers.publish = clock::now();
         }
         self.source.desired = Some(revision);
     }
 
-    fn adopt(&mut self, active: Active) {
+    pub(super) fn adopt(&mut self, active: Active) {
         let now = clock::now();
         self.reader.refused = None;
         self.monitor.reconfigure(&active.site, now);
@@ -243,7 +260,7 @@ impl Engine {
         self.timers.publish = now + DEBOUNCE;
     }
 
-    fn refuse(&mut self, revision: Option<String>, errors: Vec<String>) {
+    pub(super) fn refuse(&mut self, revision: Option<String>, errors: Vec<String>) {
         if self.source.errors != errors {
             let kept = self.active.as_ref().map_or_else(
                 || "nothing is in force yet".to_owned(),
@@ -267,6 +284,9 @@ impl Engine {
             return;
         }
         self.source.applied = Some(active.revision.clone());
+        if self.gate.is_open() {
+            return;
+        }
         self.router.ledger.set_last_good(&LastGood {
             revision: active.revision.clone(),
             at: clock::wall(),

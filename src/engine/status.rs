@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::{Instant, Wall},
     failover::{Choice, TransitionKind},
+    guard::Who,
     health::PathHealth,
     state::Counter,
     units::Name,
@@ -38,6 +39,12 @@ pub struct Status {
     /// The last one that found something to do.
     #[serde(default)]
     pub change: Option<ReconcileStatus>,
+    /// The change that may be undone still.
+    #[serde(default)]
+    pub unconfirmed: Option<UnconfirmedStatus>,
+    /// The revision that has to wait.
+    #[serde(default)]
+    pub waiting: Option<WaitingStatus>,
     /// Paths by name.
     pub paths: BTreeMap<Name, PathStatus>,
     /// Rules by name.
@@ -50,6 +57,38 @@ pub struct Status {
     pub drift: Vec<String>,
     /// Monotonic totals since the daemon started.
     pub totals: Totals,
+}
+
+/// A change in force that is undone unless it is confirmed in time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnconfirmedStatus {
+    /// Its generation.
+    pub generation: u64,
+    /// Its revision.
+    pub revision: String,
+    /// The revision that comes back otherwise.
+    pub previous: Option<String>,
+    /// Who made it.
+    pub who: Who,
+    /// Until when.
+    pub until: Wall,
+    /// Seconds until then.
+    pub seconds_left: u64,
+    /// Whether a person has to confirm it; otherwise the evidence does.
+    pub by_hand: bool,
+    /// What is not known yet.
+    pub waits: Vec<String>,
+    /// What speaks against it.
+    pub against: Vec<String>,
+}
+
+/// A revision that is valid and not in force yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingStatus {
+    /// The revision.
+    pub revision: String,
+    /// Why it waits.
+    pub reason: String,
 }
 
 /// Where the configuration comes from and how that goes.
@@ -165,7 +204,8 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: Wall,
-    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`, `daemon`.
+    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`,
+    /// `confirm`, `daemon`.
     pub kind: String,
     /// What it is about: a rule, a path, a kind of object; may be empty.
     pub subject: String,

@@ -117,6 +117,11 @@ impl Ledger {
         self.write(|j| j.forget(UNCONFIRMED));
     }
 
+    /// Says what has become of a generation.
+    pub fn end_generation(&self, record: i64, standing: Standing, reason: &str) {
+        self.write(|j| j.end_generation(record, standing, clock::wall(), Some(reason)));
+    }
+
     /// The configuration that the kernel shows: the one that waits for its confirmation, else the last good one.
     #[must_use]
     pub fn in_force(&self) -> Option<LastGood> {
