@@ -1,9 +1,12 @@
 //! Which path each rule uses now. Pure: `now` is an argument; every transition has a reason.
 //!
 //! - The active path is left when its score falls below `failoverThreshold` or it is down, if something better is
-//!   there. It is never left for a path that is merely better: a backup that is good enough stays.
+//!   there. It is left for a path that is merely better only where the strategy says so, and only after
+//!   `failbackDelay`.
 //! - The primary is returned to when its score has stayed at or above `failbackThreshold` for `failbackDelay`
 //!   without a break; at once only when the path in use fails.
+//! - A path that was down is held for `holdDown`, one that flaps is damped, one that is drained is left: none of them
+//!   is chosen while another works, and each of them is rather than none (except what was drained by force).
 //! - A path that is not yet measured neither causes a move nor stops one: it beats one that is down, nothing else.
 //!
 //! Invariant: no rule uses a path that is down while another of its paths is up. Asking again at the same moment
@@ -14,13 +17,25 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 mod candidate;
-use candidate::Candidate;
+mod choose;
+mod flows;
+mod memory;
+pub mod overrides;
+mod record;
 
+use self::{candidate::Candidate, choose::Round};
+pub use self::{
+    candidate::Standing,
+    flows::{Flows, Leaving},
+    memory::Memory,
+    overrides::{Drain, Overrides, Pin},
+    record::{Alternative, Transition, TransitionKind},
+};
 use crate::{
     clock::Instant,
-    health::{Healths, Measures, PathState},
+    health::{Healths, Measures},
     units::Name,
-    validate::intent::{NoPath, Rule, Site, Strategy},
+    validate::intent::{NoPath, Rule, Site},
 };
 
 /// The path choice of every rule of the site: an *input* of `desired::compile`.
@@ -30,57 +45,136 @@ pub struct Selection {
     pub rules: BTreeMap<Name, Choice>,
 }
 
+impl Selection {
+    /// Rules with a path that they left, whose flows are answered with errors.
+    pub fn rejected(&self) -> impl Iterator<Item = (&Name, &Name)> {
+        self.rules
+            .iter()
+            .flat_map(|(rule, choice)| choice.leaving.iter().filter(|l| l.reject).map(move |l| (rule, &l.path)))
+    }
+
+    /// Whether new flows of a rule go to the next policy that matches: it has no path and says so.
+    #[must_use]
+    pub fn passes_on(&self, rule: &Rule) -> bool {
+        rule.no_path == NoPath::NextPolicy && self.rules.get(&rule.name).is_some_and(|c| c.active.is_none())
+    }
+}
+
 /// The path choice of one rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Choice {
-    /// The path in use; none only when every path is down and the rule says `reject`.
+    /// The path in use; none only when every path is down and the rule says `reject` or `nextPolicy`.
     pub active: Option<Name>,
     /// The others in the order in which the kernel shall try them when the active one loses its carrier.
     pub tail: Vec<Name>,
     /// Since when `active` is in use.
     pub since: Instant,
-    /// Since when the primary has been healthy again without a break, while a backup is in use.
+    /// Since when another path has been fit to be moved to without a break.
     pub recovering: Option<Instant>,
+    /// Which one; the primary if absent.
+    pub toward: Option<Name>,
     /// Every path is down, and that has been announced.
-    #[serde(default)]
     pub exhausted: bool,
+    /// What is remembered of each member, in their order.
+    pub members: Vec<Memory>,
+    /// Paths that were left, whose flows are not yet settled.
+    pub leaving: Vec<Leaving>,
 }
 
-/// One change of a rule's active path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Transition {
-    /// The rule.
-    pub rule: Name,
-    /// What was active before.
-    pub from: Option<Name>,
-    /// What is active now.
-    pub to: Option<Name>,
-    /// What kind of change.
-    pub kind: TransitionKind,
-    /// Why, for a person, with the measured figures and the threshold.
-    pub reason: String,
-    /// Whether flows pinned to `from` must be forgotten: it is down, so they have nothing to lose.
-    pub forget: bool,
-    /// When it was decided.
-    pub at: Instant,
+impl Choice {
+    /// Stands in `recovering` for a wait that somebody ended by hand.
+    const AT_ONCE: Instant = Instant::from_nanos(0);
+
+    /// Ends the wait for a return; it happens with the next decision if a path is fit to be returned to.
+    pub const fn hasten(&mut self) {
+        if self.recovering.is_some() {
+            self.recovering = Some(Self::AT_ONCE);
+        }
+    }
 }
 
-/// The kind of a transition; the `type` label of `patronus_failover_events_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TransitionKind {
-    /// The rule was seen for the first time, or its members changed.
-    Initial,
-    /// Away from a path that fell below the threshold.
-    Failover,
-    /// Back to the primary.
-    Failback,
-    /// No path is up.
-    Exhausted,
+/// What is decided upon.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The configuration.
+    pub site: &'a Site,
+    /// How the paths are.
+    pub healths: &'a Healths,
+    /// The figures behind that.
+    pub measures: &'a Measures,
+    /// What people asked for by hand.
+    pub overrides: &'a Overrides,
 }
 
-/// Chooses for every rule of the site. Rules that are gone drop out; a rule whose active path is still a member
-/// keeps it across any other change of the configuration.
+/// What a decision came to.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// Changes of active paths, each with its record.
+    pub transitions: Vec<Transition>,
+    /// Whether anything that shows in routes or in the ruleset changed.
+    pub routes: bool,
+    /// Flows that are to be forgotten now: those of a rule that are bound to a path, and why.
+    pub forget: Vec<(Name, Name, String)>,
+    /// When to decide again although nothing new was measured, and what for.
+    pub next: Option<(Instant, &'static str)>,
+}
+
+impl Decision {
+    fn wake(&mut self, at: Option<Instant>, what: &'static str) {
+        if let Some(at) = at.filter(|at| self.next.is_none_or(|(next, _)| *at < next)) {
+            self.next = Some((at, what));
+        }
+    }
+}
+
+/// Decides for every rule of the site. Rules that are gone drop out; a rule whose active path is still a member keeps
+/// it across any other change of the configuration.
+pub fn decide(inputs: &Inputs<'_>, selection: &mut Selection, now: Instant) -> Decision {
+    let mut decision = Decision::default();
+    let site = inputs.site;
+    if selection.rules.len() != site.rules.len() || !selection.rules.keys().eq(site.rules.keys()) {
+        selection.rules.retain(|name, _| site.rules.contains_key(name));
+        decision.routes = true;
+    }
+    for (name, rule) in &site.rules {
+        if let Some(choice) = selection.rules.get_mut(name) {
+            one(inputs, rule, choice, true, now, &mut decision);
+        } else {
+            let mut choice = Choice::default();
+            one(inputs, rule, &mut choice, false, now, &mut decision);
+            selection.rules.insert(name.clone(), choice);
+        }
+    }
+    decision
+}
+
+/// Decides for one rule.
+fn one(inputs: &Inputs<'_>, rule: &Rule, choice: &mut Choice, known: bool, now: Instant, decision: &mut Decision) {
+    align(&mut choice.members, &rule.members);
+    let look = |(name, memory)| Candidate::look(name, rule, inputs, memory, now);
+    let members: Vec<Candidate<'_>> = rule.members.iter().zip(&mut choice.members).map(look).collect();
+    let pin = inputs.overrides.pin(&rule.name, now);
+    let round = Round { rule, members, pin, now };
+    decision.routes |= !known;
+    round.decide(choice, known, decision);
+    decision.wake(pin.map(|p| p.until), "the end of an order by hand");
+    let held = round.members.iter().filter_map(|m| m.until).min();
+    decision.wake(held, "a path that is held or damped");
+    decision.wake(choice.recovering.map(|at| at + rule.failback_delay).filter(|at| *at > now), "return to a primary");
+    decision.wake(choice.leaving.iter().map(|l| l.until).min(), "flows of a path that was left");
+}
+
+/// Brings the memories into the order of the members.
+fn align(memories: &mut Vec<Memory>, members: &[Name]) {
+    if memories.iter().map(|m| &m.path).eq(members) {
+        return;
+    }
+    let mut old: BTreeMap<Name, Memory> = memories.drain(..).map(|m| (m.path.clone(), m)).collect();
+    memories.extend(members.iter().map(|name| old.remove(name).unwrap_or_else(|| Memory::new(name))));
+}
+
+/// [`decide`] on a copy and without orders by hand.
 #[must_use]
 pub fn select(
     site: &Site,
@@ -89,206 +183,52 @@ pub fn select(
     previous: &Selection,
     now: Instant,
 ) -> (Selection, Vec<Transition>) {
-    let mut selection = Selection::default();
-    let mut transitions = Vec::new();
-    for (name, rule) in &site.rules {
-        let members: Vec<Candidate> = rule.members.iter().map(|m| Candidate::new(m, rule, healths, measures)).collect();
-        let round = Round { rule, members, now };
-        let (choice, transition) = round.choose(previous.rules.get(name));
-        selection.rules.insert(name.clone(), choice);
-        transitions.extend(transition);
-    }
-    (selection, transitions)
+    let mut selection = previous.clone();
+    let overrides = Overrides::default();
+    let decision = decide(&Inputs { site, healths, measures, overrides: &overrides }, &mut selection, now);
+    (selection, decision.transitions)
 }
 
-/// When [`select`] has to be asked again although nothing new was measured, and what for.
-#[must_use]
-pub fn next_deadline(site: &Site, selection: &Selection) -> Option<(Instant, &'static str)> {
-    let due = |(name, choice): (&Name, &Choice)| Some(choice.recovering? + site.rules.get(name)?.failback_delay);
-    Some((selection.rules.iter().filter_map(due).min()?, "return to a primary"))
-}
-
-/// The time until a rule returns to its primary, while that is under way.
+/// The time until a rule returns to its primary or moves to a better path, while that is under way.
 #[must_use]
 pub fn failback_in(rule: &Rule, choice: &Choice, now: Instant) -> Option<Duration> {
     Some((choice.recovering? + rule.failback_delay).since(now))
 }
 
-/// One rule at one moment.
-struct Round<'a> {
-    rule: &'a Rule,
-    members: Vec<Candidate<'a>>,
-    now: Instant,
+/// How a rule regards one of its paths now, for people.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// The path.
+    pub path: Name,
+    /// Its standing.
+    pub standing: Standing,
+    /// Its score under the rule's thresholds.
+    pub score: u8,
+    /// Why.
+    pub reason: String,
+    /// For how many seconds it is still held or damped.
+    pub remaining: Option<f64>,
+    /// Its penalty for flapping now; 0 without damping.
+    pub penalty: u32,
 }
 
-/// What is to be used next.
-struct Move<'a> {
-    to: Option<&'a Candidate<'a>>,
-    kind: TransitionKind,
-    reason: String,
-}
-
-impl Round<'_> {
-    fn choose(&self, previous: Option<&Choice>) -> (Choice, Option<Transition>) {
-        let recovering = self.recovering(previous);
-        let old = previous.and_then(|c| c.active.as_ref());
-        let active = old.and_then(|name| self.members.iter().find(|m| m.name == name));
-        let announced = previous.is_some_and(|c| c.exhausted);
-        let step = match (previous, active) {
-            (Some(_), Some(active)) => self.reconsider(active, recovering, announced),
-            (Some(c), None) if c.active.is_none() => self.revive(announced),
-            _ => Some(self.begin(old)),
-        };
-        match step {
-            Some(step) => self.carry_out(&step, previous, active),
-            None => (self.stay(previous, active, recovering), None),
+/// How a rule regards its paths; `choice` is not changed.
+#[must_use]
+pub fn views(inputs: &Inputs<'_>, rule: &Rule, choice: &Choice, now: Instant) -> Vec<View> {
+    let mut memories = choice.members.clone();
+    align(&mut memories, &rule.members);
+    let view = |(name, memory): (&Name, &mut Memory)| {
+        let member = Candidate::look(name, rule, inputs, memory, now);
+        View {
+            path: name.clone(),
+            standing: member.standing,
+            score: member.score,
+            reason: member.reason(),
+            remaining: member.until.map(|at| at.since(now).as_secs_f64()),
+            penalty: rule.damping.as_ref().map_or(0, |d| memory.penalty(d, now)),
         }
-    }
-
-    /// Since when the primary has been fit to be returned to; none while it is in use.
-    fn recovering(&self, previous: Option<&Choice>) -> Option<Instant> {
-        let primary = self.members.first()?;
-        let previous = previous?;
-        let away = previous.active.as_ref().is_some_and(|active| active != primary.name);
-        let fit = primary.usable(self.rule) && primary.score >= self.rule.failback_threshold;
-        (away && fit).then(|| previous.recovering.unwrap_or(self.now))
-    }
-
-    /// The rule has a path and the path is still a member.
-    fn reconsider<'s>(
-        &'s self,
-        active: &'s Candidate<'s>,
-        recovering: Option<Instant>,
-        announced: bool,
-    ) -> Option<Move<'s>> {
-        if let Some(since) = recovering.filter(|at| self.now >= *at + self.rule.failback_delay) {
-            return Some(self.failback(active, since));
-        }
-        if active.usable(self.rule) || active.state == PathState::Unknown {
-            return None;
-        }
-        match self.better_than(active) {
-            Some(to) => Some(Move { to: Some(to), kind: TransitionKind::Failover, reason: self.left(active, to) }),
-            None if active.state == PathState::Down && (!announced || self.rule.no_path == NoPath::Reject) => {
-                Some(self.exhaust(Some(active)))
-            }
-            None => None,
-        }
-    }
-
-    fn failback<'s>(&'s self, active: &Candidate, since: Instant) -> Move<'s> {
-        let primary = &self.members[0];
-        let seconds = self.now.since(since).as_secs_f64();
-        let (score, threshold) = (primary.score, self.rule.failback_threshold);
-        let reason = format!("{} scored {score} >= {threshold} for {seconds:.0} s; {}", primary.name, active.told());
-        Move { to: Some(primary), kind: TransitionKind::Failback, reason }
-    }
-
-    /// Something worth leaving a failing path for: a usable one; from one that is down also one below the threshold,
-    /// or one that is not yet measured.
-    fn better_than(&self, active: &Candidate) -> Option<&Candidate<'_>> {
-        let dead = active.state == PathState::Down;
-        let others = || self.members.iter().filter(|m| m.name != active.name);
-        self.best(others().filter(|m| m.usable(self.rule)))
-            .or_else(|| self.best(others().filter(|m| dead && m.alive())))
-            .or_else(|| others().find(|m| dead && m.state == PathState::Unknown))
-    }
-
-    fn best<'s>(&self, mut among: impl Iterator<Item = &'s Candidate<'s>>) -> Option<&'s Candidate<'s>> {
-        match self.rule.strategy {
-            Strategy::Ordered => among.next(),
-            // Of equals `reduce` keeps the first.
-            Strategy::BestScore => among.reduce(|best, m| if m.score > best.score { m } else { best }),
-        }
-    }
-
-    /// The rule rejects because all was down.
-    fn revive(&self, announced: bool) -> Option<Move<'_>> {
-        let alive = || self.members.iter().filter(|m| m.alive());
-        let best = self.best(alive().filter(|m| m.usable(self.rule))).or_else(|| self.best(alive()));
-        if let Some(to) = best {
-            let reason = format!("no path was up; {}", to.told());
-            return Some(Move { to: Some(to), kind: TransitionKind::Failover, reason });
-        }
-        // `keep` was chosen meanwhile, so that some path has to carry the traffic.
-        (!announced || self.rule.no_path == NoPath::Keep).then(|| self.exhaust(None))
-    }
-
-    /// The rule is new, or the path that it used is no longer a member.
-    fn begin(&self, old: Option<&Name>) -> Move<'_> {
-        let fit = |m: &Candidate| m.usable(self.rule) || m.state == PathState::Unknown;
-        let primary = self.members.first().filter(|m| fit(m));
-        let backup = || self.best(self.members.iter().filter(|m| m.usable(self.rule)));
-        let alive = || self.best(self.members.iter().filter(|m| m.alive()));
-        let unmeasured = || self.members.iter().find(|m| m.state == PathState::Unknown);
-        let Some(to) = primary.or_else(backup).or_else(alive).or_else(unmeasured) else { return self.exhaust(None) };
-        let why = match (old, self.members.first()) {
-            (Some(old), _) => format!("{old} is no longer a member"),
-            (None, Some(primary)) if primary.name != to.name => primary.told(),
-            _ => "the primary".to_owned(),
-        };
-        Move { to: Some(to), kind: TransitionKind::Initial, reason: format!("{why}; {}", to.told()) }
-    }
-
-    fn exhaust<'s>(&'s self, active: Option<&'s Candidate<'s>>) -> Move<'s> {
-        let all: Vec<String> = self.members.iter().map(Candidate::told).collect();
-        let (to, then) = match self.rule.no_path {
-            NoPath::Keep => (active.or_else(|| self.members.first()), "staying"),
-            NoPath::Reject => (None, "rejecting"),
-        };
-        let then = to.map_or_else(|| then.to_owned(), |to| format!("{then} on {}", to.name));
-        Move { to, kind: TransitionKind::Exhausted, reason: format!("no path is up: {}; {then}", all.join("; ")) }
-    }
-
-    fn left(&self, active: &Candidate, to: &Candidate) -> String {
-        let (score, threshold) = (active.score, self.rule.failover_threshold);
-        let relation = if score < threshold { "<" } else { ">=" };
-        format!("{}: {} (score {score} {relation} {threshold}); {}", active.name, active.reason, to.told())
-    }
-
-    fn carry_out(
-        &self,
-        step: &Move,
-        previous: Option<&Choice>,
-        active: Option<&Candidate>,
-    ) -> (Choice, Option<Transition>) {
-        let old = previous.and_then(|c| c.active.as_ref());
-        let to = step.to.map(|m| m.name.clone());
-        let moved = old != to.as_ref();
-        let transition = Transition {
-            rule: self.rule.name.clone(),
-            from: old.cloned(),
-            to: to.clone(),
-            kind: step.kind,
-            reason: step.reason.clone(),
-            forget: moved && active.is_some_and(|a| a.down),
-            at: self.now,
-        };
-        let exhausted = step.kind == TransitionKind::Exhausted;
-        let tail = self.tail(to.as_ref());
-        let away = to.is_some() && to.as_ref() != self.rule.members.first();
-        let since = previous.filter(|_| !moved).map_or(self.now, |c| c.since);
-        let choice = Choice { active: to, tail, since, recovering: None, exhausted };
-        let recovering = if away { self.recovering(Some(&choice)) } else { None };
-        (Choice { recovering, ..choice }, Some(transition))
-    }
-
-    fn stay(&self, previous: Option<&Choice>, active: Option<&Candidate>, recovering: Option<Instant>) -> Choice {
-        let name = active.map(|a| a.name.clone());
-        let exhausted = previous.is_some_and(|c| c.exhausted) && active.is_none_or(|a| a.state == PathState::Down);
-        let since = previous.map_or(self.now, |c| c.since);
-        Choice { tail: self.tail(name.as_ref()), active: name, since, recovering, exhausted }
-    }
-
-    /// The others, best state first, in order of preference within it. `reject` leaves out what is down, so that
-    /// the kernel does not fall back to it.
-    fn tail(&self, active: Option<&Name>) -> Vec<Name> {
-        let keep = self.rule.no_path == NoPath::Keep;
-        let mut others: Vec<&Candidate> =
-            self.members.iter().filter(|m| Some(m.name) != active && (keep || m.state != PathState::Down)).collect();
-        others.sort_by_key(|m| m.rank());
-        others.into_iter().map(|m| m.name.clone()).collect()
-    }
+    };
+    rule.members.iter().zip(&mut memories).map(view).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! come about is told in [`estimate`].
 //!
 //! Invariant: a path becomes worse at once and better only on evidence. One that was down, or lost its link, has to
-//! answer `down_after` rounds in a row first; its score then still remembers what the window saw before that outage.
+//! answer `up_after` rounds in a row first; its score then still remembers what the window saw before that outage.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,9 +14,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod band;
 pub mod estimate;
 mod track;
 
+pub use band::Breach;
 pub use estimate::{Figures, Stats, points, score};
 use track::Track;
 pub(crate) use track::explain;
@@ -73,6 +75,12 @@ pub struct PathHealth {
     pub rounds: u32,
     /// Whether the interface is there, up and has a carrier.
     pub carrier: bool,
+    /// Whether somebody set the interface down.
+    #[serde(default)]
+    pub disabled: bool,
+    /// When the newest round was sent that was answered by as many targets as have to.
+    #[serde(default)]
+    pub good: Option<Instant>,
     /// Since when the state holds.
     pub since: Instant,
     /// Why it is in this state, for a person: "3 rounds lost in a row".
@@ -220,6 +228,17 @@ impl Monitor {
     #[must_use]
     pub const fn measures(&self) -> &Measures {
         &self.measures
+    }
+
+    /// Takes over what an earlier process knew of paths that were not measured since.
+    pub fn remember(&mut self, known: &Healths, now: Instant) {
+        for (name, health) in known {
+            let fresh = self.healths.get(name).is_some_and(|h| h.state == PathState::Unknown && h.rounds == 0);
+            if let Some(track) = self.tracks.get_mut(name).filter(|_| fresh) {
+                track.remember(health.state);
+                self.look(name, now);
+            }
+        }
     }
 
     fn look(&mut self, name: &Name, now: Instant) {

@@ -23,11 +23,13 @@ pub mod units;
 
 pub mod clock;
 pub mod diag;
+pub mod http;
 
 pub mod settings;
 pub mod source;
 
 pub mod config;
+pub mod revision;
 pub mod validate;
 
 pub mod failover;
@@ -39,6 +41,8 @@ pub mod state;
 
 pub mod kernel;
 pub mod plan;
+
+pub mod preview;
 
 pub mod apply;
 pub mod guard;

@@ -13,7 +13,6 @@ use prometheus_client::{
 use crate::{
     clock::Wall,
     engine::status::{PathStatus, ReconcileOutcome, Status},
-    failover::TransitionKind,
     health::PathState,
 };
 
@@ -196,7 +195,9 @@ impl Scrape {
             remaining,
         )?;
         let events = self.0.totals.transitions.iter().flat_map(|(name, kinds)| {
-            let labels = |kind| vec![self.site(), ("rule", name.as_str()), ("type", transition(kind))];
+            let labels = |kind: crate::failover::TransitionKind| {
+                vec![self.site(), ("rule", name.as_str()), ("type", kind.word())]
+            };
             kinds.iter().map(move |(kind, n)| (labels(*kind), *n))
         });
         // Totals outlive their rule; their series must not.
@@ -297,15 +298,6 @@ fn seconds(at: Wall) -> f64 {
     #[expect(clippy::cast_precision_loss)]
     let micros = at.as_micros() as f64;
     micros / 1e6
-}
-
-const fn transition(kind: TransitionKind) -> &'static str {
-    match kind {
-        TransitionKind::Initial => "initial",
-        TransitionKind::Failover => "failover",
-        TransitionKind::Failback => "failback",
-        TransitionKind::Exhausted => "exhausted",
-    }
 }
 
 const fn outcome(outcome: ReconcileOutcome) -> &'static str {

@@ -4,12 +4,21 @@
 //! states that mean the same compare equal: whatever the kernel adds by itself (`linkdown`, handles,
 //! counter values) is normalised away before a value is built.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Family, IfName, MarkMask, Name, UnitError};
+
+/// Stand for an address that only the router knows, IPv4 and IPv6, where a plan is made without it: the dummy address
+/// of RFC 7600 and the discard prefix of RFC 6666. No interface and no gateway has them.
+pub const UNKNOWN: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0))];
 
 /// The ranges of marks, tables, priorities and the protocol number that belong to Patronus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

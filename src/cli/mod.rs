@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 pub mod apply;
 mod context;
+pub mod diff;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
@@ -94,6 +95,7 @@ struct Cli {
 enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
+    Diff(diff::Args),
     Apply(apply::ApplyArgs),
     Teardown(apply::TeardownArgs),
     Run(run::Args),
@@ -152,6 +154,7 @@ fn run(verb: Verb) -> Outcome {
         match verb {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
+            Verb::Diff(args) => diff::run(&args),
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => run::run(args).await,

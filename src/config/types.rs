@@ -176,6 +176,9 @@ pub struct ProbeSpec {
     /// Rounds lost in a row until the path is down. Default 3.
     #[schemars(range(min = 1, max = 100))]
     pub down_after: Option<u32>,
+    /// Rounds answered in a row until a path that was down is up again. Default: as `downAfter`.
+    #[schemars(range(min = 1, max = 100))]
+    pub up_after: Option<u32>,
     /// Rounds that loss, latency and jitter look back over. Default 20.
     #[schemars(range(min = 1, max = 1000))]
     pub window: Option<u32>,
@@ -202,6 +205,20 @@ pub struct HealthSpec {
     pub jitter: Option<Span>,
     /// Above it loss costs score. Default 2%.
     pub loss: Option<Ratio>,
+    /// Down to which a figure that was above has to come before it is good again. Default: the thresholds themselves.
+    pub recover: Option<BandSpec>,
+}
+
+/// Down to which a figure has to come before it is good again.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BandSpec {
+    /// At most `latency`.
+    pub latency: Option<Span>,
+    /// At most `jitter`.
+    pub jitter: Option<Span>,
+    /// At most `loss`.
+    pub loss: Option<Ratio>,
 }
 
 /// Which path of several a policy uses now, and when that changes.
@@ -219,35 +236,84 @@ pub struct FailoverSpec {
     /// The others, in order of preference.
     #[serde(default)]
     pub backups: Vec<Name>,
-    /// How a backup is chosen: `ordered` (the first healthy one; the default) or `best-score`.
+    /// How a path is chosen: `ordered` (the primary, then the first healthy backup; the default), `best-score` (the primary, then the backup with the highest score), `best-quality` (the best by `metric`), or `lowest-cost` (the cheapest that meets the thresholds).
     #[serde(default)]
     #[schemars(schema_with = "strategies")]
     pub strategy: Option<StrategyName>,
+    /// What `best-quality` compares: `latency` (the default), `jitter` or `loss`.
+    #[serde(default)]
+    #[schemars(schema_with = "metrics")]
+    pub metric: Option<MetricName>,
+    /// How much better another path has to be, for `failbackDelay` without a break, before a good path is left for it. Default: `best-quality` 10%, `best-score` never.
+    pub advantage: Option<Ratio>,
     /// The active path is left when its score falls below. Default 50.
     #[schemars(range(min = 1, max = 100))]
     pub failover_threshold: Option<u8>,
     /// The primary is returned to when its score stays at or above. Default 80.
     #[schemars(range(min = 1, max = 100))]
     pub failback_threshold: Option<u8>,
-    /// For how long it has to stay there. Default 60s.
+    /// Wait to restore: for how long it has to stay there without a break. Default 60s.
     pub failback_delay: Option<Span>,
+    /// A path that was down is not used before it has been up for so long, unless no other is up. Default 0s.
+    pub hold_down: Option<Span>,
     /// An `SlaClass` that counts for this rule in place of the paths' own thresholds.
     pub sla_class: Option<Name>,
-    /// What happens when no path is up: `keep` the last one (the default), or `reject`.
+    /// What happens when no path is up: `keep` the last one (the default), `reject`, take the one that is `leastBad`, or let new flows go to the `nextPolicy` that matches.
     #[serde(default)]
     #[schemars(schema_with = "no_paths")]
     pub no_path: Option<NoPathName>,
-    /// Not supported yet.
-    #[serde(default)]
-    #[schemars(schema_with = "reserved")]
-    pub flow_action: Option<Value>,
-    /// Not supported yet.
-    #[serde(default)]
-    #[schemars(schema_with = "reserved")]
-    pub damping: Option<Value>,
+    /// What happens to flows whose addresses are translated on the path that is left. Others just move.
+    pub flow_action: Option<FlowActionSpec>,
+    /// Keeps a path that flaps out of use for a while, unless no other is up. `{}` is the defaults.
+    pub damping: Option<DampingSpec>,
     /// `false` takes the rule away without deleting its text. Default true.
     #[serde(default = "yes")]
     pub enabled: bool,
+}
+
+/// What happens to flows that are bound to the path that is left.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlowActionSpec {
+    /// When a path is left because it failed: `graceful` (they stay until they end), `drain` (they stay for `drain`, then they are forgotten), `forced` (forgotten at once), or `reject` (answered with TCP resets and ICMP errors). Default: `forced` from a path that is down, else `graceful`.
+    #[schemars(schema_with = "flow_actions")]
+    pub failover: Option<FlowActionName>,
+    /// When a rule returns or moves to a better path. Default `graceful`.
+    #[schemars(schema_with = "flow_actions")]
+    pub failback: Option<FlowActionName>,
+    /// For how long `drain` lets them stay. Default 10m.
+    pub drain: Option<Span>,
+}
+
+/// What happens to flows that are bound to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowActionName {
+    /// They stay until they end.
+    Graceful,
+    /// They stay for a while.
+    Drain,
+    /// They are forgotten.
+    Forced,
+    /// They are answered with errors.
+    Reject,
+}
+
+/// Keeps a path that flaps out of use (as RFC 2439 does with routes).
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct DampingSpec {
+    /// What one flap costs. Default 1000.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub penalty: Option<u32>,
+    /// After which half of the penalty is forgiven. Default 5m.
+    pub half_life: Option<Span>,
+    /// From which the path is kept out of use. Default 2500: three flaps in short succession.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub suppress: Option<u32>,
+    /// Below which it may be used again. Default 1000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub reuse: Option<u32>,
 }
 
 /// A schema of words: those that work, which editors offer, and those that the language keeps for later.
@@ -264,15 +330,19 @@ fn methods(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn strategies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    words(&["ordered", "best-score"], &["best-quality", "lowest-cost", "load-balance", "overflow"])
+    words(&["ordered", "best-score", "best-quality", "lowest-cost"], &["load-balance", "overflow"])
+}
+
+fn metrics(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["latency", "jitter", "loss"], &[])
 }
 
 fn no_paths(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    words(&["keep", "reject"], &["leastBad", "nextPolicy"])
+    words(&["keep", "reject", "leastBad", "nextPolicy"], &[])
 }
 
-fn reserved(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"description": "Not supported yet.", "not": {}})
+fn flow_actions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["graceful", "drain", "forced", "reject"], &[])
 }
 
 const fn yes() -> bool {
@@ -288,17 +358,38 @@ pub enum StrategyName {
     Ordered,
     /// The one with the highest score.
     BestScore,
+    /// The best by one metric.
+    BestQuality,
+    /// The cheapest that meets the thresholds.
+    LowestCost,
+}
+
+/// A figure of a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricName {
+    /// Round-trip time.
+    #[default]
+    Latency,
+    /// Its variation.
+    Jitter,
+    /// Lost probes.
+    Loss,
 }
 
 /// What a rule does when no path is up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "camelCase")]
 pub enum NoPathName {
     /// It stays on the last one.
     #[default]
     Keep,
     /// It answers with an error.
     Reject,
+    /// It takes the one that is least bad.
+    LeastBad,
+    /// New flows go to the next policy that matches.
+    NextPolicy,
 }
 
 /// Thresholds that a kind of traffic needs.
@@ -313,6 +404,8 @@ pub struct SlaSpec {
     pub jitter: Option<Span>,
     /// Above it loss costs score. Default 2%.
     pub loss: Option<Ratio>,
+    /// Down to which a figure that was above has to come before it is good again. Default: the thresholds themselves.
+    pub recover: Option<BandSpec>,
 }
 
 /// Which traffic, and where it goes.

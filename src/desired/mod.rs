@@ -3,6 +3,7 @@
 //! The selection is an *input* here: failover changes it and this same pipeline does the rest.
 
 mod allocate;
+pub mod assumed;
 pub mod classify;
 mod nft;
 mod routes;
@@ -89,7 +90,7 @@ pub fn compile(site: &Site, inputs: Inputs<'_>) -> Result<Compiled, CompileError
     Ok(Compiled { state, allocations })
 }
 
-/// The part of the desired state that depends on the selection: the routes. The fast path after a path dies
+/// The part of the desired state that a switch of paths changes at once: the routes. The fast path after a path dies
 /// is their difference alone.
 #[must_use]
 pub fn compile_routes(site: &Site, inputs: Inputs<'_>, allocations: &Allocations) -> State {

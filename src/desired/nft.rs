@@ -17,6 +17,7 @@ use super::{
     classify::{Block, Field, Interval, layout},
 };
 use crate::{
+    failover::Selection,
     state::{Allocations, Ranges, Target},
     units::{Family, Name},
     validate::intent::{Action, Destination, Nat, Path, Policy, Rule, Site, TunnelSpec},
@@ -119,6 +120,7 @@ struct Ruleset {
     p: String,
     p_inverse: String,
     targets: Vec<TargetContext>,
+    refused: Vec<String>,
     steering: Vec<PolicyContext>,
     policies: Vec<PolicyContext>,
     families: [FamilyContext; 2],
@@ -227,7 +229,7 @@ struct ClampContext {
 pub(super) fn render(site: &Site, inputs: &Inputs<'_>, numbers: &Allocations) -> Result<String, CompileError> {
     let failed = |source| CompileError::Template { site: site.name.clone(), source };
     let template = ENVIRONMENT.template_from_str(TEMPLATE).map_err(failed)?;
-    let b = Build { site, numbers, ranges: inputs.ranges };
+    let b = Build { site, numbers, ranges: inputs.ranges, selection: inputs.selection };
     let ruleset = Ruleset {
         stamp: NIL_STAMP,
         t: hex(inputs.ranges.target_mask.bits()),
@@ -235,6 +237,7 @@ pub(super) fn render(site: &Site, inputs: &Inputs<'_>, numbers: &Allocations) ->
         p: hex(inputs.ranges.policy_mask.bits()),
         p_inverse: hex(inputs.ranges.policy_mask.inverse()),
         targets: b.targets(),
+        refused: b.refused(),
         steering: b.policies().into_iter().filter(|p| p.verdict == "steer").collect(),
         policies: b.policies(),
         families: Family::ALL.map(|f| b.family(f)),
@@ -259,6 +262,7 @@ struct Build<'a> {
     site: &'a Site,
     numbers: &'a Allocations,
     ranges: &'a Ranges,
+    selection: &'a Selection,
 }
 
 impl Build<'_> {
@@ -301,6 +305,19 @@ impl Build<'_> {
         self.numbers.targets.keys().map(context).collect()
     }
 
+    /// Marks of flows that are answered with errors: those bound to a path that its rule left in this way.
+    fn refused(&self) -> Vec<String> {
+        let left = self.selection.rejected().map(|(rule, path)| Target::Member(rule.clone(), path.clone()));
+        left.filter(|target| self.numbers.targets.contains_key(target)).map(|target| self.mark(&target)).collect()
+    }
+
+    /// The policies that new flows meet: not those whose rule has no path and lets them go to the next one.
+    fn in_force(&self) -> Vec<Policy> {
+        let passes = |rule: &Name| self.site.rules.get(rule).is_some_and(|r| self.selection.passes_on(r));
+        let out = |p: &&Policy| matches!(&p.action, Action::Failover(rule) if passes(rule));
+        self.site.policies.iter().filter(|p| !out(p)).cloned().collect()
+    }
+
     fn policies(&self) -> Vec<PolicyContext> {
         let mut all: Vec<&Policy> = self.site.policies.iter().collect();
         all.sort_by_key(|p| &p.name);
@@ -335,7 +352,7 @@ impl Build<'_> {
             word: word(family),
             beyond: beyond.collect(),
             lan: (!lan.is_empty()).then(|| lan.join(", ")),
-            blocks: layout(&self.site.policies, family).iter().map(|b| block(b, family)).collect(),
+            blocks: layout(&self.in_force(), family).iter().map(|b| block(b, family)).collect(),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     state::{Gateway, LinkFacts, RouteKey, RouteValue, Target},
     units::Ratio,
     validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Method, Nat, NoPath, Path, Policy, Probe, Rule,
+        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Method, Nat, Path, Policy, Probe, Rule,
         Strategy,
     },
 };
@@ -32,6 +32,7 @@ fn path(n: &str, interface: &str) -> Path {
             timeout: Duration::from_millis(800),
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 20,
             size: 56,
         },
@@ -39,6 +40,7 @@ fn path(n: &str, interface: &str) -> Path {
             latency: Duration::from_millis(150),
             loss: Ratio::of(2, 100),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     }
 }
@@ -55,16 +57,7 @@ fn policy(n: &str, priority: u32, matches: Match, action: Action) -> Policy {
 fn berlin() -> Site {
     let dscp = |s: &str| s.parse().expect("a DSCP");
     let net = |s: &str| s.parse().expect("a prefix");
-    let rule = Rule {
-        name: name("critical"),
-        members: vec![name("fiber"), name("lte")],
-        strategy: Strategy::BestScore,
-        failover_threshold: 50,
-        failback_threshold: 80,
-        failback_delay: Duration::from_secs(60),
-        sla: None,
-        no_path: NoPath::Keep,
-    };
+    let rule = Rule { strategy: Strategy::BestScore, ..Rule::new(name("critical"), vec![name("fiber"), name("lte")]) };
     let voice = Match { protocols: vec![17], dscp: vec![dscp("ef")], ..Match::default() };
     let guests = Match { source: vec![net("192.168.10.128/25")], ..Match::default() };
     Site {
@@ -102,13 +95,8 @@ fn facts() -> Facts {
 }
 
 fn selection(active: &str, tail: &[&str]) -> Selection {
-    let choice = Choice {
-        active: Some(name(active)),
-        tail: tail.iter().map(|t| name(t)).collect(),
-        since: crate::clock::Instant::default(),
-        recovering: None,
-        exhausted: false,
-    };
+    let choice =
+        Choice { active: Some(name(active)), tail: tail.iter().map(|t| name(t)).collect(), ..Choice::default() };
     Selection { rules: [(name("critical"), choice)].into() }
 }
 

@@ -73,7 +73,9 @@ fn sarif_result(d: &Diagnostic, used: &BTreeSet<Code>, sources: &Sources) -> Val
     })
 }
 
-fn sarif_location(span: &Span, sources: &Sources) -> Value {
+/// A place as SARIF has it.
+#[must_use]
+pub fn sarif_location(span: &Span, sources: &Sources) -> Value {
     let (line, column) = sources.position(&span.file, span.start);
     let (end_line, end_column) = sources.position(&span.file, span.end);
     json!({"physicalLocation": {

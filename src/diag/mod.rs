@@ -11,7 +11,7 @@ mod export;
 mod terminal;
 
 pub use codes::{CODES, Code, CodeInfo};
-pub use export::{github, json, sarif};
+pub use export::{github, json, sarif, sarif_location};
 pub use terminal::terminal;
 
 /// How bad a finding is.

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::Command,
     clock::{self, Instant},
-    failover::{self, Selection},
+    failover::{Overrides, Selection},
     guard::Rules,
     health::{Monitor, Sample},
     kernel::{
@@ -96,6 +96,9 @@ pub struct Engine {
     gate: gate::Gate,
     monitor: Monitor,
     selection: Selection,
+    overrides: Overrides,
+    /// When the rules have to be asked again although nothing new was measured.
+    next_decision: Option<Instant>,
     prober: Prober,
     samples: mpsc::Receiver<Sample>,
     observed: Observed,
@@ -169,6 +172,8 @@ impl Engine {
         let blank = publish::blank(&parts.origin.site, source.clone());
         Ok(Self {
             selection: parts.router.remembered_selection().unwrap_or_default(),
+            overrides: Overrides::default(),
+            next_decision: None,
             origin: parts.origin,
             router: parts.router,
             recorder: parts.recorder,
@@ -247,11 +252,10 @@ impl Engine {
 
     fn next_wake(&self) -> Instant {
         let t = &self.timers;
-        let failover = self.active.as_ref().and_then(|a| failover::next_deadline(&a.site, &self.selection));
         let health = self.monitor.poll_timeout();
         let sweep = self.sweeps.iter().map(|(at, _)| *at).min();
         let gate = self.gate.next_wake(clock::now());
-        let optional = [t.pass, failover.map(|(at, _)| at), health.map(|(at, _)| at), sweep, gate];
+        let optional = [t.pass, self.next_decision, health.map(|(at, _)| at), sweep, gate];
         optional.into_iter().flatten().fold(t.publish.min(t.count).min(t.audit).min(t.source), Instant::min)
     }
 

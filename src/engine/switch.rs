@@ -8,13 +8,13 @@ use super::{Engine, publish::Probes, status::Event};
 use crate::{
     clock::{self, Instant},
     desired, failover,
-    failover::{Transition, TransitionKind},
+    failover::{Decision, Flows, Transition},
     health::{Link, Sample},
     kernel::Kernel as _,
     plan::{self, Step},
     state::{Key, Stamp, Target},
     store::{HealthSample, TransitionRecord},
-    units::IfName,
+    units::{IfName, Name},
     validate::intent::Path,
 };
 
@@ -83,20 +83,21 @@ impl Engine {
             self.event("path", event.path.as_str(), message, health);
         }
         let Some(active) = &self.active else { return };
-        let (selection, transitions) =
-            failover::select(&active.site, self.monitor.healths(), self.monitor.measures(), &self.selection, now);
-        if selection == self.selection {
-            return;
+        let inputs = failover::Inputs {
+            site: &active.site,
+            healths: self.monitor.healths(),
+            measures: self.monitor.measures(),
+            overrides: &self.overrides,
+        };
+        let decision = failover::decide(&inputs, &mut self.selection, now);
+        self.next_decision = decision.next.map(|(at, _)| at);
+        if decision.routes || !decision.forget.is_empty() {
+            self.switch(&decision, now).await;
         }
-        let routes_differ = routes(&selection) != routes(&self.selection);
-        self.selection = selection;
-        if routes_differ {
-            self.switch(&transitions, now).await;
+        for transition in &decision.transitions {
+            self.told(transition);
         }
-        for transition in transitions {
-            self.told(&transition);
-        }
-        if routes_differ {
+        if decision.routes {
             self.router.remember_selection(&self.selection);
             self.timers.pass_at(now);
             self.timers.publish = now;
@@ -105,7 +106,7 @@ impl Engine {
 
     /// Brings the routes to the new choice: the active ones first, then flows that have nothing to lose are
     /// forgotten, then the tails. The full pass that follows must find nothing left to do here.
-    async fn switch(&mut self, transitions: &[Transition], now: Instant) {
+    async fn switch(&mut self, decision: &Decision, now: Instant) {
         let Some(active) = &self.active else { return };
         let inputs = self.router.inputs(&self.selection, &self.observed);
         let numbers = inputs.known.clone();
@@ -113,7 +114,7 @@ impl Engine {
         let mut shown = self.observed.state.clone();
         shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
         let steps = plan::diff(&wanted, &shown);
-        let forgets: Vec<Step> = transitions.iter().filter(|t| t.forget).filter_map(|t| self.forget(t)).collect();
+        let forgets = self.forgets(decision);
         let first = steps.iter().take_while(|s| is_active_route(s)).count();
         let (active_steps, tails) = steps.split_at(first);
         self.execute(active_steps).await;
@@ -123,11 +124,18 @@ impl Engine {
         tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
     }
 
-    fn forget(&self, transition: &Transition) -> Option<Step> {
-        let from = transition.from.clone()?;
-        let target = Target::Member(transition.rule.clone(), from.clone());
-        let number = self.router.numbers(&self.observed).targets.get(&target)?;
-        Some(plan::forget(&target, *number, self.router.ranges(), format!("{from} is down")))
+    /// The steps that forget flows: those of paths that were left by force, and those that had their time.
+    fn forgets(&self, decision: &Decision) -> Vec<Step> {
+        let forced = decision.transitions.iter().filter(|t| t.flows == Flows::Forced);
+        let forced = forced.filter_map(|t| Some((&t.rule, t.from.as_ref()?, format!("{} was left", t.from.as_ref()?))));
+        let due = decision.forget.iter().map(|(rule, path, why)| (rule, path, why.clone()));
+        let numbers = &self.router.numbers(&self.observed).targets;
+        let step = |(rule, path, why): (&Name, &Name, String)| {
+            let target = Target::Member(rule.clone(), path.clone());
+            let number = numbers.get(&target)?;
+            Some(plan::forget(&target, *number, self.router.ranges(), why))
+        };
+        forced.chain(due).filter_map(step).collect()
     }
 
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
@@ -168,13 +176,8 @@ impl Engine {
     }
 
     fn told(&mut self, transition: &Transition) {
-        let kind = match transition.kind {
-            TransitionKind::Initial => "initial",
-            TransitionKind::Failover => "failover",
-            TransitionKind::Failback => "failback",
-            TransitionKind::Exhausted => "exhausted",
-        };
-        let name = |n: &Option<crate::units::Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        let kind = transition.kind.word();
+        let name = |n: &Option<Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let message = format!(
             "{}: {} -> {}: {}",
             transition.rule,
@@ -221,13 +224,6 @@ const fn state(up: bool, carrier: bool) -> Link {
         (true, false) => Link::NoCarrier,
         (false, _) => Link::Disabled,
     }
-}
-
-/// The part of a selection that shows in routes.
-fn routes(
-    selection: &failover::Selection,
-) -> Vec<(&crate::units::Name, Option<&crate::units::Name>, &[crate::units::Name])> {
-    selection.rules.iter().map(|(rule, c)| (rule, c.active.as_ref(), c.tail.as_slice())).collect()
 }
 
 fn is_active_route(step: &Step) -> bool {

@@ -11,10 +11,11 @@ use proptest::{
 use super::*;
 use crate::{
     health::{
-        Figures, PathHealth, Stats,
+        Figures, PathHealth, PathState, Stats,
         tests::{limits, name, path, site},
     },
     units::Ratio,
+    validate::intent::{Damping, Endpoint, FlowAction, GatewaySpec, Metric, NoPath, Strategy},
 };
 
 const T0: Instant = Instant::from_nanos(1_000_000_000_000);
@@ -24,16 +25,7 @@ fn at(seconds: f64) -> Instant {
 }
 
 fn rule(members: &[&str]) -> Rule {
-    Rule {
-        name: name("critical"),
-        members: members.iter().map(|m| name(m)).collect(),
-        strategy: Strategy::BestScore,
-        failover_threshold: 50,
-        failback_threshold: 80,
-        failback_delay: Duration::from_secs(60),
-        sla: None,
-        no_path: NoPath::Keep,
-    }
+    Rule { strategy: Strategy::BestScore, ..Rule::new(name("critical"), members.iter().map(|m| name(m)).collect()) }
 }
 
 /// `?` = not yet measured, `x` = no carrier, else the score.
@@ -49,7 +41,19 @@ fn health(text: &str) -> PathHealth {
     };
     let carrier = text != "x";
     let (latency, jitter, reason) = (None, None, reason.to_owned());
-    PathHealth { state, score, loss: Ratio::ZERO, latency, jitter, rounds: 20, carrier, since: T0, reason }
+    PathHealth {
+        state,
+        score,
+        loss: Ratio::ZERO,
+        latency,
+        jitter,
+        rounds: 20,
+        carrier,
+        disabled: false,
+        good: None,
+        since: T0,
+        reason,
+    }
 }
 
 struct Story {
@@ -57,6 +61,8 @@ struct Story {
     healths: Healths,
     measures: Measures,
     selection: Selection,
+    overrides: Overrides,
+    next: Option<(Instant, &'static str)>,
 }
 
 impl Story {
@@ -64,7 +70,14 @@ impl Story {
         let mut site = site(rule.members.iter().map(|m| path(m.as_str(), 1, 1000)).collect());
         let healths = rule.members.iter().map(|m| (m.clone(), health("?"))).collect();
         site.rules.insert(rule.name.clone(), rule);
-        Self { site, healths, measures: BTreeMap::new(), selection: Selection::default() }
+        Self {
+            site,
+            healths,
+            measures: BTreeMap::new(),
+            selection: Selection::default(),
+            overrides: Overrides::default(),
+            next: None,
+        }
     }
 
     fn rule(&mut self) -> &mut Rule {
@@ -81,12 +94,17 @@ impl Story {
     }
 
     fn select(&mut self, now: Instant) -> Option<Transition> {
-        let (selection, mut transitions) = select(&self.site, &self.healths, &self.measures, &self.selection, now);
-        let again = select(&self.site, &self.healths, &self.measures, &selection, now);
-        assert_eq!(again, (selection.clone(), vec![]), "asking again changes nothing");
-        self.selection = selection;
-        assert!(transitions.len() <= 1);
-        transitions.pop()
+        let inputs =
+            Inputs { site: &self.site, healths: &self.healths, measures: &self.measures, overrides: &self.overrides };
+        let mut decision = decide(&inputs, &mut self.selection, now);
+        let before = self.selection.clone();
+        let again = decide(&inputs, &mut self.selection, now);
+        assert_eq!((&self.selection, again.transitions, again.routes), (&before, vec![], false), "asking again");
+        assert_eq!(again.next, decision.next);
+        assert!(decision.next.is_none_or(|(at, _)| at > now), "{:?} at {now:?}", decision.next);
+        self.next = decision.next;
+        assert!(decision.transitions.len() <= self.site.rules.len());
+        decision.transitions.pop()
     }
 
     fn choice(&self) -> &Choice {
@@ -116,7 +134,7 @@ fn tell(title: &str, rule: Rule, lines: &[Line]) -> Story {
     story
 }
 
-use TransitionKind::{Exhausted, Failback, Failover, Initial};
+use TransitionKind::{Better, Exhausted, Failback, Failover, Initial, Manual};
 
 #[test]
 fn leaves_a_dead_primary_and_returns_after_a_minute_of_health() {
@@ -267,19 +285,19 @@ fn reasons_name_figures_thresholds_and_the_alternative() {
     assert_eq!(s.step(0.0, &["?", "?"]).unwrap().reason, "the primary; fiber is not yet measured");
     let t = s.step(1.0, &["0", "100"]).unwrap();
     assert_eq!(t.reason, "fiber: 3 rounds lost in a row (score 0 < 50); lte scored 100");
-    assert_eq!((t.from, t.to, t.forget, t.at), (Some(name("fiber")), Some(name("lte")), true, at(1.0)));
+    assert_eq!((t.from, t.to, t.flows, t.at), (Some(name("fiber")), Some(name("lte")), Flows::Forced, at(1.0)));
     s.step(2.0, &["90", "100"]);
-    assert_eq!(next_deadline(&s.site, &s.selection), Some((at(62.0), "return to a primary")));
+    assert_eq!(s.next, Some((at(62.0), "return to a primary")));
     assert_eq!(failback_in(&s.site.rules["critical"], s.choice(), at(12.0)), Some(Duration::from_secs(50)));
     let t = s.step(62.0, &["90", "100"]).unwrap();
-    assert_eq!((t.reason.as_str(), t.forget), ("fiber scored 90 >= 80 for 60 s; lte scored 100", false));
-    assert_eq!(next_deadline(&s.site, &s.selection), None);
+    assert_eq!((t.reason.as_str(), t.flows), ("fiber scored 90 >= 80 for 60 s; lte scored 100", Flows::Graceful));
+    assert_eq!(s.next, None);
     let t = s.step(63.0, &["x", "0"]).unwrap();
     assert_eq!(
         t.reason,
         "no path is up: fiber is down: no carrier on wan0; lte is down: 3 rounds lost in a row; staying on fiber"
     );
-    assert!(!t.forget);
+    assert_eq!(t.flows, Flows::Graceful);
 }
 
 #[test]
@@ -287,7 +305,7 @@ fn flows_of_a_path_that_is_only_degraded_are_left_alone() {
     let mut s = Story::new(Rule { failover_threshold: 70, failback_threshold: 90, ..rule(&["fiber", "lte"]) });
     s.step(0.0, &["100", "100"]);
     let t = s.step(1.0, &["60", "100"]).unwrap();
-    assert_eq!((t.kind, t.forget), (Failover, false));
+    assert_eq!((t.kind, t.flows), (Failover, Flows::Graceful));
 }
 
 #[test]
@@ -302,14 +320,17 @@ fn a_rule_s_own_thresholds_decide_for_it_alone() {
     s.measures.insert(name("lte"), stats(40));
     let t = s.step(0.0, &["100", "100"]).unwrap();
     assert_eq!(s.active(), "lte", "100 ms of 50 ms costs 60 points");
-    assert_eq!(t.reason, "fiber is down: latency 100.0ms above 50ms; lte scored 100");
-    assert!(!t.forget, "the path itself is up");
+    assert_eq!(t.reason, "fiber scored 40; lte scored 100");
+    assert_eq!(t.alternatives[0].lost, "its score 40 is below 50");
+    assert_eq!(t.alternatives[0].measured, "latency 100.0ms above 50ms");
+    assert_eq!(t.flows, Flows::Graceful, "the path itself is up");
     s.measures.insert(name("lte"), Stats { dead: true, ..stats(40) });
-    s.step(1.0, &["100", "0"]);
-    assert_eq!(s.active(), "lte", "out of the class is not better than dead, and both are down to this rule");
-    s.measures.insert(name("fiber"), stats(60));
-    s.step(2.0, &["100", "0"]);
-    assert_eq!(s.active(), "fiber");
+    let t = s.step(1.0, &["100", "0"]).unwrap();
+    assert_eq!(s.active(), "fiber", "out of the class is better than dead");
+    assert_eq!(t.reason, "lte: 3 rounds lost in a row (score 0 < 50); fiber scored 40");
+    s.measures.insert(name("lte"), stats(40));
+    s.step(2.0, &["100", "100"]);
+    assert_eq!(s.active(), "lte");
 }
 
 #[test]
@@ -339,6 +360,245 @@ fn the_tail_is_best_state_first_and_preference_within() {
     s.rule().no_path = NoPath::Reject;
     s.step(1.0, &["100", "0", "60", "?", "95"]);
     assert_eq!(s.tail(), ["e", "c", "d"]);
+}
+
+#[test]
+fn a_path_that_was_down_is_held_before_it_is_used_unless_no_other_is_up() {
+    let hold =
+        Rule { hold_down: Duration::from_secs(10), strategy: Strategy::Ordered, ..rule(&["fiber", "dsl", "lte"]) };
+    let mut s = tell(
+        "hold-down",
+        hold,
+        &[
+            (0.0, &["100", "100", "100"], "fiber", Some(Initial)),
+            (1.0, &["100", "x", "100"], "fiber", None),
+            (5.0, &["100", "100", "100"], "fiber", None),
+            (6.0, &["x", "100", "100"], "lte", Some(Failover)),
+            (7.0, &["x", "100", "x"], "dsl", Some(Failover)),
+        ],
+    );
+    let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+    let seen = views(&inputs, &s.site.rules["critical"], s.choice(), at(7.0));
+    assert_eq!((seen[1].standing, seen[1].remaining), (Standing::Held, Some(8.0)));
+    assert_eq!(s.next, Some((at(15.0), "a path that is held or damped")));
+    s.step(8.0, &["x", "100", "100"]);
+    assert_eq!(s.tail(), ["lte", "fiber"]);
+}
+
+const DAMPING: Damping = Damping { penalty: 1000, half_life: Duration::from_secs(60), suppress: 2500, reuse: 1000 };
+
+#[test]
+fn a_path_that_flaps_is_damped_and_used_again_when_it_was_quiet() {
+    let mut s =
+        Story::new(Rule { damping: Some(DAMPING), failback_delay: Duration::from_secs(1), ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    for n in 1..=3 {
+        s.step(f64::from(4 * n), &["0", "100"]);
+        s.step(f64::from(4 * n + 1), &["100", "100"]);
+        s.select(at(f64::from(4 * n + 2)));
+    }
+    assert_eq!(s.active(), "lte", "three flaps within 8 s");
+    let until = s.next.unwrap();
+    assert_eq!(until.1, "a path that is held or damped");
+    let t = s.step(20.0, &["100", "0"]).unwrap();
+    assert_eq!((s.active(), t.kind), ("fiber", Failover), "never the last path");
+    assert!(t.reason.contains("fiber flapped and is damped for"), "{}", t.reason);
+    s.step(21.0, &["100", "100"]);
+    s.step(22.0, &["0", "100"]);
+    assert_eq!(s.active(), "lte");
+    s.step(23.0, &["100", "100"]);
+    let free = s.next.unwrap().0;
+    assert!(free > until.0, "another flap, a longer wait");
+    assert!(s.select(free).is_none());
+    assert_eq!(s.select(free + Duration::from_secs(1)).map(|t| t.kind), Some(Failback));
+}
+
+#[test]
+fn a_drained_path_is_left_and_used_only_as_the_last_one() {
+    let mut s = Story::new(rule(&["fiber", "lte"]));
+    s.step(0.0, &["100", "60"]);
+    s.overrides.drains.insert(name("fiber"), Drain { since: at(1.0), force: false });
+    let t = s.select(at(1.0)).unwrap();
+    assert_eq!((s.active(), t.kind, t.flows), ("lte", Manual, Flows::Graceful));
+    assert_eq!(t.reason, "fiber is drained by hand; lte scored 60");
+    s.step(100.0, &["100", "100"]);
+    assert_eq!(s.active(), "lte", "no return to a drained path");
+    s.step(101.0, &["100", "0"]);
+    assert_eq!(s.active(), "fiber", "the last one");
+    s.step(102.0, &["100", "60"]);
+    assert_eq!(s.active(), "lte");
+    s.overrides.drains.insert(name("fiber"), Drain { since: at(103.0), force: true });
+    let t = s.step(103.0, &["100", "0"]).unwrap();
+    assert_eq!((s.active(), t.kind), ("lte", Exhausted), "by force: not even as the last one");
+    assert!(s.tail().is_empty());
+    s.overrides.drains.clear();
+    assert_eq!(s.select(at(104.0)).map(|t| t.kind), Some(Failover));
+}
+
+#[test]
+fn an_order_by_hand_holds_until_it_ends_and_never_on_a_dead_path() {
+    let mut s = Story::new(Rule { failover_threshold: 70, ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    let pin = Pin { to: name("lte"), until: at(100.0), reason: "work on the mast".into() };
+    s.overrides.pins.insert(name("critical"), pin);
+    let t = s.select(at(1.0)).unwrap();
+    assert_eq!((s.active(), t.kind), ("lte", Manual));
+    assert_eq!(t.reason, "by hand for 99s: work on the mast; lte scored 100");
+    assert_eq!(t.alternatives[0].lost, "pinned to lte by hand");
+    assert_eq!(s.step(90.0, &["100", "60"]), None, "bad, and held there");
+    s.step(91.0, &["100", "0"]);
+    assert_eq!(s.active(), "fiber", "never on a dead path");
+    s.step(92.0, &["100", "100"]);
+    assert_eq!(s.active(), "lte");
+    assert_eq!(s.next, Some((at(100.0), "the end of an order by hand")));
+    assert_eq!(s.select(at(100.0)), None, "it waits to restore as always");
+    s.selection.rules.get_mut("critical").unwrap().hasten();
+    let t = s.select(at(101.0)).unwrap();
+    assert_eq!(
+        (t.kind, t.reason.as_str()),
+        (Failback, "fiber scored 100 >= 80 and was asked for by hand; lte scored 100")
+    );
+    assert_eq!(s.overrides.expire(at(101.0)).len(), 1);
+    assert!(s.overrides.pins.is_empty());
+}
+
+fn figures(ms: u64) -> Stats {
+    let latency = Some(Duration::from_millis(ms));
+    let figures = Figures { rounds: 20, loss: Ratio::ZERO, evident: Ratio::ZERO, latency, jitter: None };
+    Stats { slow: figures, fast: figures, dead: false }
+}
+
+#[test]
+fn best_quality_moves_to_what_is_clearly_better_for_long_enough() {
+    let advantage = Some(Ratio::from_ppm(100_000).unwrap());
+    let best = Rule { strategy: Strategy::BestQuality, metric: Metric::Latency, advantage, ..rule(&["fiber", "lte"]) };
+    let mut s = Story::new(best);
+    let mut step = |seconds: f64, fiber: u64, lte: u64| {
+        s.measures.insert(name("fiber"), figures(fiber));
+        s.measures.insert(name("lte"), figures(lte));
+        let t = s.step(seconds, &["100", "100"]);
+        (s.active().to_owned(), t.map(|t| (t.kind, t.reason)))
+    };
+    assert_eq!(step(0.0, 40, 30).0, "lte");
+    assert_eq!(step(1.0, 28, 30), ("lte".into(), None), "not by a tenth");
+    assert_eq!(step(2.0, 20, 30), ("lte".into(), None));
+    assert_eq!(step(30.0, 28, 30), ("lte".into(), None), "the wait begins anew");
+    assert_eq!(step(40.0, 20, 30), ("lte".into(), None));
+    let (active, Some((kind, reason))) = step(100.0, 20, 30) else { panic!("it moves") };
+    assert_eq!((active.as_str(), kind), ("fiber", Better));
+    assert_eq!(reason, "latency of fiber 20.0ms is better than 30.0ms of lte by 10% or more for 60 s");
+}
+
+#[test]
+fn lowest_cost_takes_the_cheapest_that_is_good_and_never_simply_the_cheapest() {
+    let cheap = Rule { strategy: Strategy::LowestCost, ..rule(&["fiber", "dsl", "lte"]) };
+    let mut s = Story::new(cheap);
+    for (path, cost) in [("fiber", 5), ("dsl", 1), ("lte", 10)] {
+        let endpoint = Endpoint {
+            interface: "wan0".parse().unwrap(),
+            address: None,
+            gateway: GatewaySpec::Auto,
+            down: None,
+            up: None,
+            cost,
+            metered: false,
+        };
+        s.site.endpoints.insert(name(path), endpoint);
+    }
+    s.step(0.0, &["100", "100", "100"]);
+    assert_eq!(s.active(), "dsl");
+    let t = s.step(1.0, &["100", "40", "100"]).unwrap();
+    assert_eq!((s.active(), t.alternatives[2].lost.as_str()), ("fiber", "it costs 10, more than 5"));
+    s.step(2.0, &["30", "20", "45"]);
+    assert_eq!(s.active(), "fiber", "none is good, and the one in use works");
+    s.step(3.0, &["0", "20", "45"]);
+    assert_eq!(s.active(), "fiber", "all are down");
+    s.step(4.0, &["0", "60", "45"]);
+    assert_eq!(s.active(), "dsl");
+    s.step(5.0, &["100", "100", "100"]);
+    assert_eq!(s.active(), "dsl", "it is the cheapest");
+}
+
+#[test]
+fn of_paths_that_are_all_too_bad_lowest_cost_takes_the_best() {
+    let cheap = Rule {
+        strategy: Strategy::LowestCost,
+        failover_threshold: 90,
+        failback_threshold: 95,
+        ..rule(&["a", "b", "c"])
+    };
+    let mut s = Story::new(cheap);
+    s.step(0.0, &["x", "55", "70"]);
+    assert_eq!(s.active(), "c");
+}
+
+#[test]
+fn of_paths_that_are_all_down_the_least_bad_is_taken_where_the_rule_says_so() {
+    let mut s = Story::new(Rule { no_path: NoPath::LeastBad, ..rule(&["fiber", "lte"]) });
+    let lossy = |ppm| {
+        let mut stats = figures(20);
+        stats.fast.loss = Ratio::from_ppm(ppm).unwrap();
+        stats
+    };
+    s.measures.insert(name("fiber"), lossy(600_000));
+    s.measures.insert(name("lte"), lossy(300_000));
+    s.step(0.0, &["100", "100"]);
+    let t = s.step(1.0, &["0", "0"]).unwrap();
+    assert_eq!((s.active(), t.kind), ("lte", Exhausted));
+    assert!(t.reason.ends_with("; the least bad is lte"), "{}", t.reason);
+    s.measures.insert(name("fiber"), lossy(100_000));
+    assert_eq!(s.step(2.0, &["0", "0"]), None, "it does not jump between bad ones");
+    s.measures.insert(name("lte"), Stats { dead: true, ..lossy(1_000_000) });
+    s.step(3.0, &["0", "0"]);
+    assert_eq!(s.active(), "fiber", "but from a dead one it goes");
+}
+
+#[test]
+fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
+    let drain = FlowAction::Drain(Duration::from_secs(600));
+    let mut s = Story::new(Rule { on_failover: drain, on_failback: FlowAction::Reject, ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    let t = s.step(1.0, &["0", "100"]).unwrap();
+    assert_eq!((t.flows, s.choice().leaving.len()), (Flows::Drain, 1));
+    s.step(2.0, &["100", "100"]);
+    let t = s.select(at(62.0)).unwrap();
+    assert_eq!((t.kind, t.flows), (Failback, Flows::Reject));
+    let left: Vec<_> = s.choice().leaving.iter().map(|l| (l.path.as_str(), l.reject)).collect();
+    assert_eq!(left, [("lte", true)], "fiber is in use again: nothing to drain");
+    let decide_at = |s: &mut Story, now| {
+        let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        decide(&inputs, &mut s.selection, now)
+    };
+    assert_eq!(s.next, Some((at(122.0), "flows of a path that was left")));
+    let done = decide_at(&mut s, at(122.0));
+    assert_eq!(done.forget.iter().map(|(_, path, _)| path.as_str()).collect::<Vec<_>>(), ["lte"]);
+    assert!(done.routes, "the rule that rejects goes");
+    assert!(decide_at(&mut s, at(122.0)).forget.is_empty());
+}
+
+#[test]
+fn a_flapping_path_costs_at_most_one_return_per_hold_down_and_none_to_a_dead_path() {
+    for (period, flaps) in [(1, 300), (2, 200), (5, 120), (15, 60), (45, 40), (130, 20)] {
+        let steady = Rule {
+            damping: Some(DAMPING),
+            hold_down: Duration::from_secs(20),
+            failback_delay: Duration::from_secs(20),
+            ..rule(&["fiber", "lte"])
+        };
+        let (mut s, mut returns, mut penalties) = (Story::new(steady), Vec::new(), Vec::new());
+        for second in 0..period * flaps {
+            let up = (second / period) % 2 == 0;
+            let t = s.step(f64::from(second), &[if up { "100" } else { "0" }, "100"]);
+            assert!(up || s.active() == "lte", "period {period}, at {second} s");
+            returns.extend(t.filter(|t| t.kind == Failback).map(|_| second));
+            let seen = s.choice().members[0].penalty(&DAMPING, at(f64::from(second)));
+            penalties.push(seen);
+        }
+        assert!(returns.windows(2).all(|w| w[1] - w[0] >= 20), "period {period}: {returns:?}");
+        assert!(returns.is_empty() || period > 20, "period {period}: {returns:?}");
+        let (rises, decays) = (penalties.windows(2).any(|w| w[0] < w[1]), penalties.windows(2).any(|w| w[0] > w[1]));
+        assert!(rises && decays, "period {period}: damping rises and decays");
+    }
 }
 
 fn any_health() -> impl Values<Value = String> {

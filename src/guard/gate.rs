@@ -212,7 +212,19 @@ mod tests {
 
     fn health(state: PathState, carrier: bool) -> PathHealth {
         let (loss, reason) = (Ratio::ZERO, "3 rounds lost in a row".to_owned());
-        PathHealth { state, score: 0, loss, latency: None, jitter: None, rounds: 9, carrier, since: T0, reason }
+        PathHealth {
+            state,
+            score: 0,
+            loss,
+            latency: None,
+            jitter: None,
+            rounds: 9,
+            carrier,
+            disabled: false,
+            good: None,
+            since: T0,
+            reason,
+        }
     }
 
     /// Two paths, one rule, one policy; everything was well before and is well now.
@@ -240,13 +252,8 @@ mod tests {
             }];
             let healths: Healths =
                 ["fiber", "lte"].map(|p| (name(p), health(PathState::Up, true))).into_iter().collect();
-            let choice = Choice {
-                active: Some(name("fiber")),
-                tail: vec![name("lte")],
-                since: T0,
-                recovering: None,
-                exhausted: false,
-            };
+            let choice =
+                Choice { active: Some(name("fiber")), tail: vec![name("lte")], since: T0, ..Choice::default() };
             let selection = Selection { rules: [(name("critical"), choice)].into_iter().collect() };
             let mut before = Baseline::of(&old, &old, &healths, &selection);
             let ways: BTreeMap<IpNet, String> =

@@ -14,6 +14,7 @@ pub fn limits(latency: u64, loss_percent: u32, jitter: u64) -> Health {
         latency: Duration::from_millis(latency),
         loss: Ratio::from_ppm(loss_percent * 10_000).unwrap(),
         jitter: Duration::from_millis(jitter),
+        recover: None,
     }
 }
 
@@ -36,6 +37,7 @@ pub fn path(path: &str, targets: usize, interval_ms: u64) -> Path {
             timeout: Duration::from_millis(interval_ms * 8 / 10),
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 20,
             size: 56,
         },

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use super::{Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
+use super::{Breach, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -13,6 +13,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Fresh,
+    /// Known from an earlier process, not measured since.
+    Remembered(PathState),
     Silent,
     Link(Link),
     Unprobed,
@@ -36,6 +38,10 @@ pub(super) struct Track {
     /// When something was heard of the path, or it began.
     heard: Instant,
     cause: Cause,
+    /// Figures that have not come down to their recovery band.
+    breach: Breach,
+    /// When the newest round was sent that the quorum answered.
+    good: Option<Instant>,
 }
 
 /// What a look at a track found.
@@ -47,7 +53,16 @@ pub(super) struct View {
 impl Track {
     pub fn new(path: &Path, now: Instant) -> Self {
         let window = Window::new(&path.probe);
-        Self { path: path.clone(), window, link: Link::Ready, need: 1, heard: now, cause: Cause::Fresh }
+        Self {
+            path: path.clone(),
+            window,
+            link: Link::Ready,
+            need: 1,
+            heard: now,
+            cause: Cause::Fresh,
+            breach: Breach::default(),
+            good: None,
+        }
     }
 
     /// Takes over new settings. When the history does not fit them, the path begins anew.
@@ -67,6 +82,17 @@ impl Track {
     pub fn add(&mut self, sample: &Sample, now: Instant) {
         self.heard = now;
         self.window.add(sample);
+        if self.window.good_in_a_row() > 0 {
+            self.good = self.good.max(Some(sample.sent));
+        }
+    }
+
+    /// Takes over the state that an earlier process knew.
+    pub fn remember(&mut self, state: PathState) {
+        self.cause = Cause::Remembered(state);
+        if matches!(state, PathState::Down) {
+            self.need = self.up_after();
+        }
     }
 
     /// When the path is to be called unknown because not even lost rounds are reported any more.
@@ -80,8 +106,8 @@ impl Track {
     /// Looks at the path anew. `before` is what was published last.
     pub fn look(&mut self, before: Option<&PathHealth>, now: Instant) -> View {
         let (state, cause) = self.judge(before.map(|h| h.state), now);
-        let dead =
-            matches!(cause, Cause::Link(_) | Cause::Lost) || (cause == Cause::Recovering && state == PathState::Down);
+        let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
+            || (cause == Cause::Recovering && state == PathState::Down);
         let figures = self.window.stats(dead);
         let shown = self.score(&figures, cause);
         let reason = match before {
@@ -110,13 +136,13 @@ impl Track {
 
     fn judge_rounds(&mut self, before: Option<PathState>) -> (PathState, Cause) {
         if self.window.lost_in_a_row() >= self.down_after() {
-            self.need = self.down_after();
+            self.need = self.up_after();
             return (PathState::Down, Cause::Lost);
         }
         if self.window.good_in_a_row() < self.need {
             // An empty window: it is new, or its link is back and what was measured before says nothing now.
             return match before {
-                _ if self.window.len() == 0 => (PathState::Unknown, self.unmeasured()),
+                _ if self.window.len() == 0 => self.unmeasured(),
                 Some(PathState::Down) => (PathState::Down, Cause::Recovering),
                 _ => (PathState::Unknown, Cause::Recovering),
             };
@@ -124,26 +150,49 @@ impl Track {
         if std::mem::take(&mut self.need) > 0 {
             self.window.end_outage();
         }
-        (PathState::of(score(&self.window.stats(false), &self.path.health)), Cause::Score)
+        let stats = self.window.stats(false);
+        self.breach = self.breach.after(&stats, &self.path.health);
+        (PathState::of(score(&stats, &self.limits())), Cause::Score)
     }
 
-    const fn unmeasured(&self) -> Cause {
-        if matches!(self.cause, Cause::Silent) { Cause::Silent } else { Cause::Fresh }
+    /// What counts while nothing was measured.
+    const fn unmeasured(&self) -> (PathState, Cause) {
+        match self.cause {
+            Cause::Silent => (PathState::Unknown, Cause::Silent),
+            Cause::Remembered(state) => (state, self.cause),
+            _ => (PathState::Unknown, Cause::Fresh),
+        }
     }
 
     fn restart(&mut self) {
         self.window.clear();
-        self.need = self.down_after();
+        self.need = self.up_after();
+        self.breach = Breach::default();
     }
 
     fn down_after(&self) -> usize {
-        (self.path.probe.down_after as usize).clamp(1, (self.path.probe.window as usize).max(1))
+        self.within_window(self.path.probe.down_after)
+    }
+
+    fn up_after(&self) -> usize {
+        self.within_window(self.path.probe.up_after)
+    }
+
+    fn within_window(&self, rounds: u32) -> usize {
+        rounds.clamp(1, self.path.probe.window.max(1)) as usize
+    }
+
+    /// The thresholds that count now.
+    fn limits(&self) -> intent::Health {
+        self.breach.limits(&self.path.health)
     }
 
     fn score(&self, stats: &Stats, cause: Cause) -> u8 {
         match cause {
-            Cause::Score => score(stats, &self.path.health),
+            Cause::Score => score(stats, &self.limits()),
             Cause::Unprobed => 100,
+            Cause::Remembered(PathState::Up) => 80,
+            Cause::Remembered(PathState::Degraded) => 50,
             _ => 0,
         }
     }
@@ -157,6 +206,8 @@ impl Track {
             jitter: figures.slow.jitter,
             rounds: u32::try_from(self.window.len()).unwrap_or(u32::MAX),
             carrier: self.link == Link::Ready,
+            disabled: self.link == Link::Disabled,
+            good: self.good,
             since,
             reason,
         }
@@ -166,6 +217,7 @@ impl Track {
         let interface = &self.path.interface;
         match cause {
             Cause::Fresh => "not yet measured".to_owned(),
+            Cause::Remembered(was) => format!("it was {was} before the daemon was restarted; not measured since"),
             Cause::Silent => "the prober reports nothing".to_owned(),
             Cause::Link(Link::Missing) => format!("interface {interface} does not exist"),
             Cause::Link(Link::Disabled) => format!("interface {interface} is set down"),
@@ -173,7 +225,7 @@ impl Track {
             Cause::Unprobed => "not probed; the carrier is there".to_owned(),
             Cause::Lost => format!("{} rounds lost in a row", self.down_after()),
             Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
-            Cause::Score => explain(stats, &self.path.health),
+            Cause::Score => explain(stats, &self.limits()),
         }
     }
 }

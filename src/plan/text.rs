@@ -2,7 +2,7 @@
 //!
 //! The symbols `+ ~ -` carry the meaning; colour only helps.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use anstyle::{AnsiColor, Style};
 use similar::{ChangeTag, TextDiff};
@@ -11,7 +11,7 @@ use super::{
     Action, Step,
     report::{Consequence, ObjectChange, Report, Route},
 };
-use crate::state::{Key, NftTable, RouteValue, RuleKey, Value};
+use crate::state::{Key, NftTable, RouteValue, RuleKey, UNKNOWN, Value};
 
 /// Most lines of a ruleset's difference that are shown unless all are asked for.
 const NFT_LINES: usize = 40;
@@ -34,15 +34,30 @@ pub fn render(report: &Report, all: bool) -> String {
         out.push_str("\nNothing to do: the kernel is as the configuration wants it.\n");
         return out;
     }
-    section(&mut out, None, report.objects.iter().flat_map(object_lines));
-    section(&mut out, Some("Kernel"), step_lines(&report.changes, report, all));
-    let title = "Drift (someone else changed these; apply puts them back)";
-    section(&mut out, Some(title), step_lines(&report.drift, report, all));
-    let width = report.consequences.iter().map(|c| c.policy.as_str().len()).max().unwrap_or(0);
-    section(&mut out, Some("Consequence"), report.consequences.iter().map(|c| consequence(c, width)));
+    objects(&mut out, report);
+    kernel(&mut out, report, all);
+    consequences(&mut out, report);
     section(&mut out, Some("Risk"), report.risks.iter().map(|r| format!("{REMOVE}!{REMOVE:#} {r}")));
     summary(&mut out, report);
     out
+}
+
+/// Adds what changes by name.
+pub(crate) fn objects(out: &mut String, report: &Report) {
+    section(out, None, report.objects.iter().flat_map(object_lines));
+}
+
+/// Adds what that does to the kernel.
+pub(crate) fn kernel(out: &mut String, report: &Report, all: bool) {
+    section(out, Some("Kernel"), step_lines(&report.changes, report, all));
+    let title = "Drift (someone else changed these; apply puts them back)";
+    section(out, Some(title), step_lines(&report.drift, report, all));
+}
+
+/// Adds what it means for each policy.
+pub(crate) fn consequences(out: &mut String, report: &Report) {
+    let width = report.consequences.iter().map(|c| c.policy.as_str().len()).max().unwrap_or(0);
+    section(out, Some("Consequence"), report.consequences.iter().map(|c| consequence(c, width)));
 }
 
 fn heading(out: &mut String, report: &Report) {
@@ -59,7 +74,8 @@ fn heading(out: &mut String, report: &Report) {
     );
 }
 
-fn section(out: &mut String, title: Option<&str>, lines: impl Iterator<Item = String>) {
+/// Adds a section with its title, unless it is empty.
+pub(crate) fn section(out: &mut String, title: Option<&str>, lines: impl Iterator<Item = String>) {
     let mut lines = lines.peekable();
     if lines.peek().is_none() {
         return;
@@ -169,9 +185,11 @@ fn rule_text(k: &RuleKey) -> String {
 fn value_text(value: &Value) -> String {
     match value {
         Value::Sysctl { value } => value.clone(),
-        Value::Link(t) => format!("vxlan id {} {} -> {} over {} mtu {}", t.id, t.local, t.remote, t.over, t.mtu),
+        Value::Link(t) => {
+            format!("vxlan id {} {} -> {} over {} mtu {}", t.id, address(t.local), t.remote, t.over, t.mtu)
+        }
         Value::Route(RouteValue::Via { gateway, interface, mtu }) => {
-            let via = gateway.map(|g| format!("via {g} ")).unwrap_or_default();
+            let via = gateway.map(|g| format!("via {} ", address(g))).unwrap_or_default();
             let mtu = mtu.map(|m| format!(" mtu {m}")).unwrap_or_default();
             format!("{via}dev {interface}{mtu}")
         }
@@ -179,6 +197,11 @@ fn value_text(value: &Value) -> String {
         Value::Route(RouteValue::Other { text, .. }) => text.clone(),
         Value::Rule | Value::Nft(_) => String::new(),
     }
+}
+
+/// An address; `auto` where only the router knows it.
+fn address(address: IpAddr) -> String {
+    if UNKNOWN.contains(&address) { "auto".to_owned() } else { address.to_string() }
 }
 
 fn nft_lines(sign: &str, before: Option<&Value>, after: Option<&Value>, all: bool) -> Vec<String> {

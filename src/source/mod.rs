@@ -4,6 +4,7 @@
 //! vanishes half-way, or a tree over its limits is an error, never a smaller tree.
 
 pub mod git;
+pub mod local;
 mod watch;
 
 use std::{

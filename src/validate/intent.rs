@@ -193,6 +193,8 @@ pub struct Probe {
     pub quorum: u32,
     /// Rounds lost in a row until the path is down.
     pub down_after: u32,
+    /// Rounds answered in a row until a path that was down is up again.
+    pub up_after: u32,
     /// Rounds that the statistics look back over.
     pub window: u32,
     /// ICMP payload in bytes, at least 16 (the nonce and the time).
@@ -228,6 +230,22 @@ pub struct Health {
     /// Above it jitter costs score.
     #[serde(serialize_with = "duration")]
     pub jitter: Duration,
+    /// Down to which a figure that was above has to come before it is good again, where that is not the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recover: Option<Band>,
+}
+
+/// Down to which figures have to come before they are good again; each at most its threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Band {
+    /// Round-trip time.
+    #[serde(serialize_with = "duration")]
+    pub latency: Duration,
+    /// Lost probes.
+    pub loss: Ratio,
+    /// Variation of the round-trip time.
+    #[serde(serialize_with = "duration")]
+    pub jitter: Duration,
 }
 
 /// Which path of several a policy uses now, and when that changes.
@@ -238,39 +256,134 @@ pub struct Rule {
     pub name: Name,
     /// Paths in order of preference, the primary first; at least one.
     pub members: Vec<Name>,
-    /// How a backup is chosen.
+    /// How a path is chosen.
     pub strategy: Strategy,
+    /// What `best-quality` compares.
+    pub metric: Metric,
+    /// How much better another path has to be before a good one is left for it; never if absent.
+    pub advantage: Option<Ratio>,
     /// The active path is left when its score falls below.
     pub failover_threshold: u8,
     /// The primary is returned to when its score stays at or above.
     pub failback_threshold: u8,
-    /// For how long it has to stay there.
+    /// For how long it has to stay there: wait to restore.
     #[serde(serialize_with = "duration")]
     pub failback_delay: Duration,
+    /// A path that was down is not used before it has been up for so long, unless no other is up.
+    #[serde(serialize_with = "duration")]
+    pub hold_down: Duration,
     /// Thresholds for this rule's traffic in place of the paths' own.
     pub sla: Option<Health>,
     /// What happens when no path is up.
     pub no_path: NoPath,
+    /// What happens to bound flows when a path is left because it failed.
+    pub on_failover: FlowAction,
+    /// The same when the rule returns or moves to a better path.
+    pub on_failback: FlowAction,
+    /// Keeps a path that flaps out of use.
+    pub damping: Option<Damping>,
 }
 
-/// How a backup is chosen.
+impl Rule {
+    /// A rule over these paths, the primary first, with the defaults of the language.
+    #[must_use]
+    pub const fn new(name: Name, members: Vec<Name>) -> Self {
+        Self {
+            name,
+            members,
+            strategy: Strategy::Ordered,
+            metric: Metric::Latency,
+            advantage: None,
+            failover_threshold: 50,
+            failback_threshold: 80,
+            failback_delay: Duration::from_secs(60),
+            hold_down: Duration::ZERO,
+            sla: None,
+            no_path: NoPath::Keep,
+            on_failover: FlowAction::Auto,
+            on_failback: FlowAction::Graceful,
+            damping: None,
+        }
+    }
+}
+
+/// How a path is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// The first usable one in order.
+    /// The primary, else the first usable one in order.
     Ordered,
-    /// The one with the highest score; of equals the first in order.
+    /// The primary, else the one with the highest score; of equals the first in order.
     BestScore,
+    /// The best by one metric.
+    BestQuality,
+    /// The cheapest that meets the thresholds.
+    LowestCost,
+}
+
+/// A figure of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Round-trip time.
+    Latency,
+    /// Its variation.
+    Jitter,
+    /// Lost probes.
+    Loss,
 }
 
 /// What a rule does when no path is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "camelCase")]
 pub enum NoPath {
     /// Stay on the last one: it may be only the probes that fail.
     Keep,
     /// Answer with an ICMP error at once.
     Reject,
+    /// Take the one that loses least.
+    LeastBad,
+    /// Let new flows go to the next policy that matches.
+    NextPolicy,
+}
+
+impl NoPath {
+    /// Whether the rule has no path at all then.
+    #[must_use]
+    pub const fn gives_up(self) -> bool {
+        matches!(self, Self::Reject | Self::NextPolicy)
+    }
+}
+
+/// What happens to flows that are bound to the path that is left. Flows whose addresses are not translated move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowAction {
+    /// `Forced` from a path that is down, else `Graceful`.
+    Auto,
+    /// They stay until they end.
+    Graceful,
+    /// They stay so long, then they are forgotten.
+    Drain(#[serde(serialize_with = "duration")] Duration),
+    /// They are forgotten as soon as the other path carries traffic.
+    Forced,
+    /// They are answered with TCP resets and ICMP errors.
+    Reject,
+}
+
+/// Keeps a path that flaps out of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Damping {
+    /// What one flap costs.
+    pub penalty: u32,
+    /// After which half of it is forgiven.
+    #[serde(serialize_with = "duration")]
+    pub half_life: Duration,
+    /// From which the path is kept out of use.
+    pub suppress: u32,
+    /// Below which it may be used again.
+    pub reuse: u32,
 }
 
 /// Which traffic, and where it goes.

@@ -19,9 +19,12 @@ mod shadow;
 mod site;
 mod tunnels;
 
-use self::intent::{Health, Intent};
+use self::intent::{Band, Health, Intent};
 use crate::{
-    config::{Config, Object, types::HealthSpec},
+    config::{
+        Config, Object,
+        types::{BandSpec, HealthSpec},
+    },
     diag::{self, Code, Diagnostic, Severity, Span},
     state::Ranges,
     units::{MarkMask, Name, Ratio, Span as Length},
@@ -50,7 +53,7 @@ impl Default for Options {
 #[must_use]
 pub fn default_health() -> Health {
     let loss = Ratio::from_ppm(20_000).unwrap_or(Ratio::ZERO);
-    Health { latency: Duration::from_millis(150), jitter: Duration::from_millis(30), loss }
+    Health { latency: Duration::from_millis(150), jitter: Duration::from_millis(30), loss, recover: None }
 }
 
 /// Checks with the default settings.
@@ -82,17 +85,31 @@ pub fn check_with(config: &Config, options: &Options) -> (Option<Intent>, Vec<Di
 
 fn sla_classes(config: &Config) -> BTreeMap<Name, Health> {
     let health = |spec: &crate::config::types::SlaSpec| {
-        overlay(HealthSpec { latency: spec.latency, jitter: spec.jitter, loss: spec.loss }, default_health())
+        overlay(
+            HealthSpec { latency: spec.latency, jitter: spec.jitter, loss: spec.loss, recover: spec.recover },
+            default_health(),
+        )
     };
     config.sla_classes.iter().map(|class| (class.name.clone(), health(&class.spec))).collect()
 }
 
 /// The thresholds that are given, and the base for the rest.
 fn overlay(spec: HealthSpec, base: Health) -> Health {
-    Health {
+    let health = Health {
         latency: spec.latency.map_or(base.latency, Length::get),
         jitter: spec.jitter.map_or(base.jitter, Length::get),
         loss: spec.loss.unwrap_or(base.loss),
+        recover: base.recover,
+    };
+    Health { recover: spec.recover.map(|own| band(own, &health)).or(base.recover), ..health }
+}
+
+/// The recovery bands that are given, and the thresholds for the rest.
+fn band(spec: BandSpec, health: &Health) -> Band {
+    Band {
+        latency: spec.latency.map_or(health.latency, Length::get),
+        jitter: spec.jitter.map_or(health.jitter, Length::get),
+        loss: spec.loss.unwrap_or(health.loss),
     }
 }
 

@@ -121,7 +121,17 @@ fn health(subject: &Subject<'_>, report: &mut Report) -> intent::Health {
             None => report.extend(sla_missing(subject.fleet, class, subject.object)),
         }
     }
-    subject.object.spec.health.map_or(base, |own| overlay(own, base))
+    let health = subject.object.spec.health.map_or(base, |own| overlay(own, base));
+    if health.recover.is_some_and(|r| r.latency > health.latency || r.jitter > health.jitter || r.loss > health.loss) {
+        let message = "a recovery band lies above its threshold: the path would be good and bad at once".to_owned();
+        let field = if subject.object.spec.health.is_some_and(|h| h.recover.is_some()) {
+            "/health/recover"
+        } else {
+            "/slaClass"
+        };
+        subject.advise(report, Code::Thresholds, field, message, "write values at or below the thresholds");
+    }
+    health
 }
 
 /// The finding that an SLA class does not exist.
@@ -145,7 +155,8 @@ fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, r
         interval,
         timeout: spec.timeout.map_or(Duration::from_millis(800).min(interval * 4 / 5), Length::get),
         down_after: spec.down_after.unwrap_or(3),
-        window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3))),
+        up_after: spec.up_after.or(spec.down_after).unwrap_or(3),
+        window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3)).max(spec.up_after.unwrap_or(3))),
         size: spec.size.unwrap_or(56),
         targets,
     };
@@ -248,10 +259,11 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
         let help = "make the timeout at most the interval, and more than the round-trip time";
         subject.advise(report, Code::ProbeTiming, "/probe/timeout", message, help);
     }
-    if probe.window < probe.down_after {
-        let message =
-            format!("a window of {} rounds cannot hold the {} of `downAfter`", probe.window, probe.down_after);
-        let help = format!("write `window: {}` or more", probe.down_after);
+    let (most, field) =
+        if probe.up_after > probe.down_after { (probe.up_after, "upAfter") } else { (probe.down_after, "downAfter") };
+    if probe.window < most {
+        let message = format!("a window of {} rounds cannot hold the {most} of `{field}`", probe.window);
+        let help = format!("write `window: {most}` or more");
         subject.advise(report, Code::ProbeTiming, "/probe/window", message, &help);
     }
     let worst = detection(probe);

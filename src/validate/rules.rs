@@ -1,21 +1,21 @@
 //! Failover rules: their paths, thresholds and classes, resolved for one site.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Report, error,
     fleet::{Fleet, View, with_suggestion},
-    intent::{self, NoPath, Strategy},
+    intent::{self, Damping, FlowAction, Metric, NoPath, Strategy},
     paths::sla_missing,
 };
 use crate::{
     config::{
         Object,
         schema::Kind,
-        types::{FailoverSpec, NoPathName, StrategyName},
+        types::{DampingSpec, FailoverSpec, FlowActionName, FlowActionSpec, MetricName, NoPathName, StrategyName},
     },
     diag::{Code, Diagnostic, Span},
-    units::{Family, Name, Span as Length},
+    units::{Family, Name, Ratio, Span as Length},
 };
 
 /// Checks the rules of a site and builds them.
@@ -37,6 +37,50 @@ pub fn check(
         }
     }
     rules
+}
+
+/// How much better a path has to be for `best-quality`, in parts per million.
+const BETTER: u32 = 100_000;
+
+const fn strategy(name: StrategyName) -> Strategy {
+    match name {
+        StrategyName::Ordered => Strategy::Ordered,
+        StrategyName::BestScore => Strategy::BestScore,
+        StrategyName::BestQuality => Strategy::BestQuality,
+        StrategyName::LowestCost => Strategy::LowestCost,
+    }
+}
+
+const fn metric(name: MetricName) -> Metric {
+    match name {
+        MetricName::Latency => Metric::Latency,
+        MetricName::Jitter => Metric::Jitter,
+        MetricName::Loss => Metric::Loss,
+    }
+}
+
+const fn no_path(name: NoPathName) -> NoPath {
+    match name {
+        NoPathName::Keep => NoPath::Keep,
+        NoPathName::Reject => NoPath::Reject,
+        NoPathName::LeastBad => NoPath::LeastBad,
+        NoPathName::NextPolicy => NoPath::NextPolicy,
+    }
+}
+
+fn with_flows(rule: intent::Rule, spec: FlowActionSpec) -> intent::Rule {
+    let drain = spec.drain.map_or(Duration::from_secs(600), Length::get);
+    let action = |name| match name {
+        FlowActionName::Graceful => FlowAction::Graceful,
+        FlowActionName::Drain => FlowAction::Drain(drain),
+        FlowActionName::Forced => FlowAction::Forced,
+        FlowActionName::Reject => FlowAction::Reject,
+    };
+    intent::Rule {
+        on_failover: spec.failover.map_or(FlowAction::Auto, action),
+        on_failback: spec.failback.map_or(FlowAction::Graceful, action),
+        ..rule
+    }
 }
 
 /// Two objects of one name that apply to one site, unless they were already reported as duplicates.
@@ -109,25 +153,74 @@ impl Subject<'_> {
             }
             health
         });
-        let strategy = match spec.strategy.unwrap_or_default() {
-            StrategyName::Ordered => Strategy::Ordered,
-            StrategyName::BestScore => Strategy::BestScore,
-        };
-        let no_path = match spec.no_path.unwrap_or_default() {
-            NoPathName::Keep => NoPath::Keep,
-            NoPathName::Reject => NoPath::Reject,
-        };
         let rule = intent::Rule {
-            name: self.object.name.clone(),
-            members,
-            strategy,
+            strategy: strategy(spec.strategy.unwrap_or_default()),
+            metric: metric(spec.metric.unwrap_or_default()),
+            advantage: self.advantage(),
             failover_threshold: low,
             failback_threshold: high,
-            failback_delay: spec.failback_delay.map_or(std::time::Duration::from_secs(60), Length::get),
+            failback_delay: spec.failback_delay.map_or(Duration::from_secs(60), Length::get),
+            hold_down: spec.hold_down.map_or(Duration::ZERO, Length::get),
             sla,
-            no_path,
+            no_path: no_path(spec.no_path.unwrap_or_default()),
+            damping: spec.damping.map(|d| self.damping(d, report)),
+            ..with_flows(intent::Rule::new(self.object.name.clone(), members), spec.flow_action.unwrap_or_default())
         };
+        self.sensible(&rule, report);
         (!rule.members.is_empty()).then_some(rule)
+    }
+
+    fn advantage(&self) -> Option<Ratio> {
+        let spec = &self.object.spec;
+        let by_quality = spec.strategy == Some(StrategyName::BestQuality);
+        spec.advantage.or_else(|| by_quality.then_some(BETTER).and_then(|ppm| Ratio::from_ppm(ppm).ok()))
+    }
+
+    fn damping(&self, spec: DampingSpec, report: &mut Report) -> Damping {
+        let damping = Damping {
+            penalty: spec.penalty.unwrap_or(1000),
+            half_life: spec.half_life.map_or(Duration::from_secs(300), Length::get),
+            suppress: spec.suppress.unwrap_or(2500),
+            reuse: spec.reuse.unwrap_or(1000),
+        };
+        if damping.reuse >= damping.suppress {
+            let message = format!(
+                "`reuse` {} is not below `suppress` {}: nothing would be damped",
+                damping.reuse, damping.suppress
+            );
+            let field = if spec.reuse.is_some() { "/damping/reuse" } else { "/damping/suppress" };
+            let help = "a path is kept out of use from `suppress` down to `reuse`, such as 2500 and 1000";
+            self.report(report, error(Code::Thresholds, self.at(field), message).help(help));
+        }
+        if damping.half_life.is_zero() {
+            let found = error(Code::Thresholds, self.at("/damping/halfLife"), "a half-life of 0 forgives at once");
+            self.report(report, found.help("write `halfLife: 5m`, or delete `damping`"));
+        }
+        damping
+    }
+
+    /// Fields that do nothing with the strategy that is chosen look as if they did.
+    fn sensible(&self, rule: &intent::Rule, report: &mut Report) {
+        let spec = &self.object.spec;
+        let idle = |field: &str, wants: &str| {
+            let at = self.fleet.config.field_name(self.object, &format!("/{field}"));
+            error(Code::Combination, at, format!("`{field}` does nothing without {wants}"))
+                .help("delete it, or say which you want")
+        };
+        if spec.metric.is_some() && rule.strategy != Strategy::BestQuality {
+            self.report(report, idle("metric", "`strategy: best-quality`"));
+        }
+        if spec.advantage.is_some() && !matches!(rule.strategy, Strategy::BestQuality | Strategy::BestScore) {
+            self.report(report, idle("advantage", "`strategy: best-quality` or `best-score`"));
+        }
+        let drains = |a: FlowAction| matches!(a, FlowAction::Drain(_));
+        if spec.flow_action.is_some_and(|f| f.drain.is_some()) && !drains(rule.on_failover) && !drains(rule.on_failback)
+        {
+            let at = self.fleet.config.field_name(self.object, "/flowAction/drain");
+            let found =
+                error(Code::Combination, at, "`drain` does nothing without `failover: drain` or `failback: drain`");
+            self.report(report, found.help("delete it, or say when flows are drained"));
+        }
     }
 
     /// A backup that can carry none of what the primary carries is none.

@@ -6,6 +6,7 @@ mod detection;
 mod forwarding;
 mod outage;
 mod plan;
+mod preview;
 mod probe;
 mod records;
 mod row;
@@ -24,13 +25,14 @@ use row::Row;
 type Group = (&'static str, fn() -> Vec<Row>);
 
 /// What can be selected, in the order in which it runs: timing first, load last.
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 10] = [
     ("outage", outage::run),
     ("detection", detection::run),
     ("switch", switch::run),
     ("forwarding", forwarding::run),
     ("validate", validate::run),
     ("plan", plan::run),
+    ("preview", preview::run),
     ("probe", probe::run),
     ("daemon", daemon::run),
     ("records", records::run),

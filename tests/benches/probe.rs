@@ -130,6 +130,7 @@ fn site(specs: &[ProbeSpec]) -> Site {
             timeout: spec.timeout,
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 20,
             size: spec.size,
         },
@@ -137,6 +138,7 @@ fn site(specs: &[ProbeSpec]) -> Site {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).expect("a ratio"),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     };
     Site {

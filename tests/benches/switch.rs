@@ -80,13 +80,7 @@ fn drive(site: &Site) -> Vec<Duration> {
 /// What the engine does between the decision and the kernel's acknowledgement of the last route.
 async fn switch(router: &Router<Linux>, site: &Site, observed: &mut Observed, to: &str, other: &str) -> Duration {
     let name = |s: &str| s.parse().expect("a name");
-    let choice = Choice {
-        active: Some(name(to)),
-        tail: vec![name(other)],
-        since: clock::now(),
-        recovering: None,
-        exhausted: false,
-    };
+    let choice = Choice { active: Some(name(to)), tail: vec![name(other)], since: clock::now(), ..Choice::default() };
     let selection = Selection { rules: std::iter::once((name("main"), choice)).collect() };
     let begun = Instant::now();
     let inputs = router.inputs(&selection, observed);

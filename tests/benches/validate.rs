@@ -14,10 +14,10 @@ use super::row::{Bound, Row};
 
 const SITES: usize = 1_000;
 
-/// A thousand sites with ten objects each: the site, three paths, two rules, four policies.
-fn fleet() -> Snapshot {
+/// Sites with ten objects each: the site, three paths, two rules, four policies.
+pub fn fleet(sites: usize) -> Snapshot {
     let mut snapshot = Snapshot { revision: "bench".into(), ..Snapshot::default() };
-    for n in 0..SITES {
+    for n in 0..sites {
         snapshot.files.insert(format!("sites/site-{n:04}.yaml"), site(n).into_bytes());
     }
     snapshot
@@ -60,7 +60,7 @@ spec:
 
 /// Loads and checks of the fleet.
 pub fn run() -> Vec<Row> {
-    let snapshot = fleet();
+    let snapshot = fleet(SITES);
     let bytes: usize = snapshot.files.values().map(Vec::len).sum();
     let times = (0..7).map(|_| once(&snapshot).as_secs_f64()).collect();
     let figure = format!("load and validate {SITES} sites, 10,000 objects, {} KB", bytes / 1000);

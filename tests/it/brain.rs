@@ -262,6 +262,7 @@ fn site(spec: &ProbeSpec) -> Site {
             timeout: spec.timeout,
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 20,
             size: spec.size,
         },
@@ -269,6 +270,7 @@ fn site(spec: &ProbeSpec) -> Site {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).unwrap(),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     };
     Site {

@@ -422,11 +422,16 @@ fn site(policies: Vec<Policy>) -> Site {
         timeout: Duration::from_millis(800),
         quorum: 1,
         down_after: 3,
+        up_after: 3,
         window: 20,
         size: 56,
     };
-    let health =
-        Health { latency: Duration::from_millis(150), loss: Ratio::of(1, 50), jitter: Duration::from_millis(30) };
+    let health = Health {
+        latency: Duration::from_millis(150),
+        loss: Ratio::of(1, 50),
+        jitter: Duration::from_millis(30),
+        recover: None,
+    };
     let fiber = Path {
         name: name("fiber"),
         from: name("fiber"),

@@ -186,13 +186,13 @@ fn every_test_that_the_docs_name_exists() {
 }
 
 /// Compares a generated document, or rewrites it.
-fn generated(path: &str, text: &str) {
+pub fn generated(path: &str, text: &str) {
     let file = root().join(path);
     if std::env::var_os("PATRONUS_REGENERATE").is_some() {
         fs::write(&file, text).unwrap();
     }
     let there = fs::read_to_string(&file).unwrap_or_default();
-    assert!(there == text, "{path} is out of date: run `PATRONUS_REGENERATE=1 cargo test --test it docs::`");
+    assert!(there == text, "{path} is out of date: run `PATRONUS_REGENERATE=1 cargo test --test it`");
 }
 
 /// The exit codes as the source has them: comment, name and number.

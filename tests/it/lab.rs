@@ -69,6 +69,7 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
             timeout: Duration::from_millis(800),
             quorum: 1,
             down_after: 3,
+            up_after: 3,
             window: 30,
             size: 56,
         },
@@ -76,6 +77,7 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(10_000).unwrap(),
             jitter: Duration::from_millis(30),
+            recover: None,
         },
     }
 }

@@ -10,6 +10,7 @@ mod failover;
 mod kernel;
 mod lab;
 mod messages;
+mod preview;
 mod reconcile;
 mod records;
 mod support;

@@ -1,0 +1,82 @@
+//! The record of one change: what was measured, against which threshold, what the others were worth and why they
+//! lost, what moved.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Flows, Standing};
+use crate::{clock::Instant, units::Name};
+
+/// One change of a rule's active path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    /// The rule.
+    pub rule: Name,
+    /// What was active before.
+    pub from: Option<Name>,
+    /// What is active now.
+    pub to: Option<Name>,
+    /// What kind of change.
+    pub kind: TransitionKind,
+    /// Why, for a person, with the measured figures and the threshold.
+    pub reason: String,
+    /// The score below which a path is left.
+    pub threshold: u8,
+    /// All paths of the rule: what each was worth, and why those that were not chosen lost.
+    pub alternatives: Vec<Alternative>,
+    /// What happens to flows that are bound to `from`.
+    pub flows: Flows,
+    /// When it was decided.
+    pub at: Instant,
+    /// From the last good sign of `from` to the decision, where it was left because nothing came any more.
+    pub detected_in: Option<Duration>,
+}
+
+/// One path of the rule at the moment of the decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// The path.
+    pub path: Name,
+    /// How the rule regarded it.
+    pub standing: Standing,
+    /// Its score under the rule's thresholds.
+    pub score: u8,
+    /// What was measured.
+    pub measured: String,
+    /// Why it was not chosen; empty for the one that was.
+    pub lost: String,
+}
+
+/// The kind of a transition; the `type` label of `patronus_failover_events_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransitionKind {
+    /// The rule was seen for the first time, or its members changed.
+    Initial,
+    /// Away from a path that fell below the threshold.
+    Failover,
+    /// Back to the primary.
+    Failback,
+    /// From a good path to a better one.
+    Better,
+    /// By hand.
+    Manual,
+    /// No path is up.
+    Exhausted,
+}
+
+impl TransitionKind {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Initial => "initial",
+            Self::Failover => "failover",
+            Self::Failback => "failback",
+            Self::Better => "better",
+            Self::Manual => "manual",
+            Self::Exhausted => "exhausted",
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Whom a client trusts, and what it expects a certificate to name.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+
+use super::{Authority, HttpError};
+
+/// A configuration for HTTP/1.1, and how many authorities it trusts.
+pub(super) fn config(ca_file: Option<&Path>) -> Result<(ClientConfig, usize), HttpError> {
+    let mut roots = RootCertStore::empty();
+    // A system without a store is no error before somebody wants `https`.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        add(&mut roots, path)?;
+    }
+    let trusted = roots.len();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(HttpError::Setup)?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((config, trusted))
+}
+
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), HttpError> {
+    let wrong = |source: Box<dyn std::error::Error + Send + Sync>| HttpError::Authorities { path: path.into(), source };
+    let found = CertificateDer::pem_file_iter(path).map_err(|e| wrong(e.into()))?;
+    let found = found.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(e.into()))?;
+    if found.is_empty() {
+        return Err(wrong("it holds no certificate in PEM form".into()));
+    }
+    for certificate in found {
+        roots.add(certificate).map_err(|e| wrong(e.into()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn server_name(to: &Authority) -> Result<ServerName<'static>, HttpError> {
+    ServerName::try_from(to.host.clone())
+        .map_err(|_| HttpError::Url { why: "its host is neither a name nor an address" })
+}

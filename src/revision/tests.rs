@@ -1,0 +1,387 @@
+//! The machine told as stories, and under any order of events.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(seconds: i64) -> Wall {
+    Wall::from_micros(1_700_000_000_000_000 + seconds * 1_000_000)
+}
+
+fn commit(id: &str, lineage: Lineage) -> Commit {
+    Commit {
+        id: id.into(),
+        author: "A <a@example.net>".into(),
+        at: at(0),
+        subject: "change".into(),
+        trailers: Vec::new(),
+        signature: Signature::Off,
+        lineage,
+    }
+}
+
+/// The machine with the engine's part played beside it: what it works with, and what it goes back to.
+#[derive(Debug, Default, Clone)]
+struct Router {
+    revisions: Revisions,
+    active: Option<String>,
+    fallback: Option<String>,
+    told: Vec<Note>,
+    clock: i64,
+}
+
+impl Router {
+    fn now(&mut self) -> Wall {
+        self.clock += 1;
+        at(self.clock)
+    }
+
+    /// The source holds this commit, which means `content` for this site; true: it is tried.
+    fn sees(&mut self, commit: &Commit, content: Result<&str, &str>) -> bool {
+        let now = self.now();
+        let current = self.active.clone();
+        let (triage, notes) = self.revisions.arrived(&commit.id, Some(commit), current.as_deref(), now);
+        self.told.extend(notes);
+        if triage != Triage::Check {
+            return false;
+        }
+        let (adopt, notes) = match content {
+            Ok(content) => self.revisions.offer(content, current.as_deref(), now),
+            Err(error) => (false, self.revisions.refused("", vec![error.into()], now)),
+        };
+        self.told.extend(notes);
+        if adopt {
+            let trying = self.active.as_ref().is_some_and(|a| self.fallback.is_none() && *a != commit.id);
+            if trying {
+                self.fallback.clone_from(&self.active);
+            }
+            self.active = Some(commit.id.clone());
+        }
+        adopt
+    }
+
+    fn passes(&mut self) {
+        let (active, now) = (self.active.clone(), self.now());
+        if let Some(active) = active {
+            self.revisions.in_force(&active, now);
+            self.fallback = None;
+        }
+    }
+
+    fn fails(&mut self, reason: &str) {
+        let now = self.now();
+        let fallback = self.fallback.is_some();
+        let notes = self.revisions.failed(AttemptOutcome::RolledBack, reason, fallback, now);
+        self.told.extend(notes);
+        if let Some(fallback) = self.fallback.take() {
+            self.active = Some(fallback);
+        }
+    }
+
+    fn restarts(&mut self) {
+        let now = self.now();
+        let memory = self.revisions.memory();
+        let applied = self.revisions.memory.applied.as_ref().map(|a| a.revision.clone());
+        (self.revisions, self.told) = Revisions::remembered(Some(&memory), now);
+        self.active = applied;
+        self.fallback = None;
+    }
+
+    fn condition(&mut self, kind: ConditionType) -> Condition {
+        let now = self.now();
+        let all = self.revisions.conditions(View::default(), now);
+        all.into_iter().find(|c| c.kind == kind).unwrap()
+    }
+
+    fn stalled(&mut self) -> (Truth, String) {
+        let stalled = self.condition(ConditionType::Stalled);
+        (stalled.status, stalled.reason)
+    }
+
+    fn applied(&self) -> Option<&str> {
+        self.revisions.applied().map(|seen| seen.revision.as_str())
+    }
+}
+
+fn in_force(id: &str) -> Router {
+    let mut router = Router::default();
+    assert!(router.sees(&commit(id, Lineage::First), Ok(id)));
+    router.passes();
+    router.told.clear();
+    router
+}
+
+#[test]
+fn a_good_commit_is_wanted_then_tried_then_in_force() {
+    let mut router = Router::default();
+    assert_eq!(router.condition(ConditionType::Ready).status, Truth::Unknown);
+    assert!(router.sees(&commit("aaaaaaaa", Lineage::First), Ok("1")));
+    assert_eq!(router.revisions.attempt().map(|a| a.outcome), Some(AttemptOutcome::Pending));
+    assert_eq!(router.condition(ConditionType::Reconciling).reason, "Progressing");
+    assert_eq!(router.applied(), None);
+    router.passes();
+    assert_eq!((router.applied(), router.revisions.highest()), (Some("aaaaaaaa"), Some("aaaaaaaa")));
+    let ready = router.condition(ConditionType::Ready);
+    assert_eq!((ready.status, ready.reason.as_str()), (Truth::True, "Applied"));
+    assert_eq!(router.condition(ConditionType::Ready).since, ready.since, "it goes on being true");
+}
+
+#[test]
+fn a_commit_that_was_rolled_back_is_tried_again_only_with_another_content_or_by_hand() {
+    let mut router = in_force("aaaaaaaa");
+    let bad = commit("bbbbbbbb", Lineage::Descends);
+    assert!(router.sees(&bad, Ok("bad")));
+    router.fails("the management network is cut off");
+    assert_eq!(router.active.as_deref(), Some("aaaaaaaa"));
+    assert!(!router.sees(&bad, Ok("bad")));
+    assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()));
+    assert_eq!(router.applied(), Some("aaaaaaaa"), "what is in force is still in force");
+    assert!(router.told.last().unwrap().text.contains("the management network is cut off"), "{:?}", router.told);
+
+    let same = commit("cccccccc", Lineage::Descends);
+    assert!(!router.sees(&same, Ok("bad")), "another commit with the same content for this site");
+    assert!(router.told.last().unwrap().text.contains("nothing changed for this site"), "{:?}", router.told);
+    router.restarts();
+    assert!(!router.sees(&same, Ok("bad")), "a restart is no reason to try again");
+
+    assert!(router.revisions.retry("root").is_some());
+    assert!(router.sees(&same, Ok("bad")));
+    router.fails("again");
+    assert!(router.sees(&commit("dddddddd", Lineage::Descends), Ok("mended")));
+    router.passes();
+    assert_eq!(router.applied(), Some("dddddddd"));
+    assert_eq!(router.stalled().0, Truth::False);
+}
+
+#[test]
+fn without_anything_to_go_back_to_nothing_is_quarantined() {
+    let mut router = Router::default();
+    assert!(router.sees(&commit("aaaaaaaa", Lineage::First), Ok("1")));
+    router.fails("no such device");
+    assert!(router.revisions.quarantined().is_empty());
+    assert_eq!(router.revisions.attempt().unwrap().outcome, AttemptOutcome::RolledBack);
+    router.passes();
+    assert_eq!(router.applied(), Some("aaaaaaaa"));
+}
+
+#[test]
+fn history_written_anew_is_held_until_a_person_accepts_the_very_commit() {
+    let mut router = in_force("aaaaaaaa");
+    let anew = commit("bbbbbbbb", Lineage::Diverged);
+    assert!(!router.sees(&anew, Ok("2")));
+    assert_eq!(router.stalled(), (Truth::True, "Held".into()));
+    let text = router.told.last().unwrap().text.clone();
+    assert!(text.contains("source accept bbbbbbbb") && text.contains("aaaaaaaa stays in force"), "{text}");
+
+    assert_eq!(router.revisions.accept("bbb", "root"), Err(Refusal::TooShort(7)));
+    assert!(matches!(router.revisions.accept("ccccccc", "root"), Err(Refusal::NotNewest { .. })));
+    router.revisions.accept("bbbbbbb", "root").unwrap();
+    assert!(!router.sees(&commit("cccccccc", Lineage::Behind), Ok("2")), "what was accepted is one commit");
+    router.restarts();
+    assert!(router.sees(&anew, Ok("2")), "the acceptance survives a restart");
+    router.passes();
+    assert_eq!(router.revisions.highest(), Some("bbbbbbbb"));
+    assert!(!router.sees(&commit("aaaaaaaa", Lineage::Behind), Ok("1")), "and is used up");
+}
+
+#[test]
+fn a_signature_is_not_bent_by_hand() {
+    let mut router = in_force("aaaaaaaa");
+    for signature in [Signature::Missing, Signature::Bad { reason: "unknown key".into() }] {
+        let unsigned = Commit { signature, ..commit("bbbbbbbb", Lineage::Descends) };
+        assert!(!router.sees(&unsigned, Ok("2")));
+        assert!(matches!(router.revisions.accept("bbbbbbbb", "root"), Err(Refusal::Signature(_))));
+        assert_eq!(router.condition(ConditionType::SourceVerified).status, Truth::False);
+    }
+    let good = Signature::Good { signer: "a@example.net".into(), key: "SHA256:x".into() };
+    assert!(router.sees(&Commit { signature: good, ..commit("cccccccc", Lineage::Descends) }, Ok("2")));
+    assert_eq!(router.condition(ConditionType::SourceVerified).status, Truth::True);
+}
+
+#[test]
+fn a_commit_with_errors_is_told_once_and_the_old_one_stays() {
+    let mut router = in_force("aaaaaaaa");
+    let wrong = commit("bbbbbbbb", Lineage::Descends);
+    assert!(!router.sees(&wrong, Err("site.yaml:3:1: no such field")));
+    let told = router.told.len();
+    assert!(!router.sees(&wrong, Err("site.yaml:3:1: no such field")));
+    assert_eq!(router.told.len(), told);
+    assert_eq!(router.stalled(), (Truth::True, "InvalidConfiguration".into()));
+    assert_eq!(router.revisions.errors(), ["site.yaml:3:1: no such field"]);
+    assert!(!router.sees(&commit("aaaaaaaa", Lineage::Same), Ok("1")), "back at what is in force");
+    assert_eq!(router.condition(ConditionType::Ready).status, Truth::True);
+    assert!(router.revisions.errors().is_empty() && router.told.last().unwrap().text.contains("again"));
+}
+
+#[test]
+fn while_suspended_the_newest_is_known_and_not_taken() {
+    let mut router = in_force("aaaaaaaa");
+    let suspension =
+        Suspension { by: "root".into(), reason: "maintenance".into(), since: at(0), until: Some(at(1_000)) };
+    router.revisions.suspend(suspension.clone());
+    let next = commit("bbbbbbbb", Lineage::Descends);
+    assert!(!router.sees(&next, Ok("2")));
+    assert_eq!(router.revisions.desired().unwrap().revision, "bbbbbbbb");
+    assert_eq!(router.stalled(), (Truth::True, "Suspended".into()));
+    router.restarts();
+    assert!(!router.sees(&next, Ok("2")), "a restart does not end it");
+    assert_eq!(router.revisions.tick(at(999)), None);
+    assert!(router.revisions.tick(at(1_000)).unwrap().text.contains("ended"));
+    assert!(router.sees(&next, Ok("2")));
+
+    router.revisions.suspend(Suspension { until: None, ..suspension });
+    let day = i64::try_from(FORGOTTEN.as_secs()).unwrap();
+    assert_eq!(router.revisions.tick(at(10 * day)), None);
+    assert!(router.revisions.alarms(at(day)).is_empty());
+    assert!(router.revisions.alarms(at(2 * day))[0].contains("patronus resume"));
+    assert!(router.revisions.resume("root").is_some() && router.revisions.resume("root").is_none());
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_told_once_per_reason_and_stalls_nothing() {
+    let mut router = in_force("aaaaaaaa");
+    let told = |router: &mut Router, text: &str| router.revisions.unreadable("dns", text.into(), at(5)).len();
+    assert_eq!(told(&mut router, "no such host"), 1);
+    assert_eq!(told(&mut router, "no such host"), 0);
+    assert_eq!(told(&mut router, "another"), 1);
+    assert_eq!(router.revisions.trouble().unwrap().failures, 3);
+    assert_eq!(router.condition(ConditionType::Ready).reason, "SourceUnavailable");
+    assert_eq!(router.stalled().0, Truth::False);
+    assert!(!router.sees(&commit("aaaaaaaa", Lineage::Same), Ok("1")));
+    assert_eq!(router.revisions.trouble(), None);
+}
+
+#[test]
+fn a_revision_that_the_daemon_does_not_survive_is_given_up() {
+    let mut router = in_force("aaaaaaaa");
+    let deadly = commit("bbbbbbbb", Lineage::Descends);
+    for death in 1..=DEATHS {
+        assert!(router.sees(&deadly, Ok("deadly")), "death {death}");
+        router.restarts();
+    }
+    assert!(!router.sees(&deadly, Ok("deadly")));
+    assert!(router.revisions.quarantined()[0].reason.contains("3 times"));
+    assert!(router.told.iter().any(|note| note.warning && note.text.contains("quarantined")), "{:?}", router.told);
+}
+
+#[test]
+fn while_one_waits_for_its_confirmation_the_next_one_waits_too() {
+    let mut router = in_force("aaaaaaaa");
+    assert!(router.sees(&commit("bbbbbbbb", Lineage::Descends), Ok("2")));
+    router.revisions.confirming(at(50));
+    assert_eq!(router.condition(ConditionType::Reconciling).reason, "AwaitingConfirmation");
+    assert_eq!(router.applied(), Some("aaaaaaaa"), "it is not in force before it is confirmed");
+    let next = commit("cccccccc", Lineage::Descends);
+    assert!(!router.sees(&next, Ok("3")));
+    router.passes();
+    assert_eq!(router.applied(), Some("bbbbbbbb"));
+    assert!(router.sees(&next, Ok("3")));
+}
+
+#[derive(Debug, Clone)]
+enum Happens {
+    /// Commit number n of line l; its content.
+    Push {
+        line: u8,
+        number: u8,
+        fault: u8,
+    },
+    Unreadable,
+    Pass,
+    Fail,
+    Suspend,
+    Resume,
+    Retry,
+    Accept,
+    Restart,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        6 => (0..3_u8, 0..4_u8, 0..6_u8).prop_map(|(line, number, fault)| Happens::Push { line, number, fault }),
+        1 => Just(Happens::Unreadable),
+        3 => Just(Happens::Pass),
+        2 => Just(Happens::Fail),
+        1 => Just(Happens::Suspend),
+        2 => Just(Happens::Resume),
+        1 => Just(Happens::Retry),
+        1 => Just(Happens::Accept),
+        1 => Just(Happens::Restart),
+    ]
+}
+
+fn id(line: u8, number: u8) -> String {
+    format!("{line}{number}").repeat(20)
+}
+
+/// Lines share no commit; a line is a chain.
+fn lineage(highest: Option<&str>, id: &str) -> Lineage {
+    let Some(highest) = highest else { return Lineage::First };
+    match id.cmp(highest) {
+        _ if id[..1] != highest[..1] => Lineage::Diverged,
+        std::cmp::Ordering::Equal => Lineage::Same,
+        std::cmp::Ordering::Greater => Lineage::Descends,
+        std::cmp::Ordering::Less => Lineage::Behind,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_tried_that_must_not_be_whatever_happens(story in prop::collection::vec(happens(), 1..60)) {
+        let mut router = Router::default();
+        let mut accepted = BTreeSet::new();
+        for event in story {
+            let (highest, applied) = (router.revisions.highest().map(str::to_owned), router.applied().map(str::to_owned));
+            match event {
+                Happens::Push { line, number, fault } => {
+                    let id = id(line, number);
+                    let signature = if fault == 0 { Signature::Missing } else { Signature::Off };
+                    let lineage = lineage(highest.as_deref(), &id);
+                    let commit = Commit { signature, ..commit(&id, lineage) };
+                    let known = router.revisions.quarantined().iter().any(|q| q.content == id || q.revision == id);
+                    let suspended = router.revisions.suspended().is_some();
+                    let tried = router.sees(&commit, if fault == 1 { Err("wrong") } else { Ok(&id) });
+                    prop_assert_eq!(&router.revisions.desired().unwrap().revision, &id);
+                    if tried {
+                        prop_assert!(!known && !suspended && fault > 1);
+                        prop_assert!(lineage.is_forward() || accepted.contains(&id));
+                    }
+                }
+                Happens::Unreadable => drop(router.revisions.unreadable("dns", "no such host".into(), at(0))),
+                Happens::Pass => router.passes(),
+                Happens::Fail => router.fails("no"),
+                Happens::Suspend => drop(router.revisions.suspend(Suspension {
+                    by: "root".into(), reason: "test".into(), since: at(0), until: None,
+                })),
+                Happens::Resume => drop(router.revisions.resume("root")),
+                Happens::Retry => drop(router.revisions.retry("root")),
+                Happens::Accept => if let Some(newest) = router.revisions.desired().map(|d| d.revision.clone()) {
+                    let held = router.revisions.held().is_some();
+                    if router.revisions.accept(&newest, "root").is_ok() && held {
+                        accepted.insert(newest);
+                    }
+                },
+                Happens::Restart => router.restarts(),
+            }
+            let moved = router.applied().map(str::to_owned) != applied;
+            prop_assert!(!moved || matches!(event, Happens::Pass | Happens::Restart), "{event:?} changed what is applied");
+            if let (Some(old), Some(new)) = (&highest, router.revisions.highest()) {
+                prop_assert!(lineage(Some(old), new).is_forward() || accepted.contains(new));
+                if old != new {
+                    accepted.remove(new);
+                }
+            }
+            let all = router.revisions.conditions(View::default(), at(0));
+            let is = |kind| all.iter().any(|c: &Condition| c.kind == kind && c.status == Truth::True);
+            prop_assert!(!(is(ConditionType::Stalled) && is(ConditionType::Reconciling)), "{all:?}");
+            prop_assert!(!(is(ConditionType::Stalled) && is(ConditionType::Ready)), "{all:?}");
+            let again = Revisions::remembered(Some(&router.revisions.memory()), at(0)).0;
+            prop_assert_eq!(again.highest(), router.revisions.highest());
+            prop_assert_eq!(again.suspended(), router.revisions.suspended());
+        }
+    }
+}
