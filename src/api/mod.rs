@@ -23,7 +23,7 @@ mod socket;
 
 pub use command::Command;
 pub use health::{Verdict, alive, ready};
-pub(crate) use socket::{Done, Events, History};
+pub(crate) use socket::{Audit, Done, Events, Generations, History};
 
 /// What the listeners need of the daemon.
 #[derive(Debug, Clone)]

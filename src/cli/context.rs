@@ -212,12 +212,21 @@ pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
 
 /// The configuration in force before, if it is known and still valid; `new` is the one that shall be.
 pub fn in_force(router: &Router<Linux>, settings: &Settings, new: &Active) -> Option<Active> {
-    let good = router.ledger.last_good()?;
+    let good = router.ledger.in_force()?;
     if good.revision == new.revision && good.files == new.files {
         return Some(new.clone());
     }
     let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files, commit: None };
     activate(snapshot, settings).ok()
+}
+
+/// A configuration from the store, checked once more.
+pub fn again(settings: &Settings, kept: store::LastGood) -> Result<Active, Failure> {
+    let revision = kept.revision.clone();
+    let snapshot = crate::config::Snapshot { revision: kept.revision, files: kept.files, commit: None };
+    activate(snapshot, settings).map_err(|error| {
+        Failure::new(Exit::Config, format!("revision {revision} is not valid any more: {}", error.lines().join("; ")))
+    })
 }
 
 /// The sites of a directory, for the lab.

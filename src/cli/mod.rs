@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 pub mod apply;
+pub mod confirm;
 mod context;
 pub mod diff;
 pub mod inspect;
@@ -18,6 +19,7 @@ pub mod plan;
 mod reference;
 pub mod run;
 pub mod schema;
+mod trial;
 pub mod validate;
 
 /// What the process ends with.
@@ -97,6 +99,8 @@ enum Verb {
     Plan(plan::Args),
     Diff(diff::Args),
     Apply(apply::ApplyArgs),
+    Confirm(confirm::ConfirmArgs),
+    Rollback(confirm::RollbackArgs),
     Teardown(apply::TeardownArgs),
     Run(run::Args),
     Status(inspect::StatusArgs),
@@ -108,6 +112,8 @@ enum Verb {
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
+    #[command(hide = true)]
+    WatchConfirmation(trial::WatchArgs),
 }
 
 /// Runs the command line of this process to its end.
@@ -156,6 +162,9 @@ fn run(verb: Verb) -> Outcome {
             Verb::Plan(args) => plan::run(args).await,
             Verb::Diff(args) => diff::run(&args),
             Verb::Apply(args) => apply::apply(args).await,
+            Verb::Confirm(args) => confirm::confirm(args).await,
+            Verb::Rollback(args) => confirm::rollback(args).await,
+            Verb::WatchConfirmation(args) => trial::watch(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,

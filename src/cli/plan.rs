@@ -5,6 +5,7 @@ use std::{io::Write as _, path::PathBuf};
 use super::{
     Exit, Failure, Format, Outcome,
     context::{self, RouterArgs},
+    trial,
 };
 use crate::{
     desired,
@@ -20,6 +21,7 @@ use crate::{
     },
     settings::Settings,
     state::Observed,
+    validate::intent::Site,
 };
 
 /// Show what apply would change in this router's kernel
@@ -67,6 +69,7 @@ pub async fn run(args: Args) -> Outcome {
     // Whoever holds the lock settles interrupted changes himself.
     if let Ok(_lock) = context::lock(&settings, "plan") {
         context::recover(&mut router).await?;
+        trial::settle(&mut router, &settings).await?;
     }
     let made = make(&router, &settings, active).await?;
     print(&made.report, args.show)?;
@@ -82,9 +85,19 @@ pub async fn make(router: &Router<Linux>, settings: &Settings, active: Active) -
     };
     let observed = router.observe(Some(&active.site)).await.map_err(|e| failed(e.into()))?;
     let selection = context::selection(router, &active);
-    let planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
+    let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
+    let old = context::in_force(router, settings, &active).map(|old| old.site);
+    forget_translated(&mut planned, old.as_ref(), &active.site, router);
     let report = report(router, settings, &active, &selection, &planned, &observed);
     Ok(Made { active, selection, planned, report })
+}
+
+/// Flows that would keep a translation that is changed are forgotten.
+pub fn forget_translated(planned: &mut Planned, old: Option<&Site>, new: &Site, router: &Router<Linux>) {
+    if let Some(old) = old.filter(|_| !planned.steps.is_empty()) {
+        let (numbers, ranges) = (&planned.allocations.targets, router.ranges());
+        planned.steps.extend(crate::plan::forget_translated(old, new, numbers, ranges));
+    }
 }
 
 fn report(

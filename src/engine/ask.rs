@@ -32,7 +32,8 @@ impl Engine {
         if self.gate.is_going_back() {
             return Err("going back failed and is tried again: look at `patronus status`".into());
         }
-        let back = change.previous.map_or_else(|| "nothing of ours".to_owned(), |revision| format!("revision {revision}"));
+        let back =
+            change.previous.map_or_else(|| "nothing of ours".to_owned(), |revision| format!("revision {revision}"));
         Ok(format!("generation {} is undone; {back} is in force", change.generation))
     }
 
@@ -42,7 +43,8 @@ impl Engine {
             return Err(format!("{}; confirm it or undo it first", change.line()));
         }
         let found = self.router.ledger.generation_at(number);
-        let (found, files) = found.ok_or_else(|| format!("there is no generation {number}: `patronus history` lists them"))?;
+        let (found, files) =
+            found.ok_or_else(|| format!("there is no generation {number}: `patronus history` lists them"))?;
         let snapshot = Snapshot { revision: found.revision.clone(), files, commit: None };
         let active = activate(snapshot, Some(&self.origin.site), &self.origin.options)
             .map_err(|error| format!("generation {number} is not valid any more: {}", error.lines().join("; ")))?;

@@ -13,17 +13,14 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::{Active, Engine, activate, reach, router::Planned, status::ReconcileOutcome};
+use super::{Active, Engine, reach, router::Planned, status::ReconcileOutcome};
 use crate::{
     apply,
     clock::{self, Instant},
-    config::{
-        Snapshot,
-        commit::{Commit, Signature},
-    },
+    config::commit::{Commit, Signature},
     guard::{
-        Deadline, Due, Phase, Rules, Unconfirmed, Who,
-        gate::{Baseline, Evidence, Judgement, Rounds, judge},
+        Deadline, Phase, Rules, Unconfirmed, Who,
+        gate::{Baseline, Judgement, Rounds},
         patience,
         rails::{self, Change, Refusal},
         window,
@@ -32,25 +29,24 @@ use crate::{
     state::Way,
     store::Standing,
     units::Name,
+    validate::intent::Site,
 };
 
 /// The evidence is looked at so often.
-const LOOK: Duration = Duration::from_millis(200);
-/// A router that is cut off for so long does not wait for the deadline.
-const CUT_OFF: Duration = Duration::from_secs(10);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// After a start the paths get so long to be measured before a new revision is tried: without figures nothing could
 /// be compared.
 const MEASURING: Duration = Duration::from_secs(10);
 
 /// Everything about new revisions.
 pub(super) struct Gate {
-    rules: Rules,
-    stage: Stage,
+    pub rules: Rules,
+    pub stage: Stage,
     /// What comes back if the one on trial fails.
-    before: Option<Box<Active>>,
+    pub before: Option<Box<Active>>,
     /// The revision that has to wait, and why.
-    held: Option<(Box<Proposal>, String)>,
-    started: Instant,
+    pub held: Option<(Box<Proposal>, String)>,
+    pub started: Instant,
 }
 
 /// A revision that wants to be put in force.
@@ -66,7 +62,7 @@ pub(super) struct Proposal {
     asking: Option<JoinHandle<BTreeSet<String>>>,
 }
 
-enum Stage {
+pub(super) enum Stage {
     /// Nothing is on trial.
     Idle,
     /// The next pass puts it in force, if the rails let it in.
@@ -74,7 +70,15 @@ enum Stage {
     /// It is in force, and waits.
     Waiting(Box<Trial>),
     /// The one before it is being put in force again.
-    Back(Box<Unconfirmed>, String),
+    Back(Box<Back>),
+}
+
+/// A change that is being undone.
+pub(super) struct Back {
+    pub change: Unconfirmed,
+    pub reason: String,
+    /// What it made of the site, if that is known.
+    pub undone: Option<Site>,
 }
 
 /// A configuration that the engine works with and that is not in the kernel yet.
@@ -86,20 +90,20 @@ pub(super) struct Proposed {
 }
 
 /// A change in force with what is known since.
-struct Trial {
-    change: Unconfirmed,
-    since: Instant,
-    rounds: BTreeMap<Name, Rounds>,
-    reached: BTreeSet<String>,
-    asking: Option<JoinHandle<BTreeSet<String>>>,
-    settled: bool,
-    cut_off: Option<Instant>,
-    next: Instant,
-    last: Judgement,
+pub(super) struct Trial {
+    pub change: Unconfirmed,
+    pub since: Instant,
+    pub rounds: BTreeMap<Name, Rounds>,
+    pub reached: BTreeSet<String>,
+    pub asking: Option<JoinHandle<BTreeSet<String>>>,
+    pub settled: bool,
+    pub cut_off: Option<Instant>,
+    pub next: Instant,
+    pub last: Judgement,
 }
 
 impl Trial {
-    fn new(change: Unconfirmed, now: Instant) -> Box<Self> {
+    pub(super) fn new(change: Unconfirmed, now: Instant) -> Box<Self> {
         Box::new(Self {
             change,
             since: now,
@@ -142,6 +146,15 @@ impl Gate {
         self.before.as_deref()
     }
 
+    /// The site whose place the next pass gives to another.
+    pub(super) fn replaced(&self) -> Option<&Site> {
+        match &self.stage {
+            Stage::Proposed(_) => self.before.as_ref().map(|before| &before.site),
+            Stage::Back(back) => back.undone.as_ref(),
+            Stage::Idle | Stage::Waiting(_) => None,
+        }
+    }
+
     /// Whether what is in force may be undone still.
     pub(super) const fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Proposed(_) | Stage::Waiting(_))
@@ -149,7 +162,7 @@ impl Gate {
 
     /// Whether the configuration before is being put in force again.
     pub(super) const fn is_going_back(&self) -> bool {
-        matches!(self.stage, Stage::Back(..))
+        matches!(self.stage, Stage::Back(_))
     }
 
     /// The change that waits, with what speaks against it.
@@ -196,13 +209,19 @@ impl Engine {
                 proposal.asking.get_or_insert_with(|| tokio::spawn(reach::ask(self.gate.rules.confirm.reach.clone())));
                 self.hold(proposal, "what answers now is being looked at".into());
             }
-            _ if self.gate.is_going_back() || self.gate.is_open() => self.hold(proposal, "another change is on trial".into()),
+            _ if self.gate.is_going_back() || self.gate.is_open() => {
+                self.hold(proposal, "another change is on trial".into());
+            }
             _ => self.begin(proposal, same),
         }
     }
 
     fn hold(&mut self, proposal: Proposal, why: String) {
-        let known = self.gate.held.as_ref().is_some_and(|(old, told)| old.active.revision == proposal.active.revision && *told == why);
+        let known = self
+            .gate
+            .held
+            .as_ref()
+            .is_some_and(|(old, told)| old.active.revision == proposal.active.revision && *told == why);
         if !known {
             let text = format!("revision {} waits: {why}", proposal.active.revision);
             self.event("source", "", text, serde_json::Value::Null);
@@ -226,7 +245,8 @@ impl Engine {
             return Some(closed.to_string());
         }
         let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown);
-        let measuring = now.since(self.gate.started) < MEASURING && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
+        let measuring = now.since(self.gate.started) < MEASURING
+            && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
         measuring.then(|| "its paths are not measured yet".into())
     }
 
@@ -268,7 +288,7 @@ impl Engine {
         Baseline { ways, reached, ..known }
     }
 
-    fn ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
+    pub(super) fn ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
         match self.router.kernel.ways(&self.gate.rules.protected.prefixes) {
             Ok(ways) => ways,
             Err(error) => {
@@ -311,14 +331,14 @@ impl Engine {
                 trial.settled = good;
                 self.gate.stage = Stage::Waiting(trial);
             }
-            (Stage::Back(change, reason), _) if good => {
-                self.is_back(&change, &reason);
-                return (ReconcileOutcome::RolledBack, Some(reason));
+            (Stage::Back(back), _) if good => {
+                self.is_back(&back.change, &back.reason);
+                return (ReconcileOutcome::RolledBack, Some(back.reason));
             }
-            (Stage::Back(change, reason), _) => {
-                let text = format!("{reason}; going back failed: {}", message.unwrap_or_default());
-                self.router.ledger.end_generation(change.record, Standing::RollbackFailed, &text);
-                self.gate.stage = Stage::Back(change, reason);
+            (Stage::Back(back), _) => {
+                let text = format!("{}; going back failed: {}", back.reason, message.unwrap_or_default());
+                self.router.ledger.end_generation(back.change.record, Standing::RollbackFailed, &text);
+                self.gate.stage = Stage::Back(back);
                 return (ReconcileOutcome::RollbackFailed, Some(text));
             }
             (other, _) => self.gate.stage = other,
@@ -344,7 +364,8 @@ impl Engine {
 
     /// Its steps failed and were undone: the one before it goes on.
     fn never_in_force(&mut self, change: &Unconfirmed, outcome: ReconcileOutcome, reason: &str) {
-        let standing = if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
+        let standing =
+            if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
         self.router.ledger.settle_unconfirmed(change, standing, Some(reason));
         self.turn_down(reason);
     }
@@ -357,141 +378,6 @@ impl Engine {
             self.adopt(*before);
         }
         self.refuse(revision, vec![reason.to_owned()]);
-    }
-
-    /// Looks at the evidence, at the deadline, and at what waits.
-    pub(super) fn watch_trial(&mut self, now: Instant) {
-        self.retry_held();
-        let Stage::Waiting(trial) = &self.gate.stage else { return };
-        if trial.next > now {
-            return;
-        }
-        let due = trial.change.deadline.due(&apply::place(), now);
-        let found = self.evidence();
-        let Stage::Waiting(trial) = &mut self.gate.stage else { return };
-        trial.next = now + LOOK;
-        trial.cut_off = if found.cut_off { trial.cut_off.or(Some(now)) } else { None };
-        let lost = trial.cut_off.is_some_and(|since| now.since(since) >= CUT_OFF);
-        trial.last = found;
-        let (change, reason, stands) = (trial.change.clone(), trial.last.reason(), trial.last.stands());
-        if change.who.is_person() {
-            if due == Due::Now {
-                self.go_back("nobody confirmed it in time");
-            }
-        } else if stands {
-            self.stands(&change, Standing::Confirmed, "the evidence is complete");
-        } else if lost || due == Due::Now {
-            self.go_back(&reason);
-        }
-    }
-
-    fn evidence(&mut self) -> Judgement {
-        let ways = self.ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
-        let Stage::Waiting(trial) = &mut self.gate.stage else { return Judgement::default() };
-        if trial.asking.as_ref().is_some_and(JoinHandle::is_finished)
-            && let Some(asking) = trial.asking.take()
-        {
-            trial.reached.extend(answer(asking));
-        }
-        let missing: Vec<String> = trial.change.baseline.reached.difference(&trial.reached).cloned().collect();
-        if !missing.is_empty() && trial.asking.is_none() {
-            trial.asking = Some(tokio::spawn(reach::ask(missing)));
-        }
-        let Some(active) = &self.active else { return Judgement::default() };
-        let evidence = Evidence {
-            site: &active.site,
-            healths: self.monitor.healths(),
-            selection: &self.selection,
-            rounds: &trial.rounds,
-            ways: &ways,
-            reached: &trial.reached,
-            settled: trial.settled,
-        };
-        judge(&trial.change.baseline, &evidence)
-    }
-
-    /// The change stands.
-    pub(super) fn stands(&mut self, change: &Unconfirmed, standing: Standing, why: &str) {
-        self.gate.stage = Stage::Idle;
-        self.gate.before = None;
-        self.router.ledger.settle_unconfirmed(change, standing, Some(why));
-        self.source.applied = None;
-        self.in_force();
-        let text = format!("generation {} (revision {}) stands: {why}", change.generation, change.revision);
-        self.audit(&Who::DAEMON, "confirm", &text);
-        self.event("confirm", "", text, serde_json::Value::Null);
-        self.timers.publish = clock::now();
-    }
-
-    /// Puts the configuration before the one on trial in force again.
-    pub(super) fn go_back(&mut self, reason: &str) {
-        let Stage::Waiting(trial) = std::mem::replace(&mut self.gate.stage, Stage::Idle) else { return };
-        let change = trial.change;
-        let text = format!("generation {} (revision {}) is undone: {reason}", change.generation, change.revision);
-        self.warning("confirm", "", text, serde_json::Value::Null);
-        let before = self.gate.before.take();
-        self.back_to(change, before, reason);
-    }
-
-    /// Invariant: the record of the change stays until the kernel was read back, so that a kill on the way back is
-    /// no way out.
-    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str) {
-        self.gate.stage = Stage::Back(Box::new(change), reason.to_owned());
-        match before {
-            Some(before) => self.adopt(*before),
-            None => self.active = None,
-        }
-        self.timers.pass_at(clock::now());
-    }
-
-    fn is_back(&mut self, change: &Unconfirmed, reason: &str) {
-        self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
-        self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
-        let text = format!("undone: {reason}");
-        self.refuse(Some(change.revision.clone()), vec![text]);
-    }
-
-    /// What an earlier process left on trial, and what is to be done about it.
-    pub(super) fn resume_trial(&mut self, change: Unconfirmed, before: Option<Active>) {
-        let before = before.map(Box::new);
-        match change.due(&apply::place(), clock::now()) {
-            Due::Elsewhere => {
-                let reason = "the machine went down before it was confirmed";
-                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
-                self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
-                if let Some(before) = before {
-                    self.adopt(*before);
-                }
-                self.refuse(Some(change.revision), vec![format!("undone: {reason}")]);
-            }
-            // A daemon that died says nothing about the revision: it is tried again.
-            Due::Now if change.phase == Phase::Applying && !change.who.is_person() => {
-                let reason = "the daemon ended before it was in force";
-                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
-                if let Some(before) = before {
-                    self.adopt(*before);
-                }
-            }
-            Due::Now if change.phase == Phase::Applying => {
-                self.back_to(change, before, "whoever applied it ended before it was in force");
-            }
-            Due::Now => self.back_to(change, before, "nobody confirmed it in time"),
-            Due::In(_) => match self.on_trial() {
-                Some(active) => {
-                    self.gate.before = before;
-                    self.gate.stage = Stage::Waiting(Trial::new(change, clock::now()));
-                    self.adopt(active);
-                }
-                None => self.back_to(change, before, "its configuration cannot be read any more"),
-            },
-        }
-    }
-
-    /// The configuration on trial, as it was written down.
-    fn on_trial(&self) -> Option<Active> {
-        let found = self.router.ledger.in_force()?;
-        let snapshot = Snapshot { revision: found.revision, files: found.files, commit: None };
-        activate(snapshot, Some(&self.origin.site), &self.origin.options).ok()
     }
 
     /// Who did what.
@@ -511,7 +397,7 @@ fn from_commit(commit: &Commit) -> (Who, bool) {
 }
 
 /// What a task that has ended found.
-fn answer(asking: JoinHandle<BTreeSet<String>>) -> BTreeSet<String> {
+pub(super) fn answer(asking: JoinHandle<BTreeSet<String>>) -> BTreeSet<String> {
     asking.now_or_never().and_then(Result::ok).unwrap_or_default()
 }
 

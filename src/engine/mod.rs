@@ -14,6 +14,7 @@ pub mod router;
 mod source;
 pub mod status;
 mod switch;
+mod trial;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -14,7 +14,7 @@ use crate::{
     apply::{self, Outcome},
     clock::{self, Instant},
     desired,
-    plan::{Step, text},
+    plan::{self, Step, text},
     probe::ProbeSpec,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
@@ -95,7 +95,11 @@ impl Engine {
         // `decide` may have asked for the pass that is just under way.
         self.timers.pass = None;
         let Some(active) = &self.active else { return Ok(self.router.plan_teardown(&self.observed)) };
-        let planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
+        let mut planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
+        if let Some(old) = self.gate.replaced().filter(|_| !planned.steps.is_empty()) {
+            let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
+            planned.steps.extend(plan::forget_translated(old, &active.site, numbers, ranges));
+        }
         self.note_drift(&planned.steps);
         Ok(planned)
     }

@@ -63,8 +63,10 @@ impl Engine {
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
         status.unconfirmed = self.unconfirmed();
-        status.waiting =
-            self.gate.held().map(|(revision, reason)| WaitingStatus { revision: revision.into(), reason: reason.into() });
+        status.waiting = self
+            .gate
+            .held()
+            .map(|(revision, reason)| WaitingStatus { revision: revision.into(), reason: reason.into() });
         if let Some(active) = &self.active {
             status.paths = self.paths(&active.site);
             status.rules = self.rules(&active.site);

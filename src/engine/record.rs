@@ -24,24 +24,21 @@ impl Engine {
             who: &proposed.who,
             plan: &text::render(&report, false),
             document: serde_json::to_value(&report).unwrap_or_default(),
-            standing: Standing::Unconfirmed,
+            standing: if proposed.timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
             files: &active.files,
         };
-        let record = self.router.ledger.add_generation(&new);
         let wait = patience(proposed.timeout, &active.site);
-        let change = Unconfirmed {
-            record,
+        let mut change = Unconfirmed {
+            record: 0,
             generation,
-            revision,
+            revision: revision.clone(),
             previous: self.gate.before().map(|before| before.revision.clone()),
             who: proposed.who.clone(),
             deadline: Deadline::after(wait, apply::place(), clock::now(), clock::wall()),
             phase: Phase::Applying,
             baseline: proposed.baseline.clone(),
         };
-        if !proposed.timeout.is_zero() {
-            self.router.ledger.set_unconfirmed(&change);
-        }
+        self.router.ledger.add_generation(&new, &mut change);
         Some(change)
     }
 

@@ -130,10 +130,11 @@ impl Ledger {
         Some(LastGood { revision: change.revision, at: change.deadline.wall, files })
     }
 
-    /// Writes a generation down; its row, or 0 if that was not possible.
-    #[must_use]
-    pub fn add_generation(&self, new: &NewGeneration<'_>) -> i64 {
-        self.read(|j| j.add_generation(new)).unwrap_or_default()
+    /// Writes a generation down, and with it the change that waits for its confirmation if it does; the change learns its
+    /// row.
+    pub fn add_generation(&self, new: &NewGeneration<'_>, change: &mut Unconfirmed) {
+        let trial = (new.standing == Standing::Unconfirmed).then_some(UNCONFIRMED);
+        change.record = self.read(|j| j.add_generation(new, trial, change)).unwrap_or_default();
     }
 
     /// The generation that a number means, with its files.

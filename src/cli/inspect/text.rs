@@ -18,7 +18,7 @@ use crate::{
 
 /// How bad something is; the order is the order of severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Mark {
+pub(super) enum Mark {
     Fine,
     Unknown,
     Look,
@@ -61,6 +61,7 @@ pub(super) fn status(status: &Status, now: Instant) -> String {
     let mut out = verdict(status, now);
     section(&mut out, "Alarms", status.alarms.iter().map(|line| (Mark::Look, clean(line))));
     section(&mut out, "Drift (not as wanted right now)", status.drift.iter().map(|line| (Mark::Look, clean(line))));
+    section(&mut out, "On trial", super::past::trial(status).into_iter());
     let errors = status.source.errors.iter().map(|line| (Mark::Look, clean(line)));
     section(&mut out, "Errors in the newest configuration (not in force)", errors);
     for (title, body) in
@@ -334,7 +335,11 @@ pub(super) fn history(runs: &[Run]) -> String {
 
 /// A table without borders; a mark before each row. A column whose title begins with `>` stands at the right.
 /// Beyond the limit the worst rows stay.
-fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what, limit): (&str, usize)) -> String {
+pub(super) fn table(
+    titles: &[&str],
+    rows: impl Iterator<Item = (Mark, Vec<String>)>,
+    (what, limit): (&str, usize),
+) -> String {
     let mut rows: Vec<_> = rows.collect();
     if rows.is_empty() {
         return format!("  {DIM}no {what}{DIM:#}\n");

@@ -90,30 +90,41 @@ pub struct Daemon {
     site: Name,
     place: TempDir,
     repository: PathBuf,
+    settings: serde_json::Value,
 }
 
 impl Daemon {
     /// Starts it on a site's router and waits until it has applied its configuration.
     pub fn start(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
-        let mut daemon = Self::new(lab, repository, site);
+        let mut daemon = Self::stopped(lab, repository, site);
+        daemon.settle();
+        daemon
+    }
+
+    /// The same with more settings.
+    pub fn start_with(lab: &Arc<Lab>, repository: &Repository, site: &str, settings: serde_json::Value) -> Self {
+        let mut daemon = Self::stopped(lab, repository, site);
+        daemon.settings = settings;
         daemon.settle();
         daemon
     }
 
     /// Starts it on a site's router and waits for nothing.
     pub fn launched(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
-        let mut daemon = Self::new(lab, repository, site);
+        let mut daemon = Self::stopped(lab, repository, site);
         daemon.launch();
         daemon
     }
 
-    fn new(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
+    /// One that does not run yet.
+    pub fn stopped(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
         let place = tempfile::Builder::new().prefix("patronus-it-").tempdir().unwrap();
         for part in ["state", "run"] {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
-        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository }
+        let settings = serde_json::json!({});
+        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, settings }
     }
 
     /// The lab that it runs in.
@@ -130,21 +141,29 @@ impl Daemon {
     /// Starts the process and waits for nothing.
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs already");
+        let file = self.settings_file();
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let mut command = self.patronus(&["run", "--config"]);
+        command.arg(file).process_group(0).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
+    }
+
+    /// Its settings, written down.
+    pub fn settings_file(&self) -> PathBuf {
         // JSON is YAML.
-        let settings = serde_json::json!({
+        let mut settings = serde_json::json!({
             "site": self.site,
             "source": {"dir": self.repository},
             "stateDir": self.state_dir(),
             "runtimeDir": self.place.path().join("run"),
             "listen": {"metrics": "127.0.0.1:9469"},
         });
+        let more = self.settings.as_object().cloned().unwrap_or_default();
+        settings.as_object_mut().unwrap().extend(more);
         let file = self.place.path().join("patronus.yaml");
         fs::write(&file, settings.to_string()).unwrap();
-        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let mut command = self.patronus(&["run", "--config"]);
-        command.arg(file).process_group(0).stdin(Stdio::null());
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
+        file
     }
 
     /// The router that it runs on.
