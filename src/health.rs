@@ -42,6 +42,30 @@ pub struct Sample {
     pub done: Instant,
     /// Per target, the round-trip time; `None` = no valid answer in time.
     pub answers: Vec<(IpAddr, Option<Duration>)>,
+    /// What else was seen.
+    pub notes: Notes,
+}
+
+/// What a round showed beside its answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Answers since the last round that came a second time.
+    pub duplicates: u32,
+    /// Answers since the last round that were overtaken by that of a later probe.
+    pub reordered: u32,
+    /// Delays of both directions, where both ends' clocks are synchronised.
+    pub one_way: Option<OneWay>,
+    /// What a target answered that is not the expected answer, for a person.
+    pub said: Option<Box<str>>,
+}
+
+/// Delays of the two directions of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OneWay {
+    /// Towards the target.
+    pub there: Duration,
+    /// Back from it.
+    pub back: Duration,
 }
 
 /// State of a path.
@@ -151,6 +175,9 @@ pub struct Monitor {
     healths: Healths,
     measures: Measures,
     events: VecDeque<HealthEvent>,
+    /// No path falls silent before this moment. A sample only moves a path's own later, so that looking at all of
+    /// them is needed when it comes, and not with each of a thousand samples a second.
+    silence: Option<Instant>,
 }
 
 impl Monitor {
@@ -200,17 +227,20 @@ impl Monitor {
     /// When to call [`Self::handle_timeout`], and what for.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let at = self.tracks.values().filter_map(Track::silent_at).min()?;
-        Some((at, "a path of which the prober reports nothing"))
+        Some((self.silence?, "a path of which the prober may report nothing"))
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.silence.is_none_or(|at| at > now) {
+            return;
+        }
         let due = |track: &Track| track.silent_at().is_some_and(|at| at <= now);
         let names: Vec<Name> = self.tracks.iter().filter(|(_, t)| due(t)).map(|(name, _)| name.clone()).collect();
         for name in names {
             self.look(&name, now);
         }
+        self.silence = self.tracks.values().filter_map(Track::silent_at).min();
     }
 
     /// The next change of a path's state that was not yet fetched.
@@ -243,6 +273,9 @@ impl Monitor {
 
     fn look(&mut self, name: &Name, now: Instant) {
         let Some(track) = self.tracks.get_mut(name) else { return };
+        if let Some(at) = track.silent_at() {
+            self.silence = Some(self.silence.map_or(at, |earlier| earlier.min(at)));
+        }
         let before = self.healths.get(name);
         let from = before.map_or(PathState::Unknown, |h| h.state);
         let view = track.look(before, now);

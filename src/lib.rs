@@ -39,6 +39,8 @@ pub mod probe;
 pub mod desired;
 pub mod state;
 
+pub mod drift;
+pub mod foreign;
 pub mod kernel;
 pub mod plan;
 

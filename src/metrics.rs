@@ -228,11 +228,18 @@ impl Scrape {
         counter(
             e,
             "patronus_drift_total",
-            "Objects that someone else changed and that were put back, by kind.",
+            "Objects that someone else changed since the daemon started, by kind.",
             drift,
         )?;
         let one = |value| [(vec![self.site()], value)];
         gauge(e, "patronus_drift_objects", "Objects that are not as wanted right now.", one(self.0.drift.len()))?;
+        let fights = one(self.0.fights.len());
+        gauge(
+            e,
+            "patronus_drift_fights",
+            "Objects that somebody changes again and again; they are left alone.",
+            fights,
+        )?;
         gauge(
             e,
             "patronus_generation",

@@ -24,6 +24,7 @@ use crate::{
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
+    drift::Modes,
     guard::Rules,
     source,
     state::Ranges,
@@ -72,13 +73,19 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where metrics are served; `None` = nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where STAMP is answered; `None` = nowhere.
+    pub stamp: Option<SocketAddr>,
+    /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
+    pub clock_synchronised: bool,
     /// The control socket.
     pub socket: PathBuf,
     /// What may be changed, when, and whether it stands.
     pub guard: Rules,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
-    /// How long samples and events are kept.
+    /// What is done about changes that others make to our objects.
+    pub drift: Modes,
+    /// How long samples and events are kept; samples only as far as there is room.
     pub retention: Duration,
 }
 
@@ -99,9 +106,12 @@ impl Default for Settings {
             state_dir: "/var/lib/patronus".into(),
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
+            stamp: None,
+            clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             guard: Rules::default(),
             ranges: Ranges::default(),
+            drift: Modes::default(),
             retention: Duration::from_secs(30 * 86_400),
         }
     }
@@ -138,6 +148,15 @@ impl Settings {
         }
     }
 
+    /// The directory that is the source, if one is.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.source {
+            Some(Source::Dir(dir)) => Some(dir),
+            _ => None,
+        }
+    }
+
     /// What the settings say that bears on the configuration.
     #[must_use]
     pub fn check_options(&self) -> validate::Options {
@@ -163,6 +182,9 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
+    /// delay of each direction, if the other end says so too. Default false.
+    clock_synchronised: bool,
     /// The control socket. Default `patronus.sock` in `runtimeDir`.
     socket: Option<PathBuf>,
     /// Management access that no commit may cut off.
@@ -175,6 +197,8 @@ struct File {
     windows: Vec<guard::WindowFile>,
     /// Marks, tables, priorities and protocol number.
     ranges: RangesFile,
+    /// What is done about changes that others make to our objects: `repair`, `report` or `ignore` for each kind.
+    drift: Modes,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
@@ -195,6 +219,9 @@ struct SourceFile {
 struct Listen {
     /// Address and port of the metrics, or `none`. Default `127.0.0.1:9469`.
     metrics: Option<String>,
+    /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
+    /// `none`. Default `none`; the usual port is 862.
+    stamp: Option<String>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -259,18 +286,14 @@ fn place(document: &yaml::Document, problem: &Problem) -> Diagnostic {
 fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Settings> {
     let default = Settings::default();
     let ranges = ranges(&file.ranges, default.ranges, document, found);
-    let metrics = match file.listen.and_then(|listen| listen.metrics) {
+    let listen = file.listen.unwrap_or_default();
+    let metrics = match listen.metrics {
         None => default.metrics,
-        Some(text) if text == "none" => None,
-        Some(text) => {
-            let Ok(address) = text.parse() else {
-                let message = format!("`{text}` is not an address and a port");
-                let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at("/listen/metrics"));
-                found.push(here.help("write `127.0.0.1:9469`, `\"[::1]:9469\"`, or `none`"));
-                return None;
-            };
-            Some(address)
-        }
+        Some(text) => address(&text, ("/listen/metrics", "127.0.0.1:9469", "[::1]:9469"), document, found)?,
+    };
+    let stamp = match listen.stamp {
+        None => default.stamp,
+        Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
     let source = file.source.and_then(|source| self::source(source, document, found));
     let rules = Rules {
@@ -287,10 +310,33 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         socket: file.socket.unwrap_or_else(|| runtime_dir.join("patronus.sock")),
         runtime_dir,
         metrics,
+        stamp,
+        clock_synchronised: file.clock_synchronised,
         guard: rules,
         ranges,
+        drift: file.drift,
         retention: file.retention.map_or(default.retention, Span::get),
     })
+}
+
+/// An address and a port, or none; nothing at all if it is neither.
+#[allow(clippy::option_option)]
+fn address(
+    text: &str,
+    (field, four, six): (&str, &str, &str),
+    document: &yaml::Document,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Option<SocketAddr>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let Ok(address) = text.parse() else {
+        let message = format!("`{text}` is not an address and a port");
+        let here = Diagnostic::error(Code::WrongValue, message).at(document.value_at(field));
+        found.push(here.help(format!("write `{four}`, `\"{six}\"`, or `none`")));
+        return None;
+    };
+    Some(Some(address))
 }
 
 fn source(file: SourceFile, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> Option<Source> {
@@ -333,6 +379,7 @@ fn ranges(file: &RangesFile, default: Ranges, document: &yaml::Document, found: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drift::Mode;
 
     fn wrong(text: &str) -> String {
         match Settings::parse("patronus.yaml", text.as_bytes()) {
@@ -353,7 +400,7 @@ mod tests {
             limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
             windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
-            retention: 7d\n";
+            retention: 7d\ndrift: {route: report, sysctl: ignore}\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
@@ -364,6 +411,8 @@ mod tests {
         assert_eq!((rules.confirm.timeout, rules.confirm.reach.len()), (Duration::from_secs(90), 1));
         assert_eq!((rules.windows.len(), rules.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
+        let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
+        assert_eq!(settings.drift, drift);
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }
 

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -107,6 +108,20 @@ pub enum Key {
     Nft,
 }
 
+impl Key {
+    /// The kind of object, as settings, metrics and messages name it.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Sysctl(_) => "sysctl",
+            Self::Link { .. } => "link",
+            Self::Route(_) => "route",
+            Self::Rule(_) => "rule",
+            Self::Nft => "nft",
+        }
+    }
+}
+
 /// One sysctl below `/proc/sys/net`, as path components joined with `/`, such as `ipv4/conf/wan0/rp_filter`.
 /// Slashes, because interface names may contain dots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -171,7 +186,7 @@ pub enum Value {
         value: String,
     },
     /// A tunnel interface.
-    Link(Tunnel),
+    Link(Box<Tunnel>),
     /// Where a route goes.
     Route(RouteValue),
     /// A rule exists.
@@ -205,6 +220,17 @@ pub enum RouteValue {
     },
 }
 
+impl RouteValue {
+    /// Its gateway, if it has one.
+    #[must_use]
+    pub const fn gateway(&self) -> Option<IpAddr> {
+        match self {
+            Self::Via { gateway, .. } => *gateway,
+            _ => None,
+        }
+    }
+}
+
 /// A VXLAN tunnel of ours: point to point, no learning, no flooding (RFC 7348).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tunnel {
@@ -224,15 +250,15 @@ pub struct Tunnel {
     pub addresses: Vec<IpNet>,
 }
 
-/// The table `inet patronus`. Equality is by `canonical`.
+/// The table `inet patronus`. Equality is by `canonical`. Copies share the texts, which are the largest values of all.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NftTable {
     /// What `nft -s list table inet patronus` prints for it, without the table's own comment. It is compared
     /// and shown, never parsed. The desired side gets it by loading `source` in a throw-away namespace.
-    pub canonical: String,
+    pub canonical: Arc<str>,
     /// The text that creates it: the rendered template on the desired side; on the observed side equal to
     /// `canonical`, so that undo can load it again.
-    pub source: String,
+    pub source: Arc<str>,
 }
 
 impl PartialEq for NftTable {
@@ -418,10 +444,10 @@ pub struct Counter {
 }
 
 /// One consistent look at the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
-    /// Our objects.
-    pub state: State,
+    /// Our objects. Shared: once an apply is verified they are those that were applied.
+    pub state: Arc<State>,
     /// What surrounds them.
     pub facts: Facts,
     /// Numbers in use.

@@ -47,87 +47,9 @@ macro_rules! text_unit {
     };
 }
 
-/// An object's name: `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, 1 to 63 bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+mod names;
 
-impl Name {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Name {
-    type Err = UnitError;
-
-    fn from_str(s: &str) -> Result<Self, UnitError> {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let edge = |b: Option<&u8>| b.is_some_and(|b| *b != b'-');
-        let b = s.as_bytes();
-        if b.is_empty() || b.len() > 63 || !b.iter().all(|b| inner(*b)) || !edge(b.first()) || !edge(b.last()) {
-            return bad(format!(
-                "`{s}` is not a name: use 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit"
-            ));
-        }
-        Ok(Self(s.to_owned()))
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl std::borrow::Borrow<str> for Name {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-text_unit!(Name, "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "a name: a-z, 0-9 and `-`, at most 63 characters");
-
-/// A Linux network interface name: 1 to 15 bytes, no `/`, no white space, not `.` or `..`
-/// (`dev_valid_name` in the kernel's `net/core/dev.c`). Quotes, backslashes, `*`, `:` and `@` are refused
-/// too: they could not be passed to nftables unchanged.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IfName(String);
-
-impl IfName {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for IfName {
-    type Err = UnitError;
-
-    fn from_str(s: &str) -> Result<Self, UnitError> {
-        let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+');
-        if s.is_empty() || s.len() > 15 || s == "." || s == ".." || !s.bytes().all(ok) {
-            return bad(format!("`{s}` is not an interface name: use 1 to 15 of letters, digits, `.`, `_`, `-`, `+`"));
-        }
-        Ok(Self(s.to_owned()))
-    }
-}
-
-impl fmt::Display for IfName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl std::borrow::Borrow<str> for IfName {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-text_unit!(IfName, "^[A-Za-z0-9._+-]{1,15}$", "a Linux interface name, at most 15 characters");
+pub use names::{IfName, Name};
 
 /// An address family of the routing tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

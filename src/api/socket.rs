@@ -169,7 +169,11 @@ async fn follow(records: &Recorder, question: Question) -> Result<Response, Fail
     let to_come = stream::unfold(live, |mut live| async move {
         loop {
             match live.recv().await {
-                Ok(event) => return Some((event, live)),
+                Ok(kept) => {
+                    if let Some(event) = kept.event() {
+                        return Some((event, live));
+                    }
+                }
                 // A client that does not read loses events, not the daemon its memory.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,

@@ -1,6 +1,6 @@
 //! What was wanted against what the kernel shows, for the read-back after a run or an undo.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     kernel::Scope,
@@ -10,8 +10,8 @@ use crate::{
 
 /// What the kernel must show at the end.
 pub(super) enum Goal<'a> {
-    /// The whole of a state.
-    State(&'a State),
+    /// The whole of a state, but for these objects.
+    State(&'a State, &'a BTreeSet<Key>),
     /// Some objects; the others are not looked at.
     Objects(BTreeMap<&'a Key, Option<&'a Value>>),
 }
@@ -30,7 +30,11 @@ impl<'a> Goal<'a> {
     /// The objects that are not as they should be: key and a line for a person.
     pub(super) fn missed<'s>(&'s self, observed: &'s State) -> Vec<(&'s Key, String)> {
         match self {
-            Self::State(desired) => compare(desired, observed),
+            Self::State(desired, spared) => {
+                let mut missed = compare(desired, observed);
+                missed.retain(|(key, _)| !spared.contains(*key));
+                missed
+            }
             Self::Objects(objects) => objects
                 .iter()
                 .filter(|(key, wanted)| **wanted != observed.objects.get(*key))

@@ -20,12 +20,12 @@ mod look;
 mod recovery;
 mod run;
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use crate::{
     kernel::{Kernel, KernelError, Scope},
     plan::Step,
-    state::{Stamp, State},
+    state::{Key, Stamp, State},
 };
 
 pub use self::{
@@ -46,6 +46,8 @@ pub struct Request<'a> {
     pub steps: &'a [Step],
     /// The state that they lead to; the read-back must show it.
     pub desired: &'a State,
+    /// Objects in which `desired` does not hold: they are left as they are found.
+    pub spared: &'a BTreeSet<Key>,
     /// What to look at, and which objects are ours.
     pub scope: &'a Scope,
     /// Generation and plan id that commit it.
@@ -77,6 +79,8 @@ pub enum Cause {
     ReadBack {
         /// The remaining differences, one line each.
         left: Vec<String>,
+        /// The objects that they are about.
+        keys: Vec<Key>,
     },
     /// All steps ran, and then the kernel could not be read.
     #[error("the kernel took every step but could not be read back")]
@@ -146,7 +150,7 @@ pub async fn run<K: Kernel, J: Journal>(kernel: &K, journal: &mut J, request: Re
     let log = Log::begin(journal, &record).await;
     let scope = covering(request.scope, request.steps);
     let mut run = Run::new(kernel, &scope, &record, log, vec![None; record.steps.len()]);
-    let outcome = run.drive(&Goal::State(request.desired)).await;
+    let outcome = run.drive(&Goal::State(request.desired, request.spared)).await;
     run.close(outcome).await
 }
 

@@ -148,7 +148,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     /// Reads back until the goal shows. A failure is noted at the last step, so that a kill during the undo
     /// that follows finds the direction in the journal.
     async fn settle(&mut self, goal: &Goal<'_>) -> Result<(), Cause> {
-        let mut cause = Cause::ReadBack { left: Vec::new() };
+        let mut cause = Cause::ReadBack { left: Vec::new(), keys: Vec::new() };
         for round in 0..ROUNDS {
             pause(round).await;
             cause = match self.look().await {
@@ -158,7 +158,8 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
                     missed if round + 1 == ROUNDS && !missed.iter().any(|(key, _)| self.touches(key)) => return Ok(()),
                     missed => {
                         self.put_again(&missed).await?;
-                        Cause::ReadBack { left: lines(missed) }
+                        let keys = missed.iter().map(|(key, _)| (*key).clone()).collect();
+                        Cause::ReadBack { left: lines(missed), keys }
                     }
                 },
                 Err(error) => Cause::Look { error },

@@ -8,9 +8,9 @@ use std::{
 
 use super::{
     Exit, Failure, Outcome,
-    context::{self, RouterArgs},
+    context::{self, Memory, RouterArgs},
     plan::{self, Made, Show},
-    trial,
+    saved, trial,
 };
 use crate::{
     apply::Report,
@@ -22,7 +22,10 @@ use crate::{
     },
     guard::{rails, window},
     kernel::linux::Linux,
-    plan::report::{self, Revisions},
+    plan::{
+        report::{self, Revisions},
+        saved::Saved,
+    },
     settings::Settings,
     store::{LastGood, Standing},
     units::Span,
@@ -31,7 +34,8 @@ use crate::{
 /// Change this router's kernel to what the configuration wants
 #[derive(Debug, Clone, clap::Args)]
 pub struct ApplyArgs {
-    /// Configuration to use instead of the settings' source
+    /// Configuration to use instead of the settings' source, or a plan that `plan --out` saved
+    #[arg(value_name = "DIR or PLANFILE")]
     pub dir: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
@@ -82,13 +86,15 @@ pub struct Order {
     pub allow_large: bool,
     /// Why it is made outside of the change windows.
     pub now: Option<String>,
+    /// The plan that it has to be.
+    pub saved: Option<Saved>,
 }
 
 impl Order {
     /// The ordinary way.
     #[must_use]
     pub const fn new(show: Show, yes: bool) -> Self {
-        Self { show, yes, dry_run: false, timeout: None, allow_large: false, now: None }
+        Self { show, yes, dry_run: false, timeout: None, allow_large: false, now: None, saved: None }
     }
 
     /// A person at a terminal confirms; a script that nobody follows would see its change go long after it ended.
@@ -100,9 +106,18 @@ impl Order {
 
 /// Runs `apply`.
 pub async fn apply(args: ApplyArgs) -> Outcome {
-    let settings = context::settings(&args.router, args.dir)?;
+    let saved = saved::open(args.dir.as_deref())?;
+    let dir = match &saved {
+        Some(saved) => saved.binding.directory.clone().map(PathBuf::from),
+        None => args.dir,
+    };
+    let mut settings = context::settings(&args.router, dir)?;
+    if let Some(saved) = &saved {
+        saved::adopt(saved, &mut settings)?;
+    }
     let active = context::configuration(&settings)?;
     let order = Order {
+        saved,
         dry_run: args.dry_run,
         timeout: args.confirm_timeout,
         allow_large: args.allow_large,
@@ -123,14 +138,17 @@ pub async fn carry_through(
     let kernel = context::kernel()?;
     context::privilege(verb)?;
     let lock = context::lock(settings, verb)?;
-    let mut router = Router::new(kernel, context::ledger(settings), settings.ranges);
+    let mut router = Router::new(kernel, context::ledger(settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     if let Some(change) = trial::settle(&mut router, settings).await? {
         return Err(trial::busy(&change));
     }
-    let made = plan::make(&router, settings, active).await?;
+    let mut made = plan::make(&router, settings, active).await?;
+    if let Some(saved) = &order.saved {
+        saved::take(saved, &mut made, settings)?;
+    }
     plan::print(&made.report, order.show)?;
-    allowed(&router, settings, &made, &order).await?;
+    allowed(&router, settings, &made, &order)?;
     let timeout = order.timeout();
     if order.dry_run || (!made.planned.steps.is_empty() && !agreed(order.yes, &question(timeout))?) {
         return Ok(Exit::Done);
@@ -157,13 +175,16 @@ fn question(timeout: Duration) -> String {
 }
 
 /// The router's own rules: what no change may do, and when none is made.
-async fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order: &Order) -> Result<(), Failure> {
+fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order: &Order) -> Result<(), Failure> {
     let failed = |e| context::from_kernel("cannot look at the kernel", &e);
-    let facts = router.observe(Some(&made.active.site)).await.map_err(failed)?.facts;
     let ways = router.kernel.ways(&settings.guard.protected.prefixes).map_err(failed)?;
-    let old = context::in_force(router, settings, &made.active);
-    let change =
-        rails::Change { old: old.as_ref().map(|a| &a.site), new: &made.active.site, facts: &facts, ways: &ways };
+    let old = context::in_force(&Memory::of(router), settings, &made.active);
+    let change = rails::Change {
+        old: old.as_ref().map(|a| &a.site),
+        new: &made.active.site,
+        facts: &made.observed.facts,
+        ways: &ways,
+    };
     let refusals = rails::check(&change, &settings.guard.protected, settings.guard.limits, order.allow_large);
     if !refusals.is_empty() {
         let lines: Vec<String> = refusals.iter().map(|r| format!("{r} [{}]\n  {}", r.code(), r.remedy())).collect();
@@ -182,7 +203,7 @@ async fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order
 
 /// Without a confirmation.
 async fn at_once(router: &mut Router<Linux>, made: &Made) -> Outcome {
-    let Made { active, selection, planned, report } = made;
+    let Made { active, selection, planned, report, .. } = made;
     let change = (!planned.steps.is_empty()).then(|| trial::write_down(router, active, report, Duration::ZERO));
     let exit = carry_out(router, planned, Some(&active.site), &active.revision).await;
     match (&exit, change) {

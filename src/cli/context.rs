@@ -15,13 +15,13 @@ use crate::{
     failover::{self, Selection},
     health::{Healths, Measures},
     kernel::{
-        KernelError,
+        Kernel, KernelError,
         linux::{Linux, has_net_admin},
         lock::{Lock, LockError},
     },
     settings::{Settings, Source},
     source,
-    store::{self, Ledger},
+    store::{self, LastGood, Ledger},
     units::Name,
     validate::{self, intent::Site},
 };
@@ -203,16 +203,31 @@ pub async fn recover(router: &mut Router<Linux>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a plan needs to know of the time before it.
+pub struct Memory {
+    /// The path choice.
+    pub selection: Option<Selection>,
+    /// The configuration in force.
+    pub last_good: Option<LastGood>,
+}
+
+impl Memory {
+    /// What a router remembers.
+    pub fn of<K: Kernel>(router: &Router<K>) -> Self {
+        Self { selection: router.remembered_selection(), last_good: router.ledger.in_force() }
+    }
+}
+
 /// The path choice that holds for a site: the remembered one where it still fits, else the primaries.
-pub fn selection(router: &Router<Linux>, active: &Active) -> Selection {
-    let remembered = router.remembered_selection().unwrap_or_default();
+pub fn selection(memory: &Memory, active: &Active) -> Selection {
+    let remembered = memory.selection.clone().unwrap_or_default();
     let (selection, _) = failover::select(&active.site, &Healths::new(), &Measures::new(), &remembered, clock::now());
     selection
 }
 
 /// The configuration in force before, if it is known and still valid; `new` is the one that shall be.
-pub fn in_force(router: &Router<Linux>, settings: &Settings, new: &Active) -> Option<Active> {
-    let good = router.ledger.in_force()?;
+pub fn in_force(memory: &Memory, settings: &Settings, new: &Active) -> Option<Active> {
+    let good = memory.last_good.clone()?;
     if good.revision == new.revision && good.files == new.files {
         return Some(new.clone());
     }

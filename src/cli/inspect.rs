@@ -18,7 +18,9 @@ mod human;
 mod past;
 mod text;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(in crate::cli) use human::clean;
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// A reconcile may wait for a transaction with its read-backs.
 const RECONCILE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -342,7 +344,7 @@ async fn fetch(daemon: &Daemon) -> Result<Status, Failure> {
     client::ask(&daemon.socket, Method::GET, "/v1/status", PATIENCE).await.map_err(|error| failure(&error))
 }
 
-fn failure(error: &ClientError) -> Failure {
+pub(super) fn failure(error: &ClientError) -> Failure {
     let mut failure = match std::error::Error::source(error) {
         Some(cause) => Failure::error(error, cause),
         None => Failure::new(Exit::Error, error.to_string()),

@@ -13,12 +13,15 @@ pub mod apply;
 pub mod confirm;
 mod context;
 pub mod diff;
+pub mod drift;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
 mod reference;
 pub mod run;
+mod saved;
 pub mod schema;
+pub mod snapshot;
 mod trial;
 pub mod validate;
 
@@ -30,7 +33,7 @@ pub enum Exit {
     Done = 0,
     /// An error.
     Error = 1,
-    /// `--detailed-exitcode`: there are changes.
+    /// `--detailed-exitcode`: there are changes; `drift`: there is some.
     Changes = 2,
     /// Wrong usage (`EX_USAGE`).
     Usage = 64,
@@ -98,10 +101,12 @@ enum Verb {
     Validate(validate::Args),
     Plan(plan::Args),
     Diff(diff::Args),
+    Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
     Confirm(confirm::ConfirmArgs),
     Rollback(confirm::RollbackArgs),
     Teardown(apply::TeardownArgs),
+    Drift(drift::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -161,11 +166,13 @@ fn run(verb: Verb) -> Outcome {
             Verb::Validate(args) => validate::run(&args),
             Verb::Plan(args) => plan::run(args).await,
             Verb::Diff(args) => diff::run(&args),
+            Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
             Verb::Confirm(args) => confirm::confirm(args).await,
             Verb::Rollback(args) => confirm::rollback(args).await,
             Verb::WatchConfirmation(args) => trial::watch(args).await,
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Drift(args) => drift::run(args).await,
             Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,

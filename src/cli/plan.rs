@@ -1,11 +1,14 @@
 //! `patronus plan`: desired against the live kernel. It changes nothing.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Exit, Failure, Format, Outcome,
-    context::{self, RouterArgs},
-    trial,
+    context::{self, Memory, RouterArgs},
+    saved, trial,
 };
 use crate::{
     desired,
@@ -14,7 +17,7 @@ use crate::{
         router::{PlanError, Planned, Router},
     },
     failover::Selection,
-    kernel::linux::Linux,
+    kernel::{Kernel, linux::Linux},
     plan::{
         report::{self, Report, Revisions, View},
         text,
@@ -36,6 +39,12 @@ pub struct Args {
     /// End with 2 if there are changes
     #[arg(long)]
     detailed_exitcode: bool,
+    /// Save the plan: `apply FILE` does exactly this, or nothing if anything has moved meanwhile
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Plan for a router that `patronus snapshot` captured, anywhere: no kernel, no privilege
+    #[arg(long, value_name = "FILE", conflicts_with = "out")]
+    against: Option<PathBuf>,
 }
 
 /// How a plan is printed.
@@ -57,63 +66,104 @@ pub struct Made {
     pub selection: Selection,
     /// The steps.
     pub planned: Planned,
+    /// What the kernel showed.
+    pub observed: Observed,
     /// What they mean.
     pub report: Report,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let settings = context::settings(&args.router, args.dir)?;
+    if let Some(file) = &args.against {
+        let made = against(&args, file).await?;
+        return finish(&args, &made);
+    }
+    let settings = context::settings(&args.router, args.dir.clone())?;
     let active = context::configuration(&settings)?;
-    let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges)
+        .treating_drift(settings.drift);
     // Whoever holds the lock settles interrupted changes himself.
     if let Ok(_lock) = context::lock(&settings, "plan") {
         context::recover(&mut router).await?;
         trial::settle(&mut router, &settings).await?;
     }
     let made = make(&router, &settings, active).await?;
+    if let Some(file) = &args.out {
+        saved::write(file, &made, args.dir.as_deref(), &settings)?;
+    }
+    finish(&args, &made)
+}
+
+fn finish(args: &Args, made: &Made) -> Outcome {
     print(&made.report, args.show)?;
+    if let Some(file) = &args.out {
+        // The plan is saved; a closed standard error takes nothing from it.
+        let _ = writeln!(std::io::stderr(), "Saved: `patronus apply {}` does exactly this.", file.display());
+    }
     let changes = !made.planned.steps.is_empty();
     Ok(if changes && args.detailed_exitcode { Exit::Changes } else { Exit::Done })
 }
 
+/// The plan of a router that was captured.
+async fn against(args: &Args, file: &Path) -> Result<Made, Failure> {
+    let captured = super::snapshot::read(file)?;
+    let mut settings = context::settings(&args.router, args.dir.clone())?;
+    settings.ranges = captured.ranges;
+    settings.site.get_or_insert_with(|| captured.site.clone());
+    let active = context::configuration(&settings)?;
+    if active.site.name != captured.site {
+        let text = format!("{} is of site {}, the plan is for {}", file.display(), captured.site, active.site.name);
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let memory = Memory { selection: captured.selection.clone(), last_good: captured.last_good() };
+    make_with(&Router::captured(captured), &memory, &settings, active).await
+}
+
 /// Makes a plan for a configuration.
 pub async fn make(router: &Router<Linux>, settings: &Settings, active: Active) -> Result<Made, Failure> {
+    make_with(router, &Memory::of(router), settings, active).await
+}
+
+async fn make_with<K: Kernel>(
+    router: &Router<K>,
+    memory: &Memory,
+    settings: &Settings,
+    active: Active,
+) -> Result<Made, Failure> {
     let failed = |error: PlanError| match &error {
         PlanError::Kernel(kernel) => context::from_kernel("cannot make a plan", kernel),
         PlanError::Compile(compile) => Failure::error("cannot make a plan", compile),
     };
     let observed = router.observe(Some(&active.site)).await.map_err(|e| failed(e.into()))?;
-    let selection = context::selection(router, &active);
+    let selection = context::selection(memory, &active);
     let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
-    let old = context::in_force(router, settings, &active).map(|old| old.site);
-    forget_translated(&mut planned, old.as_ref(), &active.site, router);
-    let report = report(router, settings, &active, &selection, &planned, &observed);
-    Ok(Made { active, selection, planned, report })
+    let old = context::in_force(memory, settings, &active);
+    forget_translated(&mut planned, old.as_ref().map(|old| &old.site), &active.site, router);
+    let report = report(router, memory, old.as_ref(), (&active, &selection), &planned, &observed);
+    Ok(Made { active, selection, planned, observed, report })
 }
 
 /// Flows that would keep a translation that is changed are forgotten.
-pub fn forget_translated(planned: &mut Planned, old: Option<&Site>, new: &Site, router: &Router<Linux>) {
+pub fn forget_translated<K: Kernel>(planned: &mut Planned, old: Option<&Site>, new: &Site, router: &Router<K>) {
     if let Some(old) = old.filter(|_| !planned.steps.is_empty()) {
         let (numbers, ranges) = (&planned.allocations.targets, router.ranges());
         planned.steps.extend(crate::plan::forget_translated(old, new, numbers, ranges));
     }
 }
 
-fn report(
-    router: &Router<Linux>,
-    settings: &Settings,
-    active: &Active,
-    selection: &Selection,
+fn report<K: Kernel>(
+    router: &Router<K>,
+    memory: &Memory,
+    old: Option<&Active>,
+    (active, selection): (&Active, &Selection),
     planned: &Planned,
     observed: &Observed,
 ) -> Report {
-    let old = context::in_force(router, settings, active);
-    let old_selection = router.remembered_selection().unwrap_or_default();
+    let old_selection = memory.selection.clone().unwrap_or_default();
     let mut numbers = router.numbers(observed).targets.clone();
     numbers.extend(planned.allocations.targets.clone());
     let inputs = report::Inputs {
-        old: old.as_ref().map(|a| View { site: &a.site, selection: &old_selection }),
+        old: old.map(|a| View { site: &a.site, selection: &old_selection }),
         new: Some(View { site: &active.site, selection }),
         steps: &planned.steps,
         applied: router.applied(),
@@ -122,7 +172,7 @@ fn report(
         numbers: &numbers,
         ranges: router.ranges(),
     };
-    let revision = Revisions { to: active.revision.clone(), from: old.as_ref().map(|a| a.revision.clone()) };
+    let revision = Revisions { to: active.revision.clone(), from: old.map(|a| a.revision.clone()) };
     report::report(&inputs, active.site.name.clone(), revision, router.generation_of(observed))
 }
 

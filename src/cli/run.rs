@@ -17,6 +17,7 @@ use crate::{
     engine::{Engine, Parts, Wires, router::Router, status::Status},
     guard::Rules,
     kernel::linux::Linux,
+    probe::Reflector,
     settings::{Settings, Source},
     store::{Limits, Recorder},
 };
@@ -44,18 +45,19 @@ pub async fn run(args: Args) -> Outcome {
     let changes =
         Linux::subscribe(&settings.ranges).map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
-    let mut router = Router::new(kernel, ledger, settings.ranges);
+    let mut router = Router::new(kernel, ledger, settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     let limits = Limits { retention: settings.retention, ..Limits::default() };
     let recorder = Recorder::start(&settings.state_dir, limits);
     let mut alarms: Vec<String> = alarm.into_iter().collect();
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
-    let rules = rules(&settings);
-    let parts = Parts { origin, router, recorder: recorder.clone(), rules, alarms: Vec::new() };
+    let (rules, clock_synchronised) = (rules(&settings), settings.clock_synchronised);
+    let parts = Parts { origin, router, recorder: recorder.clone(), rules, alarms: Vec::new(), clock_synchronised };
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
+    let reflector = reflector(&settings, &mut alarms);
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);
     let supervisor = tokio::spawn(supervise(engine.status()));
@@ -63,7 +65,7 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop(listeners);
+    drop((listeners, reflector));
     Ok(Exit::Done)
 }
 
@@ -78,6 +80,13 @@ fn rules(settings: &Settings) -> Rules {
         rules.confirm.reach.push(format!("{host}:{}", spec.url.port));
     }
     rules
+}
+
+/// Answers STAMP, if the settings say so. A port that is taken is an alarm: the routing goes on.
+fn reflector(settings: &Settings, alarms: &mut Vec<String>) -> Option<Reflector> {
+    let at = settings.stamp?;
+    let told = |error| alarms.push(Failure::error(format!("cannot answer STAMP at {at}"), &error).message);
+    Reflector::start(at, settings.clock_synchronised).map_err(told).ok()
 }
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.

@@ -64,7 +64,7 @@ pub fn write_down(router: &Router<Linux>, active: &Active, report: &Report, time
         revision: &active.revision,
         at: clock::wall(),
         who: &who,
-        plan: &text::render(report, false),
+        plan: &anstream::adapter::strip_str(&text::render(report, false)).to_string(),
         document: serde_json::to_value(report).unwrap_or_default(),
         standing: if timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
         files: &active.files,
@@ -130,7 +130,7 @@ async fn plan_back(
     let failed = |e: &dyn std::error::Error| Failure::error("cannot plan the way back", e);
     let observed = router.observe(site.as_ref()).await.map_err(|e| failed(&e))?;
     let Some(active) = active else { return Ok((router.plan_teardown(&observed), None, "none".into())) };
-    let selection = context::selection(router, active);
+    let selection = context::selection(&context::Memory::of(router), active);
     let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(|e| failed(&e))?;
     plan::forget_translated(&mut planned, undone, &active.site, router);
     Ok((planned, site, active.revision.clone()))

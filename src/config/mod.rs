@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub mod commit;
 mod load;
+pub mod probe;
 pub mod scalars;
 pub mod schema;
 pub mod types;

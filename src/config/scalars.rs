@@ -11,8 +11,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::units::{Dscp, Name, PortRange, UnitError};
 
 /// The formats that the schema names, in no order.
-pub const FORMATS: [&str; 9] =
-    ["address", "prefix", "inner-address", "path-destination", "port", "dscp", "protocol", "gateway", "mark-mask"];
+pub const FORMATS: [&str; 10] = [
+    "address",
+    "prefix",
+    "inner-address",
+    "path-destination",
+    "port",
+    "dscp",
+    "protocol",
+    "gateway",
+    "mark-mask",
+    "host",
+];
 
 /// Whether a text is of a format; the error is a sentence for a person.
 pub fn check(format: &str, text: &str) -> Result<(), UnitError> {
@@ -24,6 +34,7 @@ pub fn check(format: &str, text: &str) -> Result<(), UnitError> {
         "port" => PortRange::from_str(text).map(drop),
         "dscp" => Dscp::from_str(text).map(drop),
         "protocol" => Protocol::from_str(text).map(drop),
+        "host" => Host::from_str(text).map(drop),
         "gateway" => {
             if text == "auto" {
                 Ok(())
@@ -220,6 +231,40 @@ impl fmt::Display for To {
 }
 
 text_scalar!(To, "path-destination", "`internet`, or `site/endpoint` of another site");
+
+/// A name in the DNS: letters, digits, `-` and `_`, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Host(String);
+
+impl Host {
+    /// The name, without a dot at its end.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Host {
+    type Err = UnitError;
+
+    fn from_str(s: &str) -> Result<Self, UnitError> {
+        let name = s.strip_suffix('.').unwrap_or(s);
+        let byte = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let label = |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(byte) && !l.starts_with('-');
+        if name.len() <= 253 && name.split('.').all(label) {
+            return Ok(Self(name.to_ascii_lowercase()));
+        }
+        Err(UnitError(format!("`{s}` is not a host name: write `www.example.org`")))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+text_scalar!(Host, "host", "a host name, such as `www.example.org`");
 
 /// A port, or a range of ports such as `10000-20000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

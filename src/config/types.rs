@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::probe::ProbeSpec;
 use super::scalars::{Address, Addresses, DscpName, Gateway, Inner, Nat, Ports, Prefix, ProtocolName, To};
 use crate::units::{IfName, Name, Rate, Ratio, Span};
 
@@ -156,45 +157,6 @@ pub enum TunnelKind {
     Vxlan,
 }
 
-/// How a path is probed. A silent failure is noticed after `interval` x `downAfter` + `timeout` at worst.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct ProbeSpec {
-    /// The method. Default `icmp`; others are not supported yet.
-    #[serde(default)]
-    #[schemars(schema_with = "methods")]
-    pub method: Option<MethodName>,
-    /// Addresses, probed in parallel. Default for a tunnel: its far end.
-    pub targets: Vec<Address>,
-    /// From round to round, at least 10ms. Default 1s.
-    pub interval: Option<Span>,
-    /// After which an answer no longer counts, at most `interval`. Default 800ms, or 80 % of a shorter `interval`.
-    pub timeout: Option<Span>,
-    /// How many targets must answer. Default 1.
-    #[schemars(range(min = 1))]
-    pub quorum: Option<u32>,
-    /// Rounds lost in a row until the path is down. Default 3.
-    #[schemars(range(min = 1, max = 100))]
-    pub down_after: Option<u32>,
-    /// Rounds answered in a row until a path that was down is up again. Default: as `downAfter`.
-    #[schemars(range(min = 1, max = 100))]
-    pub up_after: Option<u32>,
-    /// Rounds that loss, latency and jitter look back over. Default 20.
-    #[schemars(range(min = 1, max = 1000))]
-    pub window: Option<u32>,
-    /// ICMP payload in bytes. Default 56.
-    #[schemars(range(min = 16, max = 1452))]
-    pub size: Option<u16>,
-}
-
-/// A probe method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MethodName {
-    /// ICMP or `ICMPv6` echo.
-    Icmp,
-}
-
 /// What counts as healthy.
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -317,16 +279,12 @@ pub struct DampingSpec {
 }
 
 /// A schema of words: those that work, which editors offer, and those that the language keeps for later.
-fn words(now: &[&str], later: &[&str]) -> schemars::Schema {
+pub(super) fn words(now: &[&str], later: &[&str]) -> schemars::Schema {
     schemars::json_schema!({"type": "string", "enum": now, "x-later": later})
 }
 
 fn tunnel_kinds(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     words(&["vxlan"], &["wireguard", "ipsec", "gre", "geneve"])
-}
-
-fn methods(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    words(&["icmp"], &["udp", "stamp", "tcp", "tls", "http", "https", "dns", "arp", "nd"])
 }
 
 fn strategies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

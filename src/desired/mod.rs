@@ -86,7 +86,7 @@ pub fn compile(site: &Site, inputs: Inputs<'_>) -> Result<Compiled, CompileError
     state.objects.extend(routes::rules(site, &inputs, &allocations));
     state.objects.extend(sysctl::sysctls(site, &inputs));
     let source = nft::render(site, &inputs, &allocations)?;
-    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: String::new(), source }));
+    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: "".into(), source: source.into() }));
     Ok(Compiled { state, allocations })
 }
 
@@ -113,6 +113,12 @@ pub fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
 #[must_use]
 pub fn sysctl_scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec<String> {
     sysctl::scope(site, originals)
+}
+
+/// Paths of all sysctls that a site with these interfaces could want.
+#[must_use]
+pub fn sysctls_of(interfaces: &[IfName]) -> Vec<String> {
+    sysctl::of_interfaces(interfaces)
 }
 
 /// The source address of a path per family: what probes and tunnels are sent from. Fixed by the endpoint or

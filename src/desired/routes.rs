@@ -26,7 +26,7 @@ const VXLAN_OVERHEAD: [(Family, u32); 2] = [(Family::V4, 50), (Family::V6, 70)];
 pub(super) fn tunnels<'a>(site: &'a Site, facts: &'a Facts) -> impl Iterator<Item = (Key, Value)> + 'a {
     site.paths.values().filter_map(|path| {
         let tunnel = tunnel(path, facts)?;
-        Some((Key::Link { name: path.interface.clone() }, Value::Link(tunnel)))
+        Some((Key::Link { name: path.interface.clone() }, Value::Link(Box::new(tunnel))))
     })
 }
 

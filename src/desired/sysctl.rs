@@ -55,6 +55,16 @@ fn entry(path: String, value: &str) -> (Key, Value) {
     (Key::Sysctl(SysctlKey { path }), Value::Sysctl { value: value.to_owned() })
 }
 
+/// Every sysctl that a site with these interfaces could want.
+pub(super) fn of_interfaces(interfaces: &[IfName]) -> Vec<String> {
+    let each = interfaces.iter().flat_map(|interface| {
+        let advertised = format!("ipv6/conf/{interface}/accept_ra");
+        let named = PER_INTERFACE.map(|(family, name, _)| format!("{family}/conf/{interface}/{name}"));
+        named.into_iter().chain([advertised])
+    });
+    GLOBAL.map(str::to_owned).into_iter().chain(each).collect()
+}
+
 pub(super) fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
     let leaving: BTreeSet<&str> = observed
         .objects

@@ -8,8 +8,7 @@ use crate::{
     state::{Gateway, LinkFacts, RouteKey, RouteValue, Target},
     units::Ratio,
     validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Method, Nat, Path, Policy, Probe, Rule,
-        Strategy,
+        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Nat, Path, Policy, Probe, Rule, Strategy,
     },
 };
 
@@ -25,17 +24,7 @@ fn path(n: &str, interface: &str) -> Path {
         interface: interface.parse().expect("an interface"),
         nat: Nat::Masquerade,
         mtu: None,
-        probe: Probe {
-            method: Method::Icmp,
-            targets: vec!["1.1.1.1".parse().expect("an address")],
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(800),
-            quorum: 1,
-            down_after: 3,
-            up_after: 3,
-            window: 20,
-            size: 56,
-        },
+        probe: Probe { targets: vec!["1.1.1.1".parse().expect("an address")], ..Probe::default() },
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::of(2, 100),
@@ -181,7 +170,7 @@ fn the_same_input_renders_the_same_bytes() {
     };
     assert_eq!(source(&one), source(&two));
     if let Ok(file) = std::env::var("PATRONUS_PRINT_RULESET") {
-        std::fs::write(file, source(&one)).expect("written");
+        std::fs::write(file, &*source(&one)).expect("written");
     }
 }
 

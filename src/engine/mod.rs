@@ -5,6 +5,8 @@
 //! followed by the full pass.
 
 mod ask;
+pub mod captured;
+mod drift;
 mod gate;
 mod pass;
 mod publish;
@@ -35,13 +37,13 @@ use crate::{
     probe::{ProbeError, Prober},
     source::Watcher,
     state::Observed,
-    store::Recorder,
+    store::{Batch, Recorder},
     units::Name,
 };
 
 pub use self::source::{Active, ConfigError, Origin, activate};
 pub use self::status::ReconcileOutcome;
-pub(crate) use self::{pass::told, source::chain};
+pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
 use self::{
     router::Router,
     status::{ReconcileStatus, SourceStatus, Status, Totals},
@@ -72,6 +74,8 @@ pub struct Parts {
     pub rules: Rules,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
+    /// Whether the wall clock is kept on UTC.
+    pub clock_synchronised: bool,
 }
 
 /// What connects the engine to the world around it.
@@ -91,6 +95,8 @@ pub struct Engine {
     origin: Origin,
     router: Router<Linux>,
     recorder: Recorder,
+    /// Samples since the last published status.
+    batch: Batch,
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
@@ -108,7 +114,7 @@ pub struct Engine {
     reasons: BTreeMap<Name, String>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
-    drift: Vec<String>,
+    drift: drift::Books,
     totals: Totals,
     alarms: Alarms,
     started: clock::Wall,
@@ -177,13 +183,14 @@ impl Engine {
             next_decision: None,
             origin: parts.origin,
             router: parts.router,
+            batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
             source,
             reader: source::Reader::default(),
             gate: gate::Gate::new(parts.rules, now),
             monitor: Monitor::default(),
-            prober: Prober::start(sender)?,
+            prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
             observed: Observed::default(),
             flows: BTreeMap::new(),
@@ -191,7 +198,7 @@ impl Engine {
             reasons: BTreeMap::new(),
             last: None,
             change: None,
-            drift: Vec::new(),
+            drift: drift::Books::default(),
             totals: Totals::default(),
             alarms: Alarms { start: parts.alarms, ..Alarms::default() },
             started: clock::wall(),
@@ -231,6 +238,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }
@@ -287,6 +295,7 @@ impl Engine {
         }
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
+            self.look_around(now);
             self.publish();
         }
     }
@@ -298,6 +307,7 @@ impl Engine {
                 self.link_changed(&name, up, carrier, now);
                 self.decide(now).await;
             }
+            KernelEvent::Touched(touch) => return self.note_touch(touch),
             KernelEvent::Changed(_) => {}
             KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
         }
@@ -317,6 +327,7 @@ impl Engine {
     async fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
+                self.end_truces();
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }

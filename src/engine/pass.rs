@@ -13,8 +13,7 @@ use super::{
 use crate::{
     apply::{self, Outcome},
     clock::{self, Instant},
-    desired,
-    plan::{self, Step, text},
+    desired, plan,
     probe::ProbeSpec,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
@@ -22,9 +21,6 @@ use crate::{
 
 /// Sysctls that are looked at every second.
 const SYSCTLS: usize = 500;
-
-/// Lines of drift that a status carries.
-const DRIFT_LINES: usize = 20;
 
 impl Engine {
     /// Brings kernel and configuration together once.
@@ -63,7 +59,7 @@ impl Engine {
     pub(super) fn look_at_sysctls(&mut self, now: Instant) {
         let Some(applied) = self.router.applied() else { return };
         let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
-            Key::Sysctl(SysctlKey { path }) => Some((path.clone(), value)),
+            Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
             _ => None,
         });
         let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
@@ -100,34 +96,15 @@ impl Engine {
             let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
             planned.steps.extend(plan::forget_translated(old, &active.site, numbers, ranges));
         }
-        self.note_drift(&planned.steps);
-        Ok(planned)
-    }
-
-    /// What differs from the state applied last was changed by someone else.
-    fn note_drift(&mut self, steps: &[Step]) {
-        let drifted: Vec<&Step> = match self.router.applied() {
-            Some(applied) if self.observed.stamp.is_some() || !applied.objects.is_empty() => {
-                steps.iter().filter(|s| crate::plan::report::drifted(s, applied)).collect()
-            }
-            _ => Vec::new(),
-        };
-        for step in &drifted {
-            *self.totals.drift.entry(step.kind().to_owned()).or_default() += 1;
-        }
-        self.drift = drifted.iter().filter_map(|s| Some(drift_line(s, &text::key_text(s.key()?)))).collect();
-        if !self.drift.is_empty() {
-            let count = self.drift.len();
-            let message = format!("{count} of our objects were changed by someone else: {}", self.drift[0]);
-            self.drift.truncate(DRIFT_LINES);
-            self.warning("drift", "", message, json!(self.drift));
-        }
+        Ok(self.weigh_drift(planned))
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
         let site = self.active.as_ref().map(|a| a.site.clone());
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_ref(), &revision).await;
+        self.router.share(&mut self.observed);
+        self.drift_settled();
         self.in_force();
         self.configure_probes();
         (ReconcileOutcome::Unchanged, 0, None)
@@ -139,6 +116,7 @@ impl Engine {
         let started = clock::wall();
         let report = self.router.apply(planned, site.as_ref(), &revision).await;
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
+        self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);
         self.recorder.run(Run {
             plan: Some(planned.stamp.plan),
@@ -151,10 +129,10 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = planned.desired.clone();
+            self.observed.state = self.reached(planned);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
-            self.drift.clear();
+            self.drift_settled();
             self.in_force();
             self.configure_probes();
         }
@@ -205,22 +183,15 @@ impl Engine {
                 sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
                     .into_values()
                     .collect(),
-                targets: path.probe.targets.clone(),
-                interval: path.probe.interval,
-                timeout: path.probe.timeout,
-                size: path.probe.size,
+                gateways: desired::next_hops(&active.site, path, &self.observed.facts)
+                    .values()
+                    .filter_map(crate::state::RouteValue::gateway)
+                    .collect(),
+                probe: path.probe.clone(),
             }
         };
         let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();
         self.prober.configure(specs);
-    }
-}
-
-fn drift_line(step: &Step, object: &str) -> String {
-    match step {
-        Step::Set { before: None, .. } => format!("{object} is missing"),
-        Step::Set { after: None, .. } => format!("{object} should not be there"),
-        _ => format!("{object} has another value"),
     }
 }
 

@@ -45,6 +45,9 @@ pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
         policies: Vec::new(),
         alarms: Vec::new(),
         drift: Vec::new(),
+        drifted: Vec::new(),
+        fights: Vec::new(),
+        overrides: Vec::new(),
         totals: Totals::default(),
     }
 }
@@ -53,12 +56,15 @@ impl Engine {
     /// Publishes what is known now.
     pub(super) fn publish(&mut self) {
         self.timers.publish = clock::now() + PUBLISH;
+        self.recorder.samples(self.batch.take());
         let mut status = blank(&self.origin.site, self.source.clone());
         status.started = self.started;
         status.generation = self.router.generation_of(&self.observed);
         status.reconcile.clone_from(&self.last);
         status.change.clone_from(&self.change);
-        status.drift.clone_from(&self.drift);
+        (status.drifted, status.drift) = self.drift.objects();
+        status.fights = self.drift.fights(status.now);
+        status.overrides = self.drift.overrides().to_vec();
         status.totals = self.totals.clone();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
@@ -94,6 +100,7 @@ impl Engine {
         let a = &self.alarms;
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.recorder.alarms());
+        all.extend(self.drift.alarms(clock::now()));
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));
         }
@@ -102,10 +109,7 @@ impl Engine {
     }
 
     fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
-        let gateway = |hop: &RouteValue| match hop {
-            RouteValue::Via { gateway: Some(g), .. } => Some(g.to_string()),
-            _ => None,
-        };
+        let gateway = |hop: &RouteValue| hop.gateway().map(|g| g.to_string());
         let status = |(name, path): (&Name, &crate::validate::intent::Path)| {
             let probes = self.probes.get(name).copied().unwrap_or_default();
             let hops = desired::next_hops(site, path, &self.observed.facts);

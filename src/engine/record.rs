@@ -22,7 +22,7 @@ impl Engine {
             revision: &revision,
             at: clock::wall(),
             who: &proposed.who,
-            plan: &text::render(&report, false),
+            plan: &anstream::adapter::strip_str(&text::render(&report, false)).to_string(),
             document: serde_json::to_value(&report).unwrap_or_default(),
             standing: if proposed.timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
             files: &active.files,

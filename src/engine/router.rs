@@ -1,13 +1,19 @@
 //! One router: its kernel, its journal, and what it remembers. The pipeline from a site to a changed kernel,
 //! as the daemon and the one-shot verbs share it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::captured::{Captured, Frozen};
 use crate::{
     apply::{self, Outcome, RecoveryError, Request},
     desired::{self, CompileError},
+    drift::{self, Drifted, Mode, Modes},
     failover::Selection,
     kernel::{Kernel, KernelError, Scope},
     plan::{self, Step},
@@ -37,7 +43,7 @@ pub enum PlanError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     /// The state that the steps lead to.
-    pub desired: State,
+    pub desired: Arc<State>,
     /// The steps in order.
     pub steps: Vec<Step>,
     /// Numbers in the desired state.
@@ -46,7 +52,20 @@ pub struct Planned {
     pub stamp: Stamp,
     /// Stamp that was observed.
     pub previous: Option<Stamp>,
+    /// Drift that is left as it is: the steps do not touch it, and nobody expects it to be as desired.
+    pub spared: BTreeSet<Key>,
 }
+
+/// What the state applied last belongs to.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct InForce {
+    /// The boot and the network namespace that it was applied in.
+    place: String,
+    revision: String,
+}
+
+/// Which revision was applied last, and where.
+const IN_FORCE: &str = "in-force";
 
 /// A router.
 #[derive(Debug)]
@@ -58,7 +77,9 @@ pub struct Router<K> {
     ranges: Ranges,
     known: Allocations,
     originals: BTreeMap<SysctlKey, String>,
-    applied: Option<State>,
+    applied: Option<Arc<State>>,
+    in_force: InForce,
+    modes: Modes,
     generation: u64,
 }
 
@@ -70,13 +91,47 @@ fn fill_in<T: Ord + Clone>(shown: &mut BTreeMap<T, u32>, known: &BTreeMap<T, u32
     }
 }
 
+/// Brings a state to where executed steps have led.
+fn take_in(steps: &[&Step], state: &mut Arc<State>) {
+    if steps.is_empty() {
+        return;
+    }
+    let objects = &mut Arc::make_mut(state).objects;
+    for step in steps {
+        match step {
+            Step::Set { key, after: Some(value), .. } => drop(objects.insert(key.clone(), value.clone())),
+            Step::Set { key, after: None, .. } => drop(objects.remove(key)),
+            Step::Forget { .. } => {}
+        }
+    }
+}
+
+impl Router<Frozen> {
+    /// A router as it was captured.
+    #[must_use]
+    pub fn captured(captured: Captured) -> Self {
+        let originals =
+            captured.originals.iter().map(|(path, value)| (SysctlKey { path: path.clone() }, value.clone()));
+        let (originals, known) = (originals.collect(), captured.numbers.clone());
+        let (ranges, generation) = (captured.ranges, captured.generation);
+        let (kernel, applied) = captured.thaw();
+        let applied = applied.map(Arc::new);
+        // What was applied there counts here, as if this were that router.
+        let in_force = InForce { place: apply::place(), ..InForce::default() };
+        let (ledger, modes) = (Ledger::memory(), Modes::default());
+        Self { kernel, ledger, ranges, known, originals, applied, in_force, modes, generation }
+    }
+}
+
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
         Self {
             known: ledger.get(ALLOCATIONS).unwrap_or_default(),
             originals: ledger.sysctl_originals(),
-            applied: ledger.applied(),
+            applied: ledger.applied().map(Arc::new),
+            in_force: ledger.get(IN_FORCE).unwrap_or_default(),
+            modes: Modes::default(),
             generation: ledger.generation(),
             kernel,
             ledger,
@@ -89,9 +144,42 @@ impl<K: Kernel> Router<K> {
         &self.ranges
     }
 
-    /// The state applied last, if any.
-    pub const fn applied(&self) -> Option<&State> {
-        self.applied.as_ref()
+    /// Values that sysctls had before us.
+    pub const fn originals(&self) -> &BTreeMap<SysctlKey, String> {
+        &self.originals
+    }
+
+    /// The same, with these ways to treat drift.
+    #[must_use]
+    pub fn treating_drift(self, modes: Modes) -> Self {
+        Self { modes, ..self }
+    }
+
+    /// How drift is treated.
+    pub const fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    /// The state applied last in this boot and this network namespace, if any: what differs from it is drift.
+    pub fn applied(&self) -> Option<&State> {
+        self.applied.as_deref().filter(|_| self.in_force.place == apply::place())
+    }
+
+    /// Whether this revision is the one applied last, here.
+    pub fn is_in_force(&self, revision: &str) -> bool {
+        self.in_force.revision == revision && self.applied().is_some()
+    }
+
+    /// What somebody else changed of what a plan wants, in the order of the keys.
+    pub fn drift(&self, planned: &Planned, observed: &Observed) -> Vec<Drifted> {
+        self.applied().map(|applied| drift::drifted(&planned.desired, applied, &observed.state)).unwrap_or_default()
+    }
+
+    /// Lets a look at the kernel share the state applied last, if it found just that: a large hub's is megabytes.
+    pub fn share(&self, observed: &mut Observed) {
+        if let Some(applied) = self.applied.as_ref().filter(|applied| **applied == observed.state) {
+            observed.state = Arc::clone(applied);
+        }
     }
 
     /// The generation in force; 0 before the first.
@@ -128,7 +216,12 @@ impl<K: Kernel> Router<K> {
     /// Numbers that somebody deleted from our table are filled in from memory: flows carry them, so that an
     /// object that lost its number must get the same one again.
     pub async fn observe(&self, site: Option<&Site>) -> Result<Observed, KernelError> {
-        let mut observed = self.kernel.observe(&self.scope(site)).await?;
+        self.observe_within(&self.scope(site)).await
+    }
+
+    /// The same, with a scope of the caller's.
+    pub async fn observe_within(&self, scope: &Scope) -> Result<Observed, KernelError> {
+        let mut observed = self.kernel.observe(scope).await?;
         fill_in(&mut observed.allocations.targets, &self.known.targets);
         fill_in(&mut observed.allocations.policies, &self.known.policies);
         Ok(observed)
@@ -155,9 +248,23 @@ impl<K: Kernel> Router<K> {
         let compiled = desired::compile(site, self.inputs(selection, observed))?;
         let mut desired = compiled.state;
         if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
-            *table = self.canonical(std::mem::take(&mut table.source)).await?;
+            *table = self.canonical(Arc::clone(&table.source)).await?;
         }
-        Ok(self.planned(desired, compiled.allocations, observed))
+        let planned = self.planned(desired, compiled.allocations, observed);
+        let ignored = self.drift(&planned, observed).into_iter().map(|drifted| drifted.key);
+        let ignored = ignored.filter(|key| self.modes.of(key) == Mode::Ignore).collect();
+        Ok(self.sparing(planned, ignored, observed))
+    }
+
+    /// The same plan without a step for these objects, beside those that it spares already.
+    pub fn sparing(&self, planned: Planned, spared: BTreeSet<Key>, observed: &Observed) -> Planned {
+        if spared.is_empty() {
+            return planned;
+        }
+        let spared = planned.spared.into_iter().chain(spared).collect();
+        let goal = drift::sparing(&planned.desired, &observed.state, &spared);
+        let steps = self.steps(&goal, &planned.allocations, observed);
+        Planned { steps, spared, ..planned }
     }
 
     /// Plans the removal of everything of ours.
@@ -166,37 +273,44 @@ impl<K: Kernel> Router<K> {
         self.planned(desired, Allocations::default(), observed)
     }
 
-    async fn canonical(&self, source: String) -> Result<NftTable, KernelError> {
-        let canonical = match self.applied_form(&source) {
-            Some(form) => form.to_owned(),
-            None => self.kernel.canonical(&source).await?,
-        };
+    async fn canonical(&self, source: Arc<str>) -> Result<NftTable, KernelError> {
+        if let Some(table) = self.applied_form(&source) {
+            return Ok(table.clone());
+        }
+        let canonical = self.kernel.canonical(&source).await?.into();
         Ok(NftTable { canonical, source })
     }
 
-    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
-    /// kernel made it. That form was read back from the kernel then.
-    fn applied_form(&self, source: &str) -> Option<&str> {
+    /// The ruleset applied last with its canonical form, if this is its source and the same program on the same
+    /// kernel made that form. It was read back from the kernel then.
+    fn applied_form(&self, source: &str) -> Option<&NftTable> {
         let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
         let made_by = self.kernel.canonical_by()?;
-        let same = table.source == source && !table.canonical.is_empty();
-        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table.canonical.as_str())
+        let same = *table.source == *source && !table.canonical.is_empty();
+        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table)
     }
 
-    /// The plan. What belongs to a tunnel that goes is not set back first: it goes with it.
-    fn planned(&self, desired: State, allocations: Allocations, observed: &Observed) -> Planned {
-        let leaving = desired::of_leaving_tunnels(&desired, &observed.state);
-        let (mut desired, mut shown) = (desired, observed.state.clone());
-        for key in leaving {
+    fn planned(&self, mut desired: State, allocations: Allocations, observed: &Observed) -> Planned {
+        for key in desired::of_leaving_tunnels(&desired, &observed.state) {
             desired.objects.remove(&key);
-            shown.objects.remove(&key);
         }
-        let mut steps = plan::diff(&desired, &shown);
-        if !steps.is_empty() {
-            steps.extend(plan::forget_released(self.numbers(observed), &allocations, &self.ranges));
-        }
+        let (desired, previous) = (Arc::new(desired), observed.stamp.clone());
+        let steps = self.steps(&desired, &allocations, observed);
         let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
-        Planned { desired, steps, allocations, stamp, previous: observed.stamp.clone() }
+        Planned { desired, steps, allocations, stamp, previous, spared: BTreeSet::new() }
+    }
+
+    /// The steps to a state. What belongs to a tunnel that goes is not set back first: it goes with it.
+    fn steps(&self, desired: &State, allocations: &Allocations, observed: &Observed) -> Vec<Step> {
+        let mut shown = Arc::clone(&observed.state);
+        for key in desired::of_leaving_tunnels(desired, &observed.state) {
+            Arc::make_mut(&mut shown).objects.remove(&key);
+        }
+        let mut steps = plan::diff(desired, &shown);
+        if !steps.is_empty() {
+            steps.extend(plan::forget_released(self.numbers(observed), allocations, &self.ranges));
+        }
+        steps
     }
 
     /// Carries out a plan, or nothing of it, and remembers what is in force then.
@@ -206,6 +320,7 @@ impl<K: Kernel> Router<K> {
         let request = Request {
             steps: &planned.steps,
             desired: &planned.desired,
+            spared: &planned.spared,
             scope: &scope,
             stamp: planned.stamp.clone(),
             previous: planned.previous.clone(),
@@ -213,7 +328,7 @@ impl<K: Kernel> Router<K> {
         };
         let report = apply::run(&self.kernel, &mut self.ledger, request).await;
         if matches!(report.outcome, Outcome::Applied | Outcome::Unchanged) {
-            self.remember(planned, site);
+            self.remember(planned, site, revision);
         }
         if matches!(report.outcome, Outcome::Applied) {
             self.generation = planned.stamp.generation;
@@ -232,7 +347,12 @@ impl<K: Kernel> Router<K> {
         }
     }
 
-    fn remember(&mut self, planned: &Planned, site: Option<&Site>) {
+    fn remember(&mut self, planned: &Planned, site: Option<&Site>, revision: &str) {
+        let in_force = InForce { place: apply::place(), revision: revision.to_owned() };
+        if self.in_force != in_force {
+            self.ledger.put(IN_FORCE, &in_force);
+            self.in_force = in_force;
+        }
         if self.known != planned.allocations {
             self.known = planned.allocations.clone();
             self.ledger.put(ALLOCATIONS, &self.known);
@@ -240,7 +360,7 @@ impl<K: Kernel> Router<K> {
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
             self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
-            self.applied = Some(planned.desired.clone());
+            self.applied = Some(Arc::clone(&planned.desired));
         }
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
@@ -259,17 +379,17 @@ impl<K: Kernel> Router<K> {
         self.ledger.put(ALLOCATIONS, &self.known);
         self.originals.iter().for_each(|(key, value)| self.ledger.keep_sysctl(key, value));
         self.applied.iter().for_each(|state| self.ledger.set_applied(state));
+        self.ledger.put(IN_FORCE, &self.in_force);
         Some(told)
     }
 
-    /// Takes in that a step was executed outside a transaction: it is part of what is applied now.
-    pub fn switched(&mut self, step: &Step) {
-        if let (Some(applied), Step::Set { key, after, .. }) = (&mut self.applied, step) {
-            match after {
-                Some(value) => drop(applied.objects.insert(key.clone(), value.clone())),
-                None => drop(applied.objects.remove(key)),
-            }
+    /// Takes in that steps were executed outside a transaction: they are part of what is applied now.
+    pub fn switched(&mut self, steps: &[&Step], observed: &mut Observed) {
+        take_in(steps, &mut observed.state);
+        if let Some(applied) = &mut self.applied {
+            take_in(steps, applied);
         }
+        self.share(observed);
     }
 
     /// Finishes or undoes what an earlier process left open.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::{Instant, Wall},
+    drift::How,
     failover::{Choice, TransitionKind},
+    foreign::{Override, programs::Culprit},
     guard::Who,
     health::PathHealth,
     state::Counter,
@@ -55,6 +57,15 @@ pub struct Status {
     pub alarms: Vec<String>,
     /// Objects that are not as wanted right now, one line each.
     pub drift: Vec<String>,
+    /// The same objects for programs, at most 20.
+    #[serde(default)]
+    pub drifted: Vec<DriftedObject>,
+    /// Objects that somebody takes away as often as they are put back; they are left alone for a while.
+    #[serde(default)]
+    pub fights: Vec<FightStatus>,
+    /// Objects of others that override ours, worst first; looked at once a minute.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
     /// Monotonic totals since the daemon started.
     pub totals: Totals,
 }
@@ -89,6 +100,80 @@ pub struct WaitingStatus {
     pub revision: String,
     /// Why it waits.
     pub reason: String,
+}
+
+/// An object that somebody else changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftedObject {
+    /// `nft`, `route`, `rule`, `sysctl` or `link`.
+    pub kind: String,
+    /// Which.
+    pub object: String,
+    /// How it differs.
+    pub how: How,
+    /// What was wanted and what is there, where both are known.
+    pub detail: Option<String>,
+    /// What is done about it.
+    pub treatment: Treatment,
+}
+
+/// What is done about an object that somebody else changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Treatment {
+    /// It is put right now.
+    Repaired,
+    /// The settings say that drift of this kind is only reported.
+    Reported,
+    /// It is fought over.
+    LeftAlone,
+}
+
+impl DriftedObject {
+    /// One line for a person.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Self { kind, object, how, detail, treatment } = self;
+        let detail = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        let left = match treatment {
+            Treatment::Repaired => String::new(),
+            Treatment::Reported => format!("; only reported (`drift: {{{kind}: report}}`)"),
+            Treatment::LeftAlone => "; left alone, since somebody changes it again and again".to_owned(),
+        };
+        format!("{object} {how}{detail}{left}")
+    }
+}
+
+/// A fight over one object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FightStatus {
+    /// The kind of object.
+    pub kind: String,
+    /// Which.
+    pub object: String,
+    /// How often it was taken away since the fight began.
+    pub losses: u64,
+    /// Since how many seconds it is left alone.
+    pub seconds: u64,
+    /// In how many seconds it is tried again.
+    pub next_try_in: u64,
+    /// Who is likely to be at it.
+    pub culprit: Culprit,
+}
+
+impl FightStatus {
+    /// One line for a person: what, who, what to do.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let who = self.culprit.program.as_deref().unwrap_or("somebody unknown");
+        let evidence = self.culprit.evidence.join("; ");
+        let evidence = if evidence.is_empty() { evidence } else { format!(" ({evidence})") };
+        let minutes = self.next_try_in.div_ceil(60);
+        format!(
+            "{} was taken away {} times: left alone, tried again in {minutes} min; likely {who}{evidence}; {}",
+            self.object, self.losses, self.culprit.remedy
+        )
+    }
 }
 
 /// Where the configuration comes from and how that goes.

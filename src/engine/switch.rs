@@ -12,8 +12,8 @@ use crate::{
     health::{Link, Sample},
     kernel::Kernel as _,
     plan::{self, Step},
-    state::{Key, Stamp, Target},
-    store::{HealthSample, TransitionRecord},
+    state::{Key, Stamp, State, Target},
+    store::TransitionRecord,
     units::{IfName, Name},
     validate::intent::Path,
 };
@@ -31,7 +31,7 @@ impl Engine {
         let path = self.active.as_ref().and_then(|a| a.site.paths.get(&sample.path));
         self.gate.note(sample, path.map_or(1, |path| path.probe.quorum));
         if let Some(health) = self.monitor.healths().get(&sample.path) {
-            self.recorder.sample(HealthSample::of(&sample.path, health, clock::wall()));
+            self.batch.add(&sample.path, health, clock::wall());
         }
     }
 
@@ -111,9 +111,10 @@ impl Engine {
         let inputs = self.router.inputs(&self.selection, &self.observed);
         let numbers = inputs.known.clone();
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
-        let mut shown = self.observed.state.clone();
-        shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
-        let steps = plan::diff(&wanted, &shown);
+        let routes = self.observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
+        let shown = State { objects: routes.map(|(key, value)| (key.clone(), value.clone())).collect() };
+        let mut steps = plan::diff(&wanted, &shown);
+        steps.retain(|step| !self.is_spared(step));
         let forgets = self.forgets(decision);
         let first = steps.iter().take_while(|s| is_active_route(s)).count();
         let (active_steps, tails) = steps.split_at(first);
@@ -122,6 +123,12 @@ impl Engine {
         self.execute(tails).await;
         self.sweeps.extend(forgets.into_iter().map(|step| (now + SECOND_SWEEP, step)));
         tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
+    }
+
+    /// Whether a step would only put back what is left as it is.
+    fn is_spared(&self, step: &Step) -> bool {
+        let key = step.key().filter(|key| self.drift.spared.contains(key));
+        key.is_some() && self.router.applied().is_some_and(|applied| plan::report::drifted(step, applied))
     }
 
     /// The steps that forget flows: those of paths that were left by force, and those that had their time.
@@ -141,11 +148,12 @@ impl Engine {
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
     async fn execute(&mut self, steps: &[Step]) {
         let stamp = self.observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
+        let mut executed = Vec::new();
         for step in steps {
             match self.router.kernel.execute(step, self.router.ranges(), &stamp).await {
                 Ok(done) => {
                     tracing::debug!(?step, flows = done.flows, "switched");
-                    self.executed(step);
+                    executed.push(step);
                 }
                 Err(error) => {
                     tracing::warn!("a switch step failed, the full pass takes over: {error}");
@@ -153,16 +161,7 @@ impl Engine {
                 }
             }
         }
-    }
-
-    fn executed(&mut self, step: &Step) {
-        if let Step::Set { key, after, .. } = step {
-            match after {
-                Some(value) => drop(self.observed.state.objects.insert(key.clone(), value.clone())),
-                None => drop(self.observed.state.objects.remove(key)),
-            }
-            self.router.switched(step);
-        }
+        self.router.switched(&executed, &mut self.observed);
     }
 
     /// The second forgetting.

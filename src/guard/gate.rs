@@ -358,6 +358,7 @@ mod tests {
             sent: T0,
             done: T0,
             answers: vec![("192.0.2.1".parse().unwrap(), answered.then(std::time::Duration::default))],
+            notes: crate::health::Notes::default(),
         };
         let mut rounds = Rounds::default();
         for good in [true, false, true, true] {

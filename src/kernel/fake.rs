@@ -268,8 +268,8 @@ fn canonical(source: &str) -> String {
 fn as_listed(value: &Value) -> Value {
     match value {
         Value::Nft(table) => {
-            let text = canonical(&table.source);
-            Value::Nft(NftTable { canonical: text.clone(), source: text })
+            let text: Arc<str> = canonical(&table.source).into();
+            Value::Nft(NftTable { canonical: Arc::clone(&text), source: text })
         }
         other => other.clone(),
     }
@@ -287,7 +287,7 @@ impl World {
         });
         let ours = self.ours.iter().map(|(key, value)| (key.clone(), value.clone()));
         Observed {
-            state: State { objects: ours.chain(sysctls).collect() },
+            state: Arc::new(State { objects: ours.chain(sysctls).collect() }),
             facts: self.facts_in(&scope.interfaces),
             allocations: self.allocations.clone(),
             stamp: self.stamp.clone(),

@@ -10,6 +10,7 @@ pub mod lock;
 use std::future::Future;
 
 use crate::{
+    foreign::programs::Touch,
     plan::Step,
     state::{Observed, Ranges, Stamp},
     units::IfName,
@@ -91,6 +92,8 @@ pub enum KernelEvent {
     },
     /// Addresses, routes, rules or nft changed.
     Changed(&'static str),
+    /// Somebody changed an object that looks like ours: evidence for the case of a fight, never a reason to act.
+    Touched(Touch),
     /// Notifications were lost (`ENOBUFS`): look at everything.
     Lost,
 }

@@ -204,6 +204,8 @@ fn one_link_each(site: &Site) -> Result<(), Impossible> {
 fn named_networks(sites: &BTreeMap<&Name, &Site>) -> Vec<IpNet> {
     let lans = sites.values().flat_map(|site| &site.lan).flat_map(|lan| &lan.prefixes);
     let targets = sites.values().flat_map(|site| site.paths.values()).flat_map(|path| &path.probe.targets);
+    // An unspecified target stands for a gateway.
+    let targets = targets.filter(|target| !target.is_unspecified());
     lans.copied().chain(targets.map(|target| IpNet::from(*target))).collect()
 }
 
@@ -296,7 +298,10 @@ fn targets(sites: &BTreeMap<&Name, &Site>, nets: &BTreeMap<Name, SiteNet>) -> BT
     let legs = nets.values().flat_map(|net| net.uplinks.values()).flat_map(|uplink| &uplink.legs);
     let taken: BTreeSet<IpAddr> = legs.flat_map(|leg| [leg.gateway, leg.router.addr()]).collect();
     let paths = sites.values().flat_map(|site| site.paths.values()).filter(|p| p.to == Destination::Internet);
-    paths.flat_map(|path| path.probe.targets.iter().copied()).filter(|target| !taken.contains(target)).collect()
+    paths
+        .flat_map(|path| path.probe.targets.iter().copied())
+        .filter(|target| !taken.contains(target) && !target.is_unspecified())
+        .collect()
 }
 
 /// Two providers may hand out addresses of one network; each answers for the other's on its own link.

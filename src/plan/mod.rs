@@ -6,6 +6,7 @@
 //! then the removal of what nobody uses any more.
 
 pub mod report;
+pub mod saved;
 pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,6 @@ use crate::{
 /// One change to one kernel object. The executor has no choice beyond a `match` on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
-#[expect(clippy::large_enum_variant, reason = "almost every step is a `Set`; a box would cost more than it saves")]
 pub enum Step {
     /// Bring an object from `before` to `after`; absent before is an addition, absent after a removal. Equal
     /// values mean that the object has to be made again, because an earlier step takes it away.
@@ -76,11 +76,7 @@ impl Step {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Set { key: Key::Sysctl(_), .. } => "sysctl",
-            Self::Set { key: Key::Link { .. }, .. } => "link",
-            Self::Set { key: Key::Route(_), .. } => "route",
-            Self::Set { key: Key::Rule(_), .. } => "rule",
-            Self::Set { key: Key::Nft, .. } => "nft",
+            Self::Set { key, .. } => key.kind(),
             Self::Forget { .. } => "flows",
         }
     }

@@ -176,6 +176,8 @@ pub fn report(inputs: &Inputs<'_>, site: Name, revision: Revisions, generation: 
 pub fn drifted(step: &Step, applied: &State) -> bool {
     match step {
         Step::Set { key: Key::Sysctl(_), before, after, .. } if before.is_none() || after.is_none() => false,
+        // What goes with its interface and is made again was not changed by anybody.
+        Step::Set { before, after, .. } if before == after => false,
         Step::Set { key, after, .. } => applied.objects.get(key) == after.as_ref(),
         Step::Forget { .. } => false,
     }
@@ -217,13 +219,23 @@ pub fn object_changes(old: Option<&Site>, new: Option<&Site>) -> Vec<ObjectChang
         let (kind, name) = key;
         let (action, details) = match (before.get(key), after.get(key)) {
             (Some(a), Some(b)) if a == b => return None,
-            (Some(a), Some(b)) => (Action::Change, fields(a, b)),
+            (Some(a), Some(b)) => (Action::Change, changed(key, (a, b), new)),
             (None, Some(_)) => (Action::Add, new.map(|s| describe(s, kind, name)).unwrap_or_default()),
             (_, None) => (Action::Remove, old.map(|s| used_by(s, kind, name)).unwrap_or_default()),
         };
         Some(ObjectChange { kind, name: name.clone(), action, details })
     };
     keys.into_iter().filter_map(change).collect()
+}
+
+/// What differs, and what a change of probing comes to.
+fn changed((kind, name): &(&'static str, String), (before, after): (&Json, &Json), new: Option<&Site>) -> Vec<String> {
+    let mut lines = fields(before, after);
+    let path = new.and_then(|s| s.paths.get(name.as_str())).filter(|_| *kind == "path");
+    if let Some(path) = path.filter(|p| !p.probe.targets.is_empty() && before["probe"] != after["probe"]) {
+        lines.push(cost(&path.probe));
+    }
+    lines
 }
 
 /// The leaves that differ, as `field.of.field: old -> new`.
@@ -286,14 +298,29 @@ fn describe_path(path: &intent::Path) -> String {
     if probe.targets.is_empty() {
         return format!("{}, not probed", path.interface);
     }
-    format!(
-        "{}, {} target{}, down after {} lost (at most {})",
-        path.interface,
-        probe.targets.len(),
-        if probe.targets.len() == 1 { "" } else { "s" },
-        probe.down_after,
-        seconds(probe.detection_time())
-    )
+    let how = match &probe.method {
+        intent::Method::Icmp => String::new(),
+        intent::Method::Gateway => return format!("{}, its gateway, {}", path.interface, cost(probe)),
+        method => format!(" by {}", method.text()),
+    };
+    let (count, plural) = (probe.targets.len(), if probe.targets.len() == 1 { "" } else { "s" });
+    format!("{}, {count} target{plural}{how}, {}", path.interface, cost(probe))
+}
+
+/// When a probe finds an outage, and what it takes for that.
+fn cost(probe: &intent::Probe) -> String {
+    let (lost, worst, volume) = (probe.down_after, seconds(probe.detection_time()), volume(probe.bytes_per_day()));
+    format!("down after {lost} lost (at most {worst}), probes {volume} a day")
+}
+
+/// Bytes as a person says them: `43.5 MB`.
+#[allow(clippy::cast_precision_loss)]
+fn volume(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        1_000_000.. => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.0} kB", bytes as f64 / 1e3),
+    }
 }
 
 /// A duration as a person says it: `3.8 s`.

@@ -26,7 +26,7 @@ fn rule(priority: u32) -> Key {
 }
 
 fn nft(text: &str) -> Value {
-    Value::Nft(NftTable { canonical: text.into(), source: format!("source of {text}") })
+    Value::Nft(NftTable { canonical: text.into(), source: format!("source of {text}").into() })
 }
 
 fn state(objects: &[(Key, Value)]) -> State {
@@ -88,7 +88,7 @@ fn undo_is_the_executed_steps_last_first_with_their_before() {
 #[test]
 fn a_route_on_a_tunnel_that_is_made_anew_is_made_anew_too() {
     let tunnel = |mtu| {
-        Value::Link(crate::state::Tunnel {
+        Value::Link(Box::new(crate::state::Tunnel {
             id: 1001,
             local: "198.51.100.2".parse().expect("an address"),
             remote: "203.0.113.2".parse().expect("an address"),
@@ -96,7 +96,7 @@ fn a_route_on_a_tunnel_that_is_made_anew_is_made_anew_too() {
             over: "wan0".parse().expect("a name"),
             mtu,
             addresses: vec![],
-        })
+        }))
     };
     let link = Key::Link { name: "pt1001".parse().expect("a name") };
     let old = state(&[(link.clone(), tunnel(1400)), (route(20_001, 10), via("pt1001"))]);

@@ -2,7 +2,7 @@
 //!
 //! The symbols `+ ~ -` carry the meaning; colour only helps.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, sync::Arc};
 
 use anstyle::{AnsiColor, Style};
 use similar::{ChangeTag, TextDiff};
@@ -182,6 +182,18 @@ fn rule_text(k: &RuleKey) -> String {
     format!("rule   {} priority {}{mark}{oif} -> table {table}{suppress}", k.family, k.priority)
 }
 
+/// How what was found differs from what was wanted, on one line; nothing where one of them is not there.
+#[must_use]
+pub fn difference(wanted: Option<&Value>, found: Option<&Value>) -> Option<String> {
+    match (wanted?, found?) {
+        (Value::Nft(wanted), Value::Nft(found)) => {
+            let (added, removed, _) = nft_difference(&wanted.canonical, &found.canonical);
+            Some(format!("{added} lines added, {removed} removed"))
+        }
+        (wanted, found) => Some(format!("wanted {}, found {}", value_text(wanted), value_text(found))),
+    }
+}
+
 fn value_text(value: &Value) -> String {
     match value {
         Value::Sysctl { value } => value.clone(),
@@ -206,8 +218,8 @@ fn address(address: IpAddr) -> String {
 
 fn nft_lines(sign: &str, before: Option<&Value>, after: Option<&Value>, all: bool) -> Vec<String> {
     let text = |v: Option<&Value>| match v {
-        Some(Value::Nft(NftTable { canonical, .. })) => canonical.clone(),
-        _ => String::new(),
+        Some(Value::Nft(NftTable { canonical, .. })) => Arc::clone(canonical),
+        _ => Arc::default(),
     };
     let (old, new) = (text(before), text(after));
     let (added, removed, body) = nft_difference(&old, &new);

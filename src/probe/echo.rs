@@ -1,4 +1,4 @@
-//! ICMP and `ICMPv6` echo packets. Pure.
+//! Echo packets: ICMP, `ICMPv6`, and UDP (RFC 862). Pure.
 
 use crate::units::Family;
 
@@ -40,6 +40,21 @@ pub fn reply(family: Family, ident: u16, packet: &[u8]) -> Option<Reply> {
     let ours = head[0] == kind && head[1] == 0 && head[4..6] == ident.to_be_bytes();
     let nonce = u64::from_be_bytes(*head.last_chunk()?);
     ours.then_some(Reply { sequence: u16::from_be_bytes([head[6], head[7]]), nonce })
+}
+
+/// Writes the payload of a UDP echo, `size` bytes and at least ten: number and nonce. The service sends it back as it is.
+pub fn datagram(reply: Reply, size: u16, packet: &mut Vec<u8>) {
+    packet.clear();
+    packet.extend(reply.nonce.to_be_bytes());
+    packet.extend(reply.sequence.to_be_bytes());
+    packet.resize(usize::from(size.max(10)), 0);
+}
+
+/// Reads a UDP echo.
+#[must_use]
+pub fn echoed(packet: &[u8]) -> Option<Reply> {
+    let (nonce, rest) = packet.split_first_chunk()?;
+    Some(Reply { nonce: u64::from_be_bytes(*nonce), sequence: u16::from_be_bytes(*rest.first_chunk()?) })
 }
 
 /// The Internet checksum (RFC 1071) of a packet whose checksum field is zero.
@@ -86,5 +101,15 @@ mod tests {
         for cut in 0..40 {
             assert_eq!(reply(Family::V4, 0xbeef, &ip[..cut]), None);
         }
+    }
+
+    #[test]
+    fn a_udp_echo_is_read_back() {
+        let mut packet = Vec::new();
+        for size in [0, 16, 1452] {
+            datagram(REPLY, size, &mut packet);
+            assert_eq!((packet.len(), echoed(&packet)), (usize::from(size.max(10)), Some(REPLY)));
+        }
+        assert_eq!(echoed(&packet[..9]), None);
     }
 }

@@ -1,70 +1,104 @@
 //! The probing task: one loop over the schedule, the rounds under way and the sockets.
+//!
+//! While a path's last round was lost it is probed faster, and so are paths that share a target with it, so that it is
+//! soon known whether the target or the path is at fault.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
+    task::JoinSet,
     time::{self, sleep},
 };
 use tracing::{info, warn};
 
 use super::{
     ProbeSpec,
+    dialogue::{self, Outcome, Way},
     echo::{self, Reply},
     rounds::{RoundKey, Rounds, Sent},
     schedule::Schedule,
-    socket::Sockets,
+    senders::Senders,
+    stamp,
 };
 use crate::{
     clock::{self, Instant},
     health::Sample,
+    http::Client,
     units::{Family, Name},
+    validate::intent::Method,
 };
 
 /// Packets taken in before anything else is done, so that a flood of forged answers does not stop the probes.
 const BATCH: usize = 4096;
+/// Paths that are asked about a target when another path does not reach it.
+const WITNESSES: usize = 8;
 
 /// A path that is probed.
 #[derive(Debug)]
 struct Probed {
     spec: ProbeSpec,
     round: u64,
+    /// The newest round that succeeded.
+    good: u64,
+    /// Rounds lost in a row.
+    lost: u32,
     /// Why its probes cannot be sent, as reported last; told once and not with each probe.
     trouble: Option<String>,
 }
 
+/// A probe that is more than a packet, when it ended.
+#[derive(Debug)]
+struct Held {
+    nonce: u64,
+    path: Name,
+    target: IpAddr,
+    outcome: Outcome,
+}
+
 #[derive(Debug)]
 pub(super) struct Engine {
-    v4: Sockets,
-    v6: Option<Sockets>,
-    ident: u16,
+    senders: Senders,
+    dialogues: JoinSet<Held>,
+    web: Option<Arc<Client>>,
     random: RandomState,
     drawn: u64,
     samples: mpsc::Sender<Sample>,
     full: bool,
     paths: BTreeMap<Name, Probed>,
+    /// Paths by target. Looked up by key, never iterated.
+    sharing: HashMap<IpAddr, Vec<Name>>,
     schedule: Schedule,
     rounds: Rounds,
     packet: Vec<u8>,
 }
 
 impl Engine {
-    pub fn new(
-        v4: Sockets,
-        v6: Option<Sockets>,
-        ident: u16,
-        random: RandomState,
-        samples: mpsc::Sender<Sample>,
-    ) -> Self {
-        let (paths, schedule, rounds) = (BTreeMap::new(), Schedule::default(), Rounds::default());
-        Self { v4, v6, ident, random, drawn: 0, samples, full: false, paths, schedule, rounds, packet: Vec::new() }
+    pub fn new(senders: Senders, random: RandomState, samples: mpsc::Sender<Sample>, synchronised: bool) -> Self {
+        let mut rounds = Rounds::default();
+        rounds.synchronised = synchronised;
+        Self {
+            senders,
+            dialogues: JoinSet::new(),
+            web: None,
+            random,
+            drawn: 0,
+            samples,
+            full: false,
+            paths: BTreeMap::new(),
+            sharing: HashMap::new(),
+            schedule: Schedule::default(),
+            rounds,
+            packet: Vec::new(),
+        }
     }
 
     /// Runs until the handle is dropped.
@@ -78,8 +112,13 @@ impl Engine {
                     Some(new) => self.configure(new),
                     None => return,
                 },
-                () = self.v4.readable() => {}
-                () = readable(self.v6.as_ref()) => {}
+                () = self.senders.readable() => {}
+                Some(done) = self.dialogues.join_next() => {
+                    // A dialogue that panicked is lost; its round ends by its time.
+                    if let Ok(held) = done {
+                        self.settle(held);
+                    }
+                }
                 () = &mut timer => {}
             }
             self.turn();
@@ -94,26 +133,52 @@ impl Engine {
     fn configure(&mut self, specs: Vec<ProbeSpec>) {
         let now = clock::now();
         let mut old = std::mem::take(&mut self.paths);
-        for spec in specs.into_iter().filter(|s| !s.targets.is_empty()) {
-            self.schedule.set(&spec.path, spec.interval, now);
+        self.sharing.clear();
+        for spec in specs.into_iter().filter(|s| !s.probe.targets.is_empty()) {
+            self.prepare(&spec);
+            self.schedule.set(&spec.path, spec.probe.interval, now);
+            for target in &spec.probe.targets {
+                self.sharing.entry(*target).or_default().push(spec.path.clone());
+            }
             let probed = match old.remove(&spec.path) {
                 Some(same) if same.spec == spec => same,
-                changed => Probed { round: changed.map_or(0, |c| c.round), trouble: None, spec },
+                changed => {
+                    let round = changed.map_or(0, |c| c.round);
+                    Probed { round, good: 0, lost: 0, trouble: None, spec }
+                }
             };
             self.paths.insert(probed.spec.path.clone(), probed);
         }
         for gone in old.keys() {
             self.schedule.remove(gone);
+            self.rounds.remove(gone);
+        }
+    }
+
+    /// Opens what the method needs. What cannot be opened is told with each path that needs it.
+    fn prepare(&mut self, spec: &ProbeSpec) {
+        let path = &spec.path;
+        if let Err(error) = self.senders.prepare(spec) {
+            warn!(%path, "{error}");
+        }
+        if matches!(spec.probe.method, Method::Http(_)) && self.web.is_none() {
+            match Client::new(None) {
+                Ok(client) => self.web = Some(Arc::new(client)),
+                Err(error) => warn!(%path, "{error}"),
+            }
         }
     }
 
     /// What came in first, so that an answer that waits in the socket is not called late; then what is due.
     fn turn(&mut self) {
         for _ in 0..BATCH {
-            let Some(arrival) = self.v4.receive().or_else(|| self.v6.as_ref()?.receive()) else { break };
+            let Some(arrival) = self.senders.receive() else { break };
             if let Some(sample) = self.rounds.arrived(&arrival) {
                 self.report(sample);
             }
+        }
+        while let Some(Ok(held)) = self.dialogues.try_join_next() {
+            self.settle(held);
         }
         let now = clock::now();
         while let Some(sample) = self.rounds.expired(now) {
@@ -124,10 +189,27 @@ impl Engine {
         }
     }
 
+    fn settle(&mut self, held: Held) {
+        let (rtt, said, trouble) = match held.outcome {
+            Outcome::Answered(rtt) => (Some(rtt), None, None),
+            Outcome::Wrong(said) => (None, Some(said), None),
+            Outcome::Lost => (None, None, None),
+            Outcome::Unsent(why) => (None, None, Some(why)),
+        };
+        if let Some(probed) = self.paths.get_mut(&held.path) {
+            let trouble = trouble.map(|why| format!("{} over {}: {why}", held.target, probed.spec.interface));
+            tell(probed, trouble);
+        }
+        if let Some(sample) = self.rounds.settled(held.nonce, rtt, said, clock::now()) {
+            self.report(sample);
+        }
+    }
+
     fn report(&mut self, sample: Sample) {
         if !self.paths.contains_key(&sample.path) {
             return;
         }
+        self.weigh(&sample);
         let full = matches!(self.samples.try_send(sample), Err(TrySendError::Full(_)));
         if full && !self.full {
             warn!("probe results are not taken in fast enough: some are dropped");
@@ -135,27 +217,95 @@ impl Engine {
         self.full = full;
     }
 
+    /// Probes faster while a loss may be the beginning of an outage, and asks other paths about the same targets.
+    fn weigh(&mut self, sample: &Sample) {
+        let Some(probed) = self.paths.get_mut(&sample.path) else { return };
+        let (probe, now) = (&probed.spec.probe, sample.done);
+        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count();
+        if answered >= probe.quorum as usize {
+            probed.good = probed.good.max(sample.round);
+            if std::mem::take(&mut probed.lost) > 0 {
+                self.schedule.pace(&sample.path, None, now);
+            }
+        } else if sample.round > probed.good {
+            probed.lost = probed.lost.saturating_add(1);
+            let (doubt, first) = (probe.doubt_interval(), probed.lost == 1);
+            let uncertain = probed.lost < probe.down_after;
+            self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
+            if first {
+                self.ask_others(sample, doubt);
+            }
+        }
+    }
+
+    fn ask_others(&mut self, sample: &Sample, gap: Duration) {
+        for (target, _) in sample.answers.iter().filter(|(target, rtt)| rtt.is_none() && !target.is_unspecified()) {
+            let others = self.sharing.get(target).into_iter().flatten();
+            for other in others.filter(|p| **p != sample.path).take(WITNESSES) {
+                self.schedule.hurry(other, gap, sample.done);
+            }
+        }
+    }
+
     fn probe(&mut self, path: &Name) {
         let Some(mut probed) = self.paths.remove(path) else { return };
         probed.round += 1;
         let key = self.rounds.open(&probed.spec, probed.round, clock::now());
-        let trouble = self.send_round(&probed.spec, probed.round, key);
-        tell(&mut probed, trouble);
+        match &probed.spec.probe.method {
+            Method::Tcp { .. } | Method::Http(_) | Method::Dns(_) => self.hold_round(&probed.spec, key),
+            Method::Gateway => {
+                let trouble = self.ask_round(&probed.spec, probed.round, key);
+                tell(&mut probed, trouble);
+            }
+            Method::Icmp | Method::Udp { .. } | Method::Stamp { .. } => {
+                let trouble = self.send_round(&probed.spec, probed.round, key);
+                tell(&mut probed, trouble);
+            }
+        }
         self.paths.insert(path.clone(), probed);
         if let Some(sample) = self.rounds.close_if_complete(key, clock::now()) {
             self.report(sample);
         }
     }
 
+    /// Begins a dialogue with each target of a round.
+    fn hold_round(&mut self, spec: &ProbeSpec, key: RoundKey) {
+        for (index, target) in spec.probe.targets.iter().copied().enumerate() {
+            let nonce = self.nonce();
+            self.rounds.sent(key, index, Reply { sequence: 0, nonce }, 0, sent_now());
+            let (path, limit) = (spec.path.clone(), spec.probe.timeout);
+            let held = dialogue::hold(Way::of(spec, target), target, spec.probe.method.clone(), self.web.clone());
+            self.dialogues.spawn(async move {
+                let outcome = time::timeout(limit, held).await.unwrap_or(Outcome::Lost);
+                Held { nonce, path, target, outcome }
+            });
+        }
+    }
+
+    /// Asks the gateways of a round; the first thing that went wrong.
+    fn ask_round(&mut self, spec: &ProbeSpec, round: u64, key: RoundKey) -> Option<String> {
+        let mut trouble = None;
+        for (index, target) in spec.probe.targets.iter().copied().enumerate() {
+            let (reply, sent) = (Reply { sequence: number(round), nonce: self.nonce() }, sent_now());
+            let closed = || io::Error::from(io::ErrorKind::NotConnected);
+            let asked = self.senders.links.as_mut().ok_or_else(closed).and_then(|l| l.ask(spec, reply, target));
+            match asked {
+                Ok(interface) => self.rounds.sent(key, index, reply, interface, sent),
+                Err(e) => drop(trouble.get_or_insert_with(|| format!("the gateway over {}: {e}", spec.interface))),
+            }
+        }
+        trouble
+    }
+
     /// Sends to all targets of a round; the first thing that went wrong.
     fn send_round(&mut self, spec: &ProbeSpec, round: u64, key: RoundKey) -> Option<String> {
         let mut trouble = None;
         for family in Family::ALL {
-            let targets = || spec.targets.iter().enumerate().filter(|(_, t)| Family::of(t) == family);
+            let targets = || spec.probe.targets.iter().enumerate().filter(|(_, t)| Family::of(t) == family);
             if targets().next().is_none() {
                 continue;
             }
-            let interface = self.sockets(family).and_then(|s| s.aim(spec));
+            let interface = self.senders.of(spec, family).and_then(|s| s.aim(spec));
             for (index, target) in targets() {
                 let sent = match &interface {
                     Ok(interface) => self.send_one(spec, round, key, (index, *target), *interface),
@@ -178,22 +328,27 @@ impl Engine {
         interface: u32,
     ) -> io::Result<()> {
         let family = Family::of(&target);
-        // The sequence number repeats after 65,536 rounds, the nonce does not.
-        #[allow(clippy::cast_possible_truncation)]
-        let reply = Reply { sequence: round as u16, nonce: self.nonce() };
-        echo::request(family, self.ident, reply, spec.size, &mut self.packet);
+        let mut reply = Reply { sequence: number(round), nonce: self.nonce() };
+        let sent = sent_now();
+        let port = match spec.probe.method {
+            Method::Udp { port } => {
+                echo::datagram(reply, spec.probe.size, &mut self.packet);
+                port
+            }
+            Method::Stamp { port } => {
+                reply.nonce = (stamp::timestamp(sent.wall) & !0xffff) | (reply.nonce & 0xffff);
+                stamp::request(reply, self.rounds.synchronised, &mut self.packet);
+                port
+            }
+            _ => {
+                echo::request(family, self.senders.ident(), reply, spec.probe.size, &mut self.packet);
+                0
+            }
+        };
         let source = spec.sources.iter().find(|s| Family::of(s) == family).copied();
-        let sent = Sent { at: clock::now(), wall: clock::wall().as_micros() };
-        self.sockets(family)?.send(&self.packet, target, source, interface)?;
+        self.senders.of(spec, family)?.send(&self.packet, SocketAddr::new(target, port), source, interface)?;
         self.rounds.sent(key, index, reply, interface, sent);
         Ok(())
-    }
-
-    fn sockets(&self, family: Family) -> io::Result<&Sockets> {
-        match family {
-            Family::V4 => Ok(&self.v4),
-            Family::V6 => self.v6.as_ref().ok_or_else(|| io::Error::from_raw_os_error(nix::libc::EAFNOSUPPORT)),
-        }
     }
 
     /// A number nobody can guess: a keyed hash (`SipHash`, key from the system's random source) of a counter.
@@ -203,11 +358,14 @@ impl Engine {
     }
 }
 
-async fn readable(sockets: Option<&Sockets>) {
-    match sockets {
-        Some(sockets) => sockets.readable().await,
-        None => std::future::pending().await,
-    }
+/// The sequence number of a round. It repeats after 65,536 rounds, the nonce does not.
+#[allow(clippy::cast_possible_truncation)]
+const fn number(round: u64) -> u16 {
+    round as u16
+}
+
+fn sent_now() -> Sent {
+    Sent { at: clock::now(), wall: clock::wall().as_micros() }
 }
 
 /// Says once that a path's probes cannot be sent, and once that they can again.

@@ -1,10 +1,14 @@
 //! Probing: schedule, senders, samples.
 //!
-//! [`Prober`] sends echo requests through each path and only through it (mark, device and source address), and
-//! reports each round as a [`Sample`]. Pure parts: [`schedule`] (when), [`rounds`] (what is waited for), [`echo`] (bytes).
+//! [`Prober`] probes each path through it and only through it (mark, device and source address), by the method that
+//! the configuration names, and reports each round as a [`Sample`]. Pure parts: [`schedule`] (when), [`rounds`] (what
+//! is waited for), [`echo`], [`stamp`], [`neighbour`] and [`dns`] (bytes). Methods of one packet each way share sockets
+//! (`socket`, `link`); the others hold a dialogue over a socket of their own (`dialogue`).
 //!
 //! Invariant: only an answer with the 64-bit random number of its probe, from the probed address, by the interface
-//! that the probe left by, within the timeout, counts. ICMP errors prove nothing and are not even received.
+//! that the probe left by, within the timeout, counts. ICMP errors prove nothing and are not even received. Where a
+//! protocol has no room for the number, its own means take its place: TCP's sequence numbers, TLS, the id and port of
+//! a DNS question; ARP has none.
 //!
 //! Why not the surge-ping crate: it has no mark, no kernel timestamps, and one raw socket per path, of which each
 //! sees the packets of all.
@@ -13,23 +17,31 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::IpAddr,
-    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
+mod dialogue;
+pub mod dns;
 pub mod echo;
 mod engine;
+mod link;
+pub mod neighbour;
+mod reflector;
 pub mod rounds;
 pub mod schedule;
+mod senders;
 mod socket;
+pub mod stamp;
 
 use engine::Engine;
-use socket::Sockets;
+pub use reflector::Reflector;
+use senders::Senders;
 
 use crate::{
     health::Sample,
     units::{Family, IfName, Name},
+    validate::intent::Probe,
 };
 
 /// How one path is probed.
@@ -43,14 +55,10 @@ pub struct ProbeSpec {
     pub mark: u32,
     /// Source addresses, at most one per family; without one the kernel chooses.
     pub sources: Vec<IpAddr>,
-    /// Addresses probed in parallel in each round.
-    pub targets: Vec<IpAddr>,
-    /// From round to round.
-    pub interval: Duration,
-    /// After which an answer no longer counts.
-    pub timeout: Duration,
-    /// ICMP payload in bytes.
-    pub size: u16,
+    /// Its gateways as the kernel has them, IPv4 first.
+    pub gateways: Vec<IpAddr>,
+    /// Method, targets and timing.
+    pub probe: Probe,
 }
 
 /// Why probing is not possible.
@@ -73,18 +81,18 @@ impl Prober {
     ///
     /// A host without IPv6 is no error: its targets are then lost.
     pub fn start(samples: mpsc::Sender<Sample>) -> Result<Self, ProbeError> {
+        Self::with_clock(samples, false)
+    }
+
+    /// The same; `synchronised` says that the wall clock follows UTC well enough for delays of one direction.
+    pub fn with_clock(samples: mpsc::Sender<Sample>, synchronised: bool) -> Result<Self, ProbeError> {
         let random = RandomState::new();
         // Truncation of a hash is meant.
         #[allow(clippy::cast_possible_truncation)]
         let ident = random.hash_one("ident") as u16;
-        let v4 = Sockets::open(Family::V4, ident).map_err(|e| ProbeError::Open(Family::V4, e))?;
-        let v6 = match Sockets::open(Family::V6, ident) {
-            Ok(sockets) => Some(sockets),
-            Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
-            Err(e) => return Err(ProbeError::Open(Family::V6, e)),
-        };
+        let senders = Senders::open(ident)?;
         let (specs, configured) = mpsc::unbounded_channel();
-        tokio::spawn(Engine::new(v4, v6, ident, random, samples).run(configured));
+        tokio::spawn(Engine::new(senders, random, samples, synchronised).run(configured));
         Ok(Self { specs })
     }
 

@@ -1,13 +1,23 @@
 //! Rounds under way: which probe waits for which answer, and when a round is complete. Pure: `now` is an argument.
+//!
+//! A round is remembered for a while after it is reported, so that answers which come twice, late or out of order are
+//! recognised as such. Its nonces stay secret and are not used again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
 
-use super::{ProbeSpec, echo::Reply};
-use crate::{clock::Instant, health::Sample, units::Name};
+use super::{ProbeSpec, echo::Reply, stamp::Reflection};
+use crate::{
+    clock::Instant,
+    health::{Notes, Sample},
+    units::Name,
+};
+
+/// For how long a round that is over is remembered.
+const MEMORY: Duration = Duration::from_secs(1);
 
 /// Names a round: when it ends, and a number that rises.
 pub type RoundKey = (Instant, u64);
@@ -20,6 +30,8 @@ struct Round {
     timeout: Duration,
     answers: Vec<(IpAddr, Option<Duration>)>,
     nonces: Vec<u64>,
+    waiting: usize,
+    notes: Notes,
 }
 
 #[derive(Debug)]
@@ -29,6 +41,28 @@ struct Pending {
     sequence: u16,
     interface: u32,
     sent: Sent,
+    answered: bool,
+}
+
+/// What is remembered of a path over its rounds.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Per target, the highest round that was answered.
+    highest: Vec<u64>,
+    duplicates: u32,
+    reordered: u32,
+}
+
+impl Seen {
+    fn answer(&mut self, index: usize, round: u64) {
+        if self.highest.len() <= index {
+            self.highest.resize(index + 1, 0);
+        }
+        if let Some(highest) = self.highest.get_mut(index) {
+            self.reordered += u32::from(round < *highest);
+            *highest = round.max(*highest);
+        }
+    }
 }
 
 /// When a probe was sent, on both clocks.
@@ -53,41 +87,59 @@ pub struct Arrival {
     pub wall: Option<i64>,
     /// When we read it.
     pub read: Instant,
+    /// What a reflector says beside.
+    pub reflection: Option<Reflection>,
 }
 
 /// All rounds under way.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    open: BTreeMap<RoundKey, Round>,
-    // Looked up by nonce, never iterated.
+    known: BTreeMap<RoundKey, Round>,
+    open: BTreeSet<RoundKey>,
+    // Looked up by key, never iterated.
     pending: HashMap<u64, Pending>,
+    seen: HashMap<Name, Seen>,
     opened: u64,
+    /// Whether our own clock is said to be synchronised.
+    pub synchronised: bool,
 }
 
 impl Rounds {
     /// Opens a round of a path.
     pub fn open(&mut self, spec: &ProbeSpec, number: u64, now: Instant) -> RoundKey {
+        self.forget(now);
         self.opened += 1;
-        let key = (now + spec.timeout, self.opened);
-        let answers = spec.targets.iter().map(|t| (*t, None)).collect();
-        let path = spec.path.clone();
-        self.open.insert(key, Round { path, number, sent: now, timeout: spec.timeout, answers, nonces: Vec::new() });
+        let key = (now + spec.probe.timeout, self.opened);
+        let round = Round {
+            path: spec.path.clone(),
+            number,
+            sent: now,
+            timeout: spec.probe.timeout,
+            answers: spec.probe.targets.iter().map(|t| (*t, None)).collect(),
+            nonces: Vec::new(),
+            waiting: 0,
+            notes: Notes::default(),
+        };
+        self.known.insert(key, round);
+        self.open.insert(key);
         key
     }
 
     /// Notes that the probe to a round's target `index` was sent.
     pub fn sent(&mut self, round: RoundKey, index: usize, reply: Reply, interface: u32, sent: Sent) {
-        if let Some(open) = self.open.get_mut(&round) {
+        if let Some(open) = self.known.get_mut(&round) {
             open.nonces.push(reply.nonce);
-            self.pending.insert(reply.nonce, Pending { round, index, sequence: reply.sequence, interface, sent });
+            open.waiting += 1;
+            let sequence = reply.sequence;
+            self.pending.insert(reply.nonce, Pending { round, index, sequence, interface, sent, answered: false });
         }
     }
 
     /// Takes in an answer. It counts only with the nonce and sequence number of a probe under way, from the probed
     /// address, by the interface that the probe left by, and in time. The sample, if it was the last one missing.
     pub fn arrived(&mut self, arrival: &Arrival) -> Option<Sample> {
-        let pending = self.pending.get(&arrival.reply.nonce)?;
-        let round = self.open.get_mut(&pending.round)?;
+        let pending = self.pending.get_mut(&arrival.reply.nonce)?;
+        let round = self.known.get_mut(&pending.round)?;
         let (target, answer) = round.answers.get_mut(pending.index)?;
         let genuine = pending.sequence == arrival.reply.sequence
             && *target == arrival.from
@@ -95,51 +147,104 @@ impl Rounds {
         if !genuine {
             return None;
         }
-        let rtt = round_trip(pending.sent, arrival);
+        let seen = match self.seen.get_mut(&round.path) {
+            Some(seen) => seen,
+            None => self.seen.entry(round.path.clone()).or_default(),
+        };
+        if std::mem::replace(&mut pending.answered, true) {
+            seen.duplicates += 1;
+            return None;
+        }
+        seen.answer(pending.index, round.number);
         let key = pending.round;
+        if !self.open.contains(&key) {
+            return None;
+        }
+        let sent = pending.sent;
+        let rtt = round_trip(sent.at, sent.wall, arrival.read, arrival.wall);
         *answer = Some(rtt).filter(|rtt| *rtt <= round.timeout);
-        self.pending.remove(&arrival.reply.nonce);
-        round.nonces.retain(|n| *n != arrival.reply.nonce);
+        if let (Some(told), Some(rtt)) = (arrival.reflection, answer.as_mut()) {
+            *rtt = rtt.checked_sub(told.kept()).unwrap_or(*rtt);
+            let one_way = arrival.wall.and_then(|wall| told.one_way(sent.wall, wall, self.synchronised));
+            round.notes.one_way = round.notes.one_way.or(one_way);
+        }
+        round.waiting -= 1;
         self.close_if_complete(key, arrival.read)
+    }
+
+    /// Takes in how a probe ended that is more than a packet; `said` is what was answered wrongly.
+    pub fn settled(&mut self, nonce: u64, rtt: Option<Duration>, said: Option<String>, now: Instant) -> Option<Sample> {
+        let pending = self.pending.remove(&nonce)?;
+        let round = self.known.get_mut(&pending.round).filter(|_| self.open.contains(&pending.round))?;
+        let (target, answer) = round.answers.get_mut(pending.index)?;
+        *answer = rtt.filter(|rtt| *rtt <= round.timeout);
+        round.notes.said = round.notes.said.take().or_else(|| Some(format!("{target} {}", said?).into_boxed_str()));
+        round.waiting -= 1;
+        self.close_if_complete(pending.round, now)
     }
 
     /// The sample of a round in which nothing is waited for (any more).
     pub fn close_if_complete(&mut self, round: RoundKey, now: Instant) -> Option<Sample> {
-        let complete = self.open.get(&round)?.nonces.is_empty();
+        let complete = self.known.get(&round)?.waiting == 0;
         complete.then(|| self.close(round, now)).flatten()
     }
 
     /// When the next round ends.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.open.first_key_value().map(|((at, _), _)| (*at, "the end of a probe round"))
+        self.open.first().map(|(at, _)| (*at, "the end of a probe round"))
     }
 
     /// The sample of a round whose time is over.
     pub fn expired(&mut self, now: Instant) -> Option<Sample> {
-        let (key, _) = self.open.first_key_value().filter(|((at, _), _)| *at <= now)?;
-        self.close(*key, now)
+        let key = *self.open.first().filter(|(at, _)| *at <= now)?;
+        self.close(key, now)
+    }
+
+    /// Forgets a path that is probed no more.
+    pub fn remove(&mut self, path: &Name) {
+        self.seen.remove(path);
     }
 
     fn close(&mut self, key: RoundKey, now: Instant) -> Option<Sample> {
-        let round = self.open.remove(&key)?;
-        for nonce in &round.nonces {
-            self.pending.remove(nonce);
+        if !self.open.remove(&key) {
+            return None;
         }
-        Some(Sample { path: round.path, round: round.number, sent: round.sent, done: now, answers: round.answers })
+        let round = self.known.get_mut(&key)?;
+        let mut notes = std::mem::take(&mut round.notes);
+        if let Some(seen) = self.seen.get_mut(&round.path) {
+            notes.duplicates = std::mem::take(&mut seen.duplicates);
+            notes.reordered = std::mem::take(&mut seen.reordered);
+        }
+        let answers = std::mem::take(&mut round.answers);
+        // What comes from now on is compared with the targets still.
+        round.answers = answers.iter().map(|(target, _)| (*target, None)).collect();
+        Some(Sample { path: round.path.clone(), round: round.number, sent: round.sent, done: now, answers, notes })
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while let Some((key, _)) = self.known.first_key_value().filter(|((at, _), _)| *at + MEMORY <= now) {
+            let key = *key;
+            self.open.remove(&key);
+            for nonce in self.known.remove(&key).map(|r| r.nonces).unwrap_or_default() {
+                self.pending.remove(&nonce);
+            }
+        }
     }
 }
 
-/// By the kernel's timestamp where it is plausible: the wall clock may be set between the two readings.
-fn round_trip(sent: Sent, arrival: &Arrival) -> Duration {
-    let outside = arrival.read.since(sent.at);
-    let kernel = arrival.wall.and_then(|wall| u64::try_from(wall - sent.wall).ok()).map(Duration::from_micros);
+/// From sending to reception, by the kernel's timestamp where it is plausible: the wall clock may be set between the two
+/// readings.
+pub(super) fn round_trip(sent: Instant, sent_wall: i64, read: Instant, wall: Option<i64>) -> Duration {
+    let outside = read.since(sent);
+    let kernel = wall.and_then(|wall| u64::try_from(wall - sent_wall).ok()).map(Duration::from_micros);
     kernel.filter(|rtt| *rtt <= outside + Duration::from_micros(1)).unwrap_or(outside)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::validate::intent::Probe;
 
     const T0: Instant = Instant::from_nanos(1_000_000_000_000);
     const REPLY: Reply = Reply { sequence: 7, nonce: 0xfeed };
@@ -150,16 +255,21 @@ mod tests {
             interface: "wan0".parse().unwrap(),
             mark: 1,
             sources: vec![],
-            targets: targets.iter().map(|t| t.parse().unwrap()).collect(),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(800),
-            size: 56,
+            gateways: vec![],
+            probe: Probe { targets: targets.iter().map(|t| t.parse().unwrap()).collect(), ..Probe::default() },
         }
     }
 
     fn arrival(ms: u64) -> Arrival {
         let at = T0 + Duration::from_millis(ms);
-        Arrival { reply: REPLY, from: "192.0.2.1".parse().unwrap(), interface: 4, wall: None, read: at }
+        Arrival {
+            reply: REPLY,
+            from: "192.0.2.1".parse().unwrap(),
+            interface: 4,
+            wall: None,
+            read: at,
+            reflection: None,
+        }
     }
 
     fn one() -> (Rounds, RoundKey) {
@@ -219,7 +329,28 @@ mod tests {
         assert!(rounds.expired(T0 + Duration::from_millis(799)).is_none());
         let sample = rounds.expired(T0 + Duration::from_millis(800)).unwrap();
         assert_eq!(sample.answers[0].1, None);
-        assert!(rounds.arrived(&arrival(801)).is_none() && rounds.pending.is_empty());
+        assert!(rounds.arrived(&arrival(801)).is_none() && rounds.open.is_empty());
+        let _ = rounds.open(&spec(&["192.0.2.1"]), 8, T0 + Duration::from_millis(1801));
+        assert!(rounds.pending.is_empty() && rounds.known.len() == 1);
+    }
+
+    #[test]
+    fn an_answer_that_comes_again_is_a_duplicate_and_one_that_was_overtaken_is_reordered() {
+        let (mut rounds, _) = one();
+        assert!(rounds.arrived(&arrival(20)).is_some());
+        assert!(rounds.arrived(&arrival(21)).is_none());
+        let mut next = |number: u64, sent: u64| {
+            let at = T0 + Duration::from_millis(sent);
+            let key = rounds.open(&spec(&["192.0.2.1"]), number, at);
+            rounds.sent(key, 0, Reply { nonce: number, ..REPLY }, 4, Sent { at, wall: 0 });
+        };
+        next(8, 100);
+        next(9, 200);
+        let answer = |nonce, ms| Arrival { reply: Reply { nonce, ..REPLY }, ..arrival(ms) };
+        let notes = rounds.arrived(&answer(9, 250)).unwrap().notes;
+        assert_eq!((notes.duplicates, notes.reordered), (1, 0));
+        let notes = rounds.arrived(&answer(8, 260)).unwrap().notes;
+        assert_eq!((notes.duplicates, notes.reordered), (0, 1));
     }
 
     #[test]

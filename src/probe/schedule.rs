@@ -16,7 +16,10 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 #[derive(Debug)]
 struct Entry {
     interval: Duration,
+    /// The interval for the time being.
+    pace: Duration,
     next: Instant,
+    last: Option<Instant>,
 }
 
 /// Due times of all paths.
@@ -37,7 +40,7 @@ impl Schedule {
         let phase = (u128::from(self.placed.wrapping_mul(GOLDEN)) * interval.as_nanos()) >> 64;
         self.placed += 1;
         let next = now + Duration::from_nanos(u64::try_from(phase).unwrap_or(0));
-        self.entries.insert(path.clone(), Entry { interval, next });
+        self.entries.insert(path.clone(), Entry { interval, pace: interval, next, last: None });
         self.due.insert((next, path.clone()));
     }
 
@@ -45,6 +48,31 @@ impl Schedule {
     pub fn remove(&mut self, path: &Name) {
         if let Some(entry) = self.entries.remove(path) {
             self.due.remove(&(entry.next, path.clone()));
+        }
+    }
+
+    /// Gives a path another interval for the time being, counted from its last round; its own if `pace` is none.
+    pub fn pace(&mut self, path: &Name, pace: Option<Duration>, now: Instant) {
+        let Some(entry) = self.entries.get_mut(path) else { return };
+        let pace = pace.unwrap_or(entry.interval);
+        if std::mem::replace(&mut entry.pace, pace) != pace {
+            let next = entry.last.map_or(entry.next, |last| (last + pace).max(now));
+            self.put(path, next);
+        }
+    }
+
+    /// Brings a path's next round forward, if its last one is as old as `gap`.
+    pub fn hurry(&mut self, path: &Name, gap: Duration, now: Instant) {
+        let Some(entry) = self.entries.get(path) else { return };
+        if entry.next > now && entry.last.is_some_and(|last| last + gap <= now) {
+            self.put(path, now);
+        }
+    }
+
+    fn put(&mut self, path: &Name, next: Instant) {
+        if let Some(entry) = self.entries.get_mut(path) {
+            self.due.remove(&(std::mem::replace(&mut entry.next, next), path.clone()));
+            self.due.insert((next, path.clone()));
         }
     }
 
@@ -62,9 +90,10 @@ impl Schedule {
             return None;
         }
         let entry = self.entries.get_mut(&path)?;
-        let interval = entry.interval.max(Duration::from_millis(1));
+        let interval = entry.pace.max(Duration::from_millis(1));
         let missed = now.since(at).as_nanos() / interval.as_nanos();
         entry.next = at + interval * u32::try_from(missed + 1).unwrap_or(u32::MAX);
+        entry.last = Some(at);
         self.due.insert((entry.next, path.clone()));
         Some(path)
     }
@@ -136,5 +165,28 @@ mod tests {
         assert_eq!(s.pop(late), Some(name(0)));
         assert_eq!(s.pop(late), None);
         assert_eq!(s.poll_timeout().unwrap().0, T0 + ms(3_600_100));
+    }
+
+    #[test]
+    fn doubt_makes_a_path_faster_and_its_end_gives_it_its_own_interval_back() {
+        let mut s = Schedule::default();
+        s.set(&name(0), ms(1000), T0);
+        assert_eq!(s.pop(T0), Some(name(0)));
+        s.pace(&name(0), Some(ms(250)), T0 + ms(800));
+        s.pace(&name(0), Some(ms(250)), T0 + ms(800));
+        assert_eq!(run(&mut s, 0, 1400).iter().map(|(_, at)| *at).collect::<Vec<_>>(), [800, 1050, 1300]);
+        s.pace(&name(0), None, T0 + ms(1400));
+        assert_eq!(run(&mut s, 0, 3400).iter().map(|(_, at)| *at).collect::<Vec<_>>(), [2300, 3300]);
+    }
+
+    #[test]
+    fn a_path_is_hurried_once_and_not_when_it_has_just_been_probed() {
+        let mut s = Schedule::default();
+        s.set(&name(0), ms(5000), T0);
+        assert_eq!(s.pop(T0), Some(name(0)));
+        s.hurry(&name(0), ms(250), T0 + ms(100));
+        assert_eq!(s.poll_timeout().unwrap().0, T0 + ms(5000));
+        s.hurry(&name(0), ms(250), T0 + ms(300));
+        assert_eq!(run(&mut s, 0, 10_000).iter().map(|(_, at)| *at).collect::<Vec<_>>(), [300, 5300]);
     }
 }

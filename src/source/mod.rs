@@ -22,7 +22,7 @@ pub use crate::config::commit;
 pub use watch::Watcher;
 
 /// Directories below the root that are looked into; deeper ones are an error.
-const MAX_DEPTH: usize = 16;
+pub(crate) const MAX_DEPTH: usize = 16;
 
 /// For how long a tree has to stay as it is before it counts as written completely.
 const SETTLE: Duration = Duration::from_millis(60);

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::HealthSample;
-use crate::{clock::Instant, health::PathState, units::Name};
+use crate::{
+    clock::{Instant, Wall},
+    health::{PathHealth, PathState},
+    units::Name,
+};
 
 /// No row waits longer than this while the disk takes rows.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
@@ -61,32 +65,45 @@ impl FlushPolicy {
     }
 }
 
-/// Thins samples out: one row per path and period, except that a change of state is always kept. The values
-/// are means over the probe window, so a dropped row tells little that its neighbours do not.
+/// Samples on their way to the recorder, thinned out: one per path and period, except that a change of state is always
+/// kept. The values are means over the probe window, so a dropped one tells little that its neighbours do not.
 #[derive(Debug)]
-pub struct Thinning {
+pub struct Batch {
     period: Duration,
     last: BTreeMap<Name, (i64, PathState)>,
+    samples: Vec<HealthSample>,
 }
 
-impl Thinning {
-    /// At most one row per path and `period` of wall time; zero keeps all.
+impl Batch {
+    /// At most one sample per path and `period` of wall time; zero keeps all.
     #[must_use]
     pub const fn new(period: Duration) -> Self {
-        Self { period, last: BTreeMap::new() }
+        Self { period, last: BTreeMap::new(), samples: Vec::new() }
     }
 
-    /// Whether to keep this sample.
-    pub fn keep(&mut self, sample: &HealthSample) -> bool {
-        let period = i64::try_from(self.period.as_micros()).unwrap_or(i64::MAX);
-        let at = sample.at.as_micros();
-        let same = |(last, state): &(i64, PathState)| {
-            *state == sample.state && (0..period).contains(&at.saturating_sub(*last))
-        };
-        if self.last.get(&sample.path).is_some_and(same) {
+    /// Takes in what is known of a path now.
+    pub fn add(&mut self, path: &Name, health: &PathHealth, at: Wall) {
+        if self.keep(path, health.state, at) {
+            self.samples.push(HealthSample::of(path, health, at));
+        }
+    }
+
+    /// What was collected.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<HealthSample> {
+        std::mem::take(&mut self.samples)
+    }
+
+    /// A fifth less than the period passes for it: probes do not come on the microsecond.
+    fn keep(&mut self, path: &Name, state: PathState, at: Wall) -> bool {
+        let period = i64::try_from(self.period.as_micros() / 5 * 4).unwrap_or(i64::MAX);
+        let at = at.as_micros();
+        let same =
+            |(last, before): &(i64, PathState)| *before == state && (0..period).contains(&at.saturating_sub(*last));
+        if self.last.get(path).is_some_and(same) {
             return false;
         }
-        self.last.insert(sample.path.clone(), (at, sample.state));
+        self.last.insert(path.clone(), (at, state));
         // Paths that were removed from the configuration must not pile up.
         if self.last.len() > 10_000 {
             self.last.retain(|_, (last, _)| (0..period).contains(&at.saturating_sub(*last)));
@@ -98,7 +115,6 @@ impl Thinning {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::Wall, units::Ratio};
 
     const fn at(s: u64) -> Instant {
         Instant::from_nanos(s * 1_000_000_000)
@@ -140,26 +156,20 @@ mod tests {
     }
 
     #[test]
-    fn thinning_keeps_one_row_per_period_and_every_change_of_state() {
-        let sample = |s: i64, path: &str, state| HealthSample {
-            at: Wall::from_micros(s * 1_000_000),
-            path: path.parse().unwrap(),
-            rtt_micros: None,
-            jitter_micros: None,
-            loss: Ratio::ZERO,
-            score: 100,
-            state,
-        };
-        let mut thin = Thinning::new(Duration::from_secs(10));
+    fn a_batch_keeps_one_sample_per_period_and_every_change_of_state() {
+        let moment = |ms: i64| Wall::from_micros(ms * 1_000);
+        let mut batch = Batch::new(Duration::from_secs(10));
+        let name = |text: &str| text.parse::<Name>().unwrap();
         let mut kept = Vec::new();
         for s in 0..25 {
             let state = if s == 13 { PathState::Down } else { PathState::Up };
-            if thin.keep(&sample(s, "fiber", state)) {
+            // A little early or late.
+            if batch.keep(&name("fiber"), state, moment(s * 1_000 + s % 3)) {
                 kept.push(s);
             }
         }
-        assert_eq!(kept, [0, 10, 13, 14, 24]);
-        assert!(thin.keep(&sample(24, "lte", PathState::Up)), "paths do not thin each other out");
-        assert!(thin.keep(&sample(3, "fiber", PathState::Up)), "a clock set back does not stop the record");
+        assert_eq!(kept, [0, 8, 13, 14, 23]);
+        assert!(batch.keep(&name("lte"), PathState::Up, moment(24_000)), "paths do not thin each other out");
+        assert!(batch.keep(&name("fiber"), PathState::Up, moment(3_000)), "a clock set back does not stop the record");
     }
 }

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode};
 use serde::{Serialize, de::DeserializeOwned};
 
+mod aggregates;
+mod chunks;
 mod flush;
 mod generations;
 mod journal;
@@ -25,7 +27,8 @@ mod rows;
 mod schema;
 mod writer;
 
-pub use flush::{FlushPolicy, Thinning};
+pub use aggregates::Aggregate;
+pub use flush::{Batch, FlushPolicy};
 pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
 pub use ledger::Ledger;
@@ -147,6 +150,8 @@ fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     db.pragma_update(None, "journal_mode", "wal").map_err(err())?;
     db.pragma_update(None, "synchronous", "normal").map_err(err())?;
     db.pragma_update(None, "journal_size_limit", 4 << 20).map_err(err())?;
+    // Written much and read hardly ever; in KiB, and the page cache of the kernel holds the rest.
+    db.pragma_update(None, "cache_size", -256).map_err(err())?;
     schema::migrate(&mut db, file, migrations)?;
     Ok(db)
 }

@@ -2,18 +2,14 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, Row, named_params, types::Type};
+use rusqlite::{Connection, OpenFlags, Row, named_params, params, types::Type};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    AuditRow, Generation, HealthSample, Run, StoreError, TransitionRecord, from_word, generations, journal_file,
-    records_file, uint,
+    Aggregate, AuditRow, Generation, HealthSample, Run, StoreError, TransitionRecord, aggregates, chunks, from_word,
+    generations, journal_file, records_file, uint,
 };
-use crate::{
-    clock::Wall,
-    engine::status::Event,
-    units::{Name, Ratio},
-};
+use crate::{clock::Wall, engine::status::Event, units::Name};
 
 /// Which rows are wanted: the newest `limit` of those that match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +23,9 @@ pub struct Wanted {
     /// At most so many, the newest.
     pub limit: usize,
 }
+
+/// The last moment of the year 9999.
+const FOREVER: Wall = Wall::from_micros(253_402_300_799_999_999);
 
 impl Default for Wanted {
     fn default() -> Self {
@@ -62,19 +61,59 @@ pub fn events(dir: &Path, wanted: &Wanted) -> Result<Vec<Event>, StoreError> {
 
 /// Health samples, oldest first.
 pub fn samples(dir: &Path, wanted: &Wanted) -> Result<Vec<HealthSample>, StoreError> {
-    let sql = "SELECT at, path, rtt, jitter, loss, score, state FROM samples
-        WHERE at BETWEEN :since AND :until AND (:only IS NULL OR path = :only) ORDER BY at DESC, path DESC LIMIT :limit";
-    newest(dir, sql, wanted, |row| {
-        Ok(HealthSample {
-            at: Wall::from_micros(row.get(0)?),
-            path: name(row, 1)?,
-            rtt_micros: row.get::<_, Option<i64>>(2)?.map(uint),
-            jitter_micros: row.get::<_, Option<i64>>(3)?.map(uint),
-            loss: Ratio::from_ppm(row.get(4)?).unwrap_or(Ratio::ONE),
-            score: row.get(5)?,
-            state: enumerated(row, 6)?,
-        })
-    })
+    let mut found: Vec<HealthSample> = Vec::new();
+    let (since, until) = (wanted.since.unwrap_or(Wall::from_micros(0)), wanted.until.unwrap_or(FOREVER));
+    let sql = "SELECT slot, name, data FROM samples JOIN paths ON paths.id = path
+        WHERE slot BETWEEN ? AND ? AND (?3 IS NULL OR name = ?3) ORDER BY slot DESC";
+    let slots = (chunks::slot(since), chunks::slot(until));
+    let mut last = None;
+    each_row(dir, sql, slots, wanted, |slot, path, data| {
+        if found.len() >= wanted.limit && last != Some(slot) {
+            return false;
+        }
+        last = Some(slot);
+        found.extend(chunks::decode(path, data).into_iter().filter(|s| (since..=until).contains(&s.at)));
+        true
+    })?;
+    found.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+    Ok(found.split_off(found.len().saturating_sub(wanted.limit)))
+}
+
+/// What the samples of five minutes each came to, oldest first.
+pub fn aggregates(dir: &Path, wanted: &Wanted) -> Result<Vec<Aggregate>, StoreError> {
+    let mut found = Vec::new();
+    let (since, until) = (wanted.since.unwrap_or(Wall::from_micros(0)), wanted.until.unwrap_or(FOREVER));
+    let sql = "SELECT day, name, data FROM aggregates JOIN paths ON paths.id = path
+        WHERE day BETWEEN ? AND ? AND (?3 IS NULL OR name = ?3)";
+    each_row(dir, sql, (aggregates::day(since), aggregates::day(until)), wanted, |day, path, data| {
+        found.extend(aggregates::decode(day, path, data).into_iter().filter(|a| (since..=until).contains(&a.at)));
+        true
+    })?;
+    found.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+    Ok(found.split_off(found.len().saturating_sub(wanted.limit)))
+}
+
+/// Calls for each row of bytes with its time and its path, until the answer is no.
+fn each_row(
+    dir: &Path,
+    sql: &str,
+    (first, last): (i64, i64),
+    wanted: &Wanted,
+    mut each: impl FnMut(i64, &Name, &[u8]) -> bool,
+) -> Result<(), StoreError> {
+    let file = records_file(dir);
+    let err = || StoreError::database("read", &file);
+    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let mut statement = db.prepare(sql).map_err(err())?;
+    let mut rows = statement.query(params![first, last, wanted.only]).map_err(err())?;
+    while let Some(row) = rows.next().map_err(err())? {
+        let read = || Ok((row.get(0)?, name(row, 1)?, row.get_ref(2)?.as_blob()?));
+        let (time, path, data) = read().map_err(err())?;
+        if !each(time, &path, data) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Transitions, oldest first.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, SyncSender, TrySendError},
     },
     time::Duration,
@@ -13,11 +13,11 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{HealthSample, Run, TransitionRecord, writer};
+use super::{Batch, HealthSample, Run, TransitionRecord, writer};
 use crate::engine::status::Event;
 
-/// Rows between the engine and the writer; a busy site makes a few per second.
-const QUEUE: usize = 8_192;
+/// Messages between the engine and the writer; a busy site makes a few per second.
+const QUEUE: usize = 1_024;
 /// Newest events kept in memory, for followers and for when the disk is gone.
 const RECENT: usize = 1_000;
 
@@ -32,6 +32,11 @@ pub struct Limits {
     pub retention: Duration,
     /// Rows held in memory while the disk takes none; beyond it the oldest are lost, and counted.
     pub memory: usize,
+    /// Samples held in memory while the disk takes none, at four bytes each; beyond it the oldest are lost.
+    pub samples: usize,
+    /// Samples are kept on disk up to so many bytes, the newest; a day of 100 paths has room. What five minutes come
+    /// to is kept for a year.
+    pub sample_bytes: u64,
     /// `PRAGMA max_page_count`, in pages of 4,096 bytes; 0 = no bound.
     pub pages: u32,
 }
@@ -39,10 +44,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            flush: Duration::from_secs(30),
-            resolution: Duration::from_secs(10),
+            flush: Duration::from_secs(60),
+            resolution: Duration::from_secs(1),
             retention: Duration::from_secs(30 * 86_400),
             memory: 20_000,
+            samples: 1_000_000,
+            sample_bytes: 44 << 20,
             pages: 0,
         }
     }
@@ -51,16 +58,16 @@ impl Default for Limits {
 /// A row on its way.
 #[derive(Debug)]
 pub(super) enum Row {
-    Sample(HealthSample),
     Event(Event),
     Transition(TransitionRecord),
     Run(Run),
 }
 
-/// A message to the writer.
+/// A message to the writer. Small, since the queue's places are allocated beforehand.
 #[derive(Debug)]
 pub(super) enum Message {
-    Row(Row),
+    Row(Box<Row>),
+    Samples(Vec<HealthSample>),
     Flush(SyncSender<()>),
 }
 
@@ -68,6 +75,8 @@ pub(super) enum Message {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub lost: AtomicU64,
+    /// Samples in the queue.
+    pub queued: AtomicUsize,
     alarms: Mutex<Alarms>,
     recent: Mutex<Recent>,
 }
@@ -84,7 +93,23 @@ pub(super) struct Alarms {
 #[derive(Debug, Default)]
 struct Recent {
     last_id: i64,
-    events: VecDeque<Event>,
+    events: VecDeque<Kept>,
+}
+
+/// An event in memory, as JSON: a tenth of its parsed size, and hardly ever asked for.
+#[derive(Debug, Clone)]
+pub struct Kept(Arc<str>);
+
+impl Kept {
+    fn new(event: &Event) -> Self {
+        Self(serde_json::to_string(event).unwrap_or_default().into())
+    }
+
+    /// The event.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        serde_json::from_str(&self.0).ok()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,8 +128,9 @@ impl Shared {
 pub struct Recorder {
     dir: Arc<Path>,
     queue: SyncSender<Message>,
-    live: broadcast::Sender<Event>,
+    live: broadcast::Sender<Kept>,
     shared: Arc<Shared>,
+    limits: Limits,
 }
 
 impl Recorder {
@@ -119,7 +145,7 @@ impl Recorder {
         if let Err(error) = thread {
             shared.alarm(|a| a.failing = Some(format!("nothing is recorded: cannot start a thread: {error}")));
         }
-        Self { dir: dir.into(), queue, live: broadcast::channel(RECENT).0, shared }
+        Self { dir: dir.into(), queue, live: broadcast::channel(RECENT).0, shared, limits }
     }
 
     /// The state directory.
@@ -128,9 +154,24 @@ impl Recorder {
         self.dir.to_path_buf()
     }
 
-    /// Records a path's health.
-    pub fn sample(&self, sample: HealthSample) {
-        self.send(Row::Sample(sample));
+    /// A batch to collect samples in, thinned out to the resolution.
+    #[must_use]
+    pub const fn batch(&self) -> Batch {
+        Batch::new(self.limits.resolution)
+    }
+
+    /// Records the health of paths.
+    pub fn samples(&self, samples: Vec<HealthSample>) {
+        let count = samples.len();
+        if count == 0 {
+            return;
+        }
+        let waiting = self.shared.queued.fetch_add(count, Ordering::Relaxed);
+        // One batch is always taken, however large.
+        if (waiting > 0 && waiting + count > self.limits.memory) || !self.send(Message::Samples(samples)) {
+            self.shared.queued.fetch_sub(count, Ordering::Relaxed);
+            self.shared.lost.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 
     /// Records an event and tells the followers; returns it with its number.
@@ -142,32 +183,35 @@ impl Recorder {
             let mut recent = lock(&self.shared.recent);
             event.id = event.at.as_micros().max(recent.last_id + 1);
             recent.last_id = event.id;
-            recent.events.push_back(event.clone());
+            let kept = Kept::new(&event);
+            recent.events.push_back(kept.clone());
             if recent.events.len() > RECENT {
                 recent.events.pop_front();
             }
             // No follower is no error.
-            let _ = self.live.send(event.clone());
+            let _ = self.live.send(kept);
         }
-        self.send(Row::Event(event.clone()));
+        self.row(Row::Event(event.clone()));
         event
     }
 
     /// Records a transition.
     pub fn transition(&self, transition: TransitionRecord) {
-        self.send(Row::Transition(transition));
+        self.row(Row::Transition(transition));
     }
 
     /// Records a reconcile. Those that the journal holds too (same plan) are shown once.
     pub fn run(&self, run: Run) {
-        self.send(Row::Run(run));
+        self.row(Row::Run(run));
     }
 
     /// The newest events, oldest first, and those to come, without a gap or a double between them.
     #[must_use]
-    pub fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Kept>) {
         let recent = lock(&self.shared.recent);
-        (recent.events.iter().cloned().collect(), self.live.subscribe())
+        let (events, live) = (recent.events.clone(), self.live.subscribe());
+        drop(recent);
+        (events.iter().filter_map(Kept::event).collect(), live)
     }
 
     /// Rows that were not taken since the start.
@@ -203,12 +247,13 @@ impl Recorder {
         wait.recv_timeout(end.saturating_duration_since(std::time::Instant::now())).is_ok()
     }
 
-    fn send(&self, row: Row) {
-        match self.queue.try_send(Message::Row(row)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.shared.lost.fetch_add(1, Ordering::Relaxed);
-            }
+    fn row(&self, row: Row) {
+        if !self.send(Message::Row(Box::new(row))) {
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn send(&self, message: Message) -> bool {
+        self.queue.try_send(message).is_ok()
     }
 }

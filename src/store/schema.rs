@@ -45,7 +45,8 @@ pub(super) const JOURNAL: &[&str] = &[
 ];
 
 /// The records: large, batched, expendable.
-pub(super) const RECORDS: &[&str] = &["
+pub(super) const RECORDS: &[&str] = &[
+    "
     CREATE TABLE samples (
         at INTEGER NOT NULL,
         path TEXT NOT NULL,
@@ -87,7 +88,15 @@ pub(super) const RECORDS: &[&str] = &["
         steps INTEGER NOT NULL
     );
     CREATE INDEX runs_started ON runs (started);
-"];
+",
+    "
+    DROP TABLE samples;
+    CREATE TABLE paths (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+    CREATE TABLE samples (slot INTEGER NOT NULL, path INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (slot, path));
+    CREATE TABLE aggregates (day INTEGER NOT NULL, path INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (day, path));
+    CREATE TABLE aggregated (only INTEGER PRIMARY KEY CHECK (only = 1), slot INTEGER NOT NULL);
+",
+];
 
 /// Runs the migrations that this file has not seen, all in one transaction.
 pub(super) fn migrate(db: &mut Connection, file: &Path, migrations: &[&str]) -> Result<(), StoreError> {

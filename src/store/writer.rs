@@ -16,7 +16,9 @@ use std::{
 use rusqlite::Connection;
 
 use super::{
-    FlushPolicy, Limits, StoreError, Thinning, move_aside, open,
+    FlushPolicy, HealthSample, Limits, StoreError,
+    chunks::Chunks,
+    move_aside, open,
     recorder::{Message, Row, Shared},
     records, schema,
 };
@@ -30,8 +32,8 @@ pub(super) struct Writer {
     limits: Limits,
     shared: Arc<Shared>,
     policy: FlushPolicy,
-    thinning: Thinning,
     waiting: VecDeque<Row>,
+    chunks: Chunks,
     open: Option<Open>,
     pruned: Option<clock::Instant>,
 }
@@ -44,8 +46,8 @@ struct Open {
 
 impl Writer {
     pub fn new(file: PathBuf, limits: Limits, shared: Arc<Shared>) -> Self {
-        let (policy, thinning) = (FlushPolicy::new(limits.flush), Thinning::new(limits.resolution));
-        Self { file, limits, shared, policy, thinning, waiting: VecDeque::new(), open: None, pruned: None }
+        let (policy, waiting, chunks) = (FlushPolicy::new(limits.flush), VecDeque::new(), Chunks::default());
+        Self { file, limits, shared, policy, waiting, chunks, open: None, pruned: None }
     }
 
     /// Writes until the last handle is gone.
@@ -53,7 +55,8 @@ impl Writer {
         self.flush();
         loop {
             match rows.recv_timeout(self.patience()) {
-                Ok(Message::Row(row)) => self.take(row),
+                Ok(Message::Row(row)) => self.take(*row),
+                Ok(Message::Samples(samples)) => self.take_samples(&samples),
                 Ok(Message::Flush(done)) => {
                     self.flush();
                     let _ = done.send(());
@@ -72,17 +75,22 @@ impl Writer {
     }
 
     fn take(&mut self, row: Row) {
-        let urgent = match &row {
-            Row::Sample(sample) if !self.thinning.keep(sample) => return,
-            Row::Sample(_) => false,
-            Row::Event(_) | Row::Transition(_) | Row::Run(_) => true,
-        };
-        self.policy.row(urgent, clock::now());
+        self.policy.row(true, clock::now());
         self.waiting.push_back(row);
         if self.waiting.len() > self.limits.memory {
             self.waiting.pop_front();
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn take_samples(&mut self, samples: &[HealthSample]) {
+        self.shared.queued.fetch_sub(samples.len(), Ordering::Relaxed);
+        self.policy.row(false, clock::now());
+        for sample in samples {
+            self.chunks.add(sample);
+        }
+        let lost = self.chunks.shed(self.limits.samples);
+        self.shared.lost.fetch_add(lost as u64, Ordering::Relaxed);
     }
 
     /// Writes all that waits; after a failure it goes on waiting.
@@ -112,10 +120,12 @@ impl Writer {
             Some(open) => open,
             None => self.connect()?,
         };
-        records::insert(&open.db, &self.file, &self.waiting)?;
-        self.waiting.clear();
+        records::insert(&open.db, &self.file, &self.waiting, &self.chunks)?;
+        self.waiting = VecDeque::new();
+        self.chunks.written();
+        records::aggregate(&open.db, &self.file, clock::wall())?;
         if prune {
-            records::prune(&open.db, &self.file, clock::wall(), self.limits.retention)?;
+            records::prune(&open.db, &self.file, clock::wall(), &self.limits)?;
             self.pruned = Some(now);
         }
         self.open = Some(open);

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+pub use super::probing::{Method, Probe, Question, Web};
 use crate::units::{Dscp, IfName, Name, PortRange, Rate, Ratio, Span};
 
 /// A whole valid configuration.
@@ -173,49 +174,6 @@ pub enum Nat {
     Masquerade,
     /// They become this address.
     Snat(IpAddr),
-}
-
-/// How a path is probed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Probe {
-    /// The method.
-    pub method: Method,
-    /// Addresses probed in parallel in each round; empty switches probing off (then only the carrier counts).
-    pub targets: Vec<IpAddr>,
-    /// From round to round.
-    #[serde(serialize_with = "duration")]
-    pub interval: Duration,
-    /// After which an answer no longer counts.
-    #[serde(serialize_with = "duration")]
-    pub timeout: Duration,
-    /// How many targets must answer for a round to succeed.
-    pub quorum: u32,
-    /// Rounds lost in a row until the path is down.
-    pub down_after: u32,
-    /// Rounds answered in a row until a path that was down is up again.
-    pub up_after: u32,
-    /// Rounds that the statistics look back over.
-    pub window: u32,
-    /// ICMP payload in bytes, at least 16 (the nonce and the time).
-    pub size: u16,
-}
-
-impl Probe {
-    /// The longest time from a total loss of the path to its being called down: the loss may begin right after
-    /// an answer, then `down_after` rounds have to be sent and the last one has to time out.
-    #[must_use]
-    pub fn detection_time(&self) -> Duration {
-        self.interval.saturating_mul(self.down_after) + self.timeout
-    }
-}
-
-/// A probe method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// ICMP or `ICMPv6` echo (RFC 792, RFC 4443).
-    Icmp,
 }
 
 /// What counts as healthy.
@@ -438,7 +396,7 @@ pub enum Action {
 }
 
 /// A duration as the configuration language writes it.
-fn duration<S: Serializer>(value: &Duration, s: S) -> Result<S::Ok, S::Error> {
+pub(super) fn duration<S: Serializer>(value: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(&Span::from(*value))
 }
 

@@ -14,6 +14,8 @@ pub mod intent;
 mod fleet;
 mod paths;
 mod policies;
+mod probe;
+mod probing;
 mod rules;
 mod shadow;
 mod site;

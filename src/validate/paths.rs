@@ -1,27 +1,18 @@
 //! Paths: where they leave and lead, how they are probed, what counts as healthy.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     Report, error,
     fleet::{Fleet, View, with_suggestion},
-    intent::{self, Destination, Endpoint, GatewaySpec, Method, Probe, TunnelSpec},
-    overlay, tunnels, warning,
+    intent::{self, Destination, Endpoint, GatewaySpec, TunnelSpec},
+    overlay, probe, tunnels,
 };
 use crate::{
-    config::{
-        Object, scalars,
-        schema::Kind,
-        types::{PathSpec, ProbeSpec},
-    },
+    config::{Object, scalars, schema::Kind, types::PathSpec},
     diag::Code,
-    units::{Family, IfName, Name, Span as Length},
+    units::{Family, IfName, Name},
 };
-
-/// A silent failure that takes longer to notice is worth a warning.
-const SLOW: Duration = Duration::from_secs(5);
-/// Shortest interval between rounds.
-const SHORTEST: Duration = Duration::from_millis(10);
 
 /// A path under examination.
 pub struct Subject<'a> {
@@ -71,7 +62,7 @@ fn path(subject: &Subject<'_>, endpoints: &BTreeMap<Name, Endpoint>, report: &mu
     let health = health(subject, report);
     let destination = endpoint.and_then(|endpoint| destination(subject, endpoint, report));
     let (interface, to) = destination?;
-    let probe = probe(subject, &to, endpoint, report);
+    let probe = probe::check(subject, &to, endpoint, report);
     let nat = match spec.nat {
         None | Some(scalars::Nat::None) => intent::Nat::None,
         Some(scalars::Nat::Masquerade) => intent::Nat::Masquerade,
@@ -142,149 +133,6 @@ pub fn sla_missing<T>(fleet: &Fleet<'_>, class: &Name, object: &Object<T>) -> Op
     let at = fleet.config.field(object, "/slaClass");
     let found = error(Code::Dangling, at, format!("there is no SLA class `{class}`"));
     Some(with_suggestion(found, class.as_str(), fleet.sla.keys()))
-}
-
-fn probe(subject: &Subject<'_>, to: &Destination, endpoint: Option<&Endpoint>, report: &mut Report) -> Probe {
-    let default = ProbeSpec::default();
-    let spec = subject.object.spec.probe.as_ref().unwrap_or(&default);
-    let targets = targets(subject, spec, to, endpoint, report);
-    let interval = spec.interval.map_or(Duration::from_secs(1), Length::get);
-    let probe = Probe {
-        method: Method::Icmp,
-        quorum: spec.quorum.unwrap_or(1),
-        interval,
-        timeout: spec.timeout.map_or(Duration::from_millis(800).min(interval * 4 / 5), Length::get),
-        down_after: spec.down_after.unwrap_or(3),
-        up_after: spec.up_after.or(spec.down_after).unwrap_or(3),
-        window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3)).max(spec.up_after.unwrap_or(3))),
-        size: spec.size.unwrap_or(56),
-        targets,
-    };
-    timing(subject, &probe, report);
-    let count = probe.targets.len();
-    if count > 0 && probe.quorum as usize > count {
-        let message = format!("{} answers are required of {count} targets", probe.quorum);
-        let help = format!("write a `quorum` of at most {count}, or add targets");
-        subject.advise(report, Code::Quorum, "/probe/quorum", message, &help);
-    }
-    probe
-}
-
-fn targets(
-    subject: &Subject<'_>,
-    spec: &ProbeSpec,
-    to: &Destination,
-    endpoint: Option<&Endpoint>,
-    report: &mut Report,
-) -> Vec<IpAddr> {
-    let mut targets: Vec<IpAddr> = spec.targets.iter().map(|t| t.0).collect();
-    if targets.is_empty() {
-        targets.extend(far_address(to));
-        if targets.is_empty() {
-            unprobed(subject, report);
-        }
-        return targets;
-    }
-    if let ([one, rest @ ..], Destination::Internet) = (&targets[..], to)
-        && rest.iter().all(|other| other == one)
-    {
-        let message = format!("{one} is the only target: when it is down, the path looks down");
-        let at = subject.fleet.config.field(subject.object, "/probe/targets");
-        report.add(warning(Code::SingleTarget, at, message).help("add one or two that do not depend on it"));
-    }
-    for (n, target) in targets.iter().enumerate() {
-        target_place(subject, n, *target, (to, endpoint), report);
-    }
-    targets.sort_unstable();
-    targets.dedup();
-    targets
-}
-
-/// The address of the far end inside a tunnel, IPv4 before IPv6.
-fn far_address(to: &Destination) -> Option<IpAddr> {
-    match to {
-        Destination::Internet => None,
-        Destination::Site { tunnel: TunnelSpec::Vxlan { inner_remote, .. }, .. } => inner_remote.first().copied(),
-        Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. } => gateways.first().copied(),
-    }
-}
-
-fn unprobed(subject: &Subject<'_>, report: &mut Report) {
-    let name = &subject.object.name;
-    if subject.object.spec.probe.is_some() {
-        let help = "name two or three addresses: `targets: [1.1.1.1, 9.9.9.9, 8.8.8.8]`";
-        subject.advise(report, Code::NoTarget, "/probe", format!("the probe of path `{name}` has no target"), help);
-    } else {
-        let message = format!("path `{name}` is not probed: only the loss of its carrier is noticed");
-        let at = subject.fleet.config.name(subject.object);
-        report.add(warning(Code::NotProbed, at, message).help("add `probe: {targets: [1.1.1.1, 9.9.9.9, 8.8.8.8]}`"));
-    }
-}
-
-fn target_place(
-    subject: &Subject<'_>,
-    n: usize,
-    target: IpAddr,
-    (to, endpoint): (&Destination, Option<&Endpoint>),
-    report: &mut Report,
-) {
-    let field = format!("/probe/targets/{n}");
-    let prefixes = subject.view.object.spec.lan.iter().flat_map(|lan| &lan.prefixes);
-    if let Some(prefix) = prefixes.map(|p| p.0).find(|p| p.contains(&target)) {
-        let message = format!("the probe target {target} lies inside the LAN {prefix} of this site");
-        subject.advise(report, Code::TargetInLan, &field, message, "probe an address that only this path leads to");
-    }
-    if let (Destination::Internet, Some(Endpoint { gateway: GatewaySpec::Fixed(list), .. })) = (to, endpoint)
-        && !list.iter().any(|gateway| Family::of(gateway) == Family::of(&target))
-    {
-        let family = Family::of(&target);
-        let message = format!("the target {target} is {family}, and the endpoint has no {family} gateway");
-        let help = format!("delete the target, or give the endpoint an {family} gateway beside the other one");
-        subject.advise(report, Code::FamilyConflict, &field, message, &help);
-    }
-    if target.is_unspecified() || target.is_loopback() || target.is_multicast() {
-        let message = format!("the probe target {target} is not the address of another host");
-        subject.advise(report, Code::WrongValue, &field, message, "name a host that answers ICMP echo");
-    }
-}
-
-fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
-    let shown = |d: Duration| Length::from_millis(u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-    if probe.interval < SHORTEST {
-        let message = format!("the interval {} is shorter than 10ms", shown(probe.interval));
-        subject.advise(report, Code::ProbeTiming, "/probe/interval", message, "write `interval: 10ms` or more");
-    } else if probe.timeout > probe.interval || probe.timeout.is_zero() {
-        let message =
-            format!("the timeout {} does not fit the interval {}", shown(probe.timeout), shown(probe.interval));
-        let help = "make the timeout at most the interval, and more than the round-trip time";
-        subject.advise(report, Code::ProbeTiming, "/probe/timeout", message, help);
-    }
-    let (most, field) =
-        if probe.up_after > probe.down_after { (probe.up_after, "upAfter") } else { (probe.down_after, "downAfter") };
-    if probe.window < most {
-        let message = format!("a window of {} rounds cannot hold the {most} of `{field}`", probe.window);
-        let help = format!("write `window: {most}` or more");
-        subject.advise(report, Code::ProbeTiming, "/probe/window", message, &help);
-    }
-    let worst = detection(probe);
-    if worst > SLOW && !probe.targets.is_empty() {
-        let (name, seconds) = (&subject.object.name, worst.as_secs_f64());
-        let message = format!("a silent failure of path `{name}` may go unnoticed for {seconds:.1} s");
-        let field = if probe.interval > Duration::from_secs(1) { "/probe/interval" } else { "/probe/downAfter" };
-        let help = format!(
-            "worst case = interval {} x downAfter {} + timeout {}",
-            shown(probe.interval),
-            probe.down_after,
-            shown(probe.timeout)
-        );
-        report.add(warning(Code::SlowDetection, subject.fleet.config.field(subject.object, field), message).help(help));
-    }
-}
-
-/// Longest time from a silent failure to the decision: it begins right after a good round was sent.
-#[must_use]
-pub fn detection(probe: &Probe) -> Duration {
-    probe.interval.saturating_mul(probe.down_after).saturating_add(probe.timeout)
 }
 
 /// The families that a path can carry, as far as the configuration tells.

@@ -16,7 +16,7 @@ use patronus::{
     health::Monitor,
     probe::{ProbeSpec, Prober},
     units::Ratio,
-    validate::intent::{Destination, Health, Method, Nat, Path, Probe, Site},
+    validate::intent::{Destination, Health, Nat, Path, Probe, Site},
 };
 use tokio::sync::mpsc;
 
@@ -108,10 +108,8 @@ fn spec(i: usize) -> ProbeSpec {
         interface: format!("wan{uplink}").parse().expect("a name"),
         mark: u32::try_from(((uplink + 1) << 24) | i).expect("a mark"),
         sources: vec![format!("198.51.10{uplink}.2").parse().expect("an address")],
-        targets: vec![IpAddr::V4(Ipv4Addr::new(10, 50, high, low))],
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_millis(800),
-        size: 56,
+        gateways: vec![],
+        probe: Probe { targets: vec![IpAddr::V4(Ipv4Addr::new(10, 50, high, low))], ..Probe::default() },
     }
 }
 
@@ -123,17 +121,7 @@ fn site(specs: &[ProbeSpec]) -> Site {
         interface: spec.interface.clone(),
         nat: Nat::None,
         mtu: None,
-        probe: Probe {
-            method: Method::Icmp,
-            targets: spec.targets.clone(),
-            interval: spec.interval,
-            timeout: spec.timeout,
-            quorum: 1,
-            down_after: 3,
-            up_after: 3,
-            window: 20,
-            size: spec.size,
-        },
+        probe: spec.probe.clone(),
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).expect("a ratio"),

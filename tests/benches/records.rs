@@ -28,19 +28,18 @@ pub fn run() -> Vec<Row> {
     let render = row(&figure, 31, Bound::Most(50.0), || drop(metrics::render(&status)));
 
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let limits = Limits { resolution: Duration::ZERO, ..Limits::default() };
-    let recorder = Recorder::start(dir.path(), limits);
+    let recorder = Recorder::start(dir.path(), Limits::default());
     let mut at = clock::wall().as_micros();
     let batch = row("store: a batch of 1,000 samples, written", 11, Bound::None, || {
         at += 1_000_000;
-        status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
+        recorder.samples(status.paths.keys().map(|path| sample(path, at)).collect());
         assert!(recorder.flush(Duration::from_secs(60)), "the batch is written");
     });
     let journal = Journal::open(dir.path()).expect("a journal");
     let run = row("journal: a run of 4 steps, each marked twice", 31, Bound::None, || journaled(&journal));
     let given = row("store: 1,000 samples, time that the engine gives", 11, Bound::None, || {
         at += 1_000_000;
-        status.paths.keys().for_each(|path| recorder.sample(sample(path, at)));
+        recorder.samples(status.paths.keys().map(|path| sample(path, at)).collect());
     });
     vec![render, batch, run, given]
 }

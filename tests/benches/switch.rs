@@ -2,6 +2,7 @@
 
 use std::{
     process::Command,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use patronus::{
     failover::{Choice, Selection},
     kernel::{Kernel as _, linux::Linux},
     plan::{self, Step},
-    state::{Key, Observed, Ranges, Stamp},
+    state::{Key, Observed, Ranges, Stamp, State},
     store::Ledger,
     validate::intent::Site,
 };
@@ -85,8 +86,8 @@ async fn switch(router: &Router<Linux>, site: &Site, observed: &mut Observed, to
     let begun = Instant::now();
     let inputs = router.inputs(&selection, observed);
     let wanted = desired::compile_routes(site, inputs, inputs.known);
-    let mut shown = observed.state.clone();
-    shown.objects.retain(|key, _| matches!(key, Key::Route(_)));
+    let shown = observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
+    let shown = State { objects: shown.map(|(key, value)| (key.clone(), value.clone())).collect() };
     let steps = plan::diff(&wanted, &shown);
     assert!(!steps.is_empty(), "a switch changes routes");
     let stamp = observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
@@ -96,7 +97,7 @@ async fn switch(router: &Router<Linux>, site: &Site, observed: &mut Observed, to
     let took = begun.elapsed();
     for step in steps {
         if let Step::Set { key, after: Some(value), .. } = step {
-            observed.state.objects.insert(key, value);
+            Arc::make_mut(&mut observed.state).objects.insert(key, value);
         }
     }
     took

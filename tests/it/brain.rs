@@ -14,7 +14,7 @@ use patronus::{
     health::{Monitor, PathState, Sample},
     probe::{ProbeSpec, Prober},
     units::{Name, Ratio},
-    validate::intent::{Destination, Health, Method, Nat, Path, Probe, Site},
+    validate::intent::{Destination, Health, Nat, Path, Probe, Site},
 };
 use tokio::{sync::mpsc, time::timeout};
 
@@ -33,11 +33,19 @@ fn spec(n: u8, targets: &[&str]) -> ProbeSpec {
         interface: format!("wan{n}").parse().unwrap(),
         mark: u32::from(n + 1) << 24,
         sources: vec![format!("198.51.10{n}.2").parse().unwrap(), format!("2001:db8:{n}::2").parse().unwrap()],
-        targets: targets.iter().map(|t| t.parse().unwrap()).collect(),
-        interval: Duration::from_millis(100),
-        timeout: Duration::from_millis(80),
-        size: 56,
+        gateways: vec![],
+        probe: Probe {
+            targets: targets.iter().map(|t| t.parse().unwrap()).collect(),
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_millis(80),
+            ..Probe::default()
+        },
     }
+}
+
+/// The same with more time for an answer.
+fn patient(spec: ProbeSpec, timeout: Duration) -> ProbeSpec {
+    ProbeSpec { probe: Probe { timeout, ..spec.probe }, ..spec }
 }
 
 /// The probes of one test and their results.
@@ -222,7 +230,7 @@ fn a_reply_with_the_right_nonce_counts() {
 #[test]
 fn a_path_without_its_interface_is_lost_at_once_and_comes_back_with_it() {
     with_two_uplinks(|provider| async move {
-        let slow = ProbeSpec { timeout: Duration::from_secs(5), ..spec(0, &BOTH) };
+        let slow = patient(spec(0, &BOTH), Duration::from_secs(5));
         let mut bench = Bench::new(vec![slow]);
         bench.until("answers", answered).await;
         sh("ip link set wan0 down");
@@ -238,7 +246,7 @@ fn a_path_without_its_interface_is_lost_at_once_and_comes_back_with_it() {
 #[test]
 fn a_source_address_that_is_gone_is_lost_at_once() {
     with_two_uplinks(|_provider| async move {
-        let slow = ProbeSpec { timeout: Duration::from_secs(5), ..spec(0, &BOTH) };
+        let slow = patient(spec(0, &BOTH), Duration::from_secs(5));
         let mut bench = Bench::new(vec![slow]);
         bench.until("answers", answered).await;
         sh("ip addr flush dev wan0");
@@ -255,17 +263,7 @@ fn site(spec: &ProbeSpec) -> Site {
         interface: spec.interface.clone(),
         nat: Nat::None,
         mtu: None,
-        probe: Probe {
-            method: Method::Icmp,
-            targets: spec.targets.clone(),
-            interval: spec.interval,
-            timeout: spec.timeout,
-            quorum: 1,
-            down_after: 3,
-            up_after: 3,
-            window: 20,
-            size: spec.size,
-        },
+        probe: spec.probe.clone(),
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(50_000).unwrap(),
@@ -328,7 +326,7 @@ fn two_hundred_milliseconds_more_are_found_in_half_a_second() {
         let delay = Arc::new(AtomicU64::new(0));
         responder(&provider, 0, &delay);
         // The timeout spans several rounds, so that late ones are measured and not lost.
-        let spec = ProbeSpec { timeout: Duration::from_millis(500), ..spec(0, &["10.50.0.1"]) };
+        let spec = patient(spec(0, &["10.50.0.1"]), Duration::from_millis(500));
         let mut site = site(&spec);
         site.paths.get_mut("fiber").unwrap().health.latency = Duration::from_millis(100);
         let mut monitor = Monitor::new(&site, clock::now());

@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use patronus::{
@@ -47,10 +48,10 @@ fn outcome(dir: &Path) -> (String, String, State) {
         desired::Inputs { selection: &selection, facts: &facts, known: &known, ranges: &ranges, originals: &originals };
     let compiled = desired::compile(&site, inputs).unwrap();
     let Some(Value::Nft(table)) = compiled.state.objects.get(&Key::Nft) else { panic!("no ruleset") };
-    let ruleset = table.source.clone();
+    let ruleset = table.source.to_string();
     let mut state = compiled.state.clone();
     if let Some(Value::Nft(table)) = state.objects.get_mut(&Key::Nft) {
-        table.canonical.clone_from(&ruleset);
+        table.canonical = Arc::clone(&table.source);
     }
     let steps = plan::diff(&state, &State::default());
     let inputs = report::Inputs {

@@ -16,9 +16,7 @@ use patronus::{
     kernel::{Kernel as _, linux::Linux},
     state::{Allocations, Facts, Key, Ranges, Value},
     units::{Dscp, Family, IfName, Name, PortRange, Ratio},
-    validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Match, Method, Nat, Path, Policy, Probe, Site,
-    },
+    validate::intent::{Action, Destination, Endpoint, GatewaySpec, Health, Match, Nat, Path, Policy, Probe, Site},
 };
 use proptest::{
     prelude::*,
@@ -415,17 +413,7 @@ fn policies_that_all_overlap_stay_one_rule_each() {
 
 fn site(policies: Vec<Policy>) -> Site {
     let interface: IfName = "wan0".parse().unwrap();
-    let probe = Probe {
-        method: Method::Icmp,
-        targets: Vec::new(),
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_millis(800),
-        quorum: 1,
-        down_after: 3,
-        up_after: 3,
-        window: 20,
-        size: 56,
-    };
+    let probe = Probe::default();
     let health = Health {
         latency: Duration::from_millis(150),
         loss: Ratio::of(1, 50),
@@ -473,7 +461,7 @@ fn ruleset(policies: Vec<Policy>) -> String {
     };
     let compiled = desired::compile(&site(policies), inputs).unwrap();
     match compiled.state.objects.get(&Key::Nft) {
-        Some(Value::Nft(table)) => table.source.clone(),
+        Some(Value::Nft(table)) => table.source.to_string(),
         other => panic!("{other:?}"),
     }
 }

@@ -170,11 +170,11 @@ fn the_nft_table_comes_back_canonical_with_its_stamp_numbers_and_counters() {
     in_netns(|| async {
         let kernel = Linux::connect().unwrap();
         let canonical = kernel.canonical(RULESET).await.unwrap();
-        let table = |source: &str| Value::Nft(NftTable { canonical: canonical.clone(), source: source.to_owned() });
+        let table = |source: &str| Value::Nft(NftTable { canonical: canonical.as_str().into(), source: source.into() });
         kernel.execute(&set(Key::Nft, None, Some(table(RULESET))), &Ranges::default(), &stamp(5)).await.unwrap();
         let observed = observe(&kernel).await;
         let Some(Value::Nft(found)) = observed.state.objects.get(&Key::Nft) else { panic!("{observed:#?}") };
-        assert_eq!(found.canonical, canonical);
+        assert_eq!(*found.canonical, *canonical);
         assert_eq!(observed.stamp, Some(stamp(5)));
         let targets: Vec<_> = observed.allocations.targets.iter().map(|(t, n)| (t.to_string(), *n)).collect();
         assert_eq!(targets, [("path/fiber".to_owned(), 2), ("failover/critical".to_owned(), 1)]);
@@ -208,7 +208,7 @@ fn same(before: &str, after: &str) {
 fn undo_loads_the_listed_table_again_with_its_stamp_and_counters() {
     in_netns(|| async {
         let kernel = Linux::connect().unwrap();
-        let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
+        let table = NftTable { canonical: "".into(), source: RULESET.into() };
         let load = set(Key::Nft, None, Some(Value::Nft(table)));
         kernel.execute(&load, &Ranges::default(), &stamp(5)).await.unwrap();
         send_to("127.0.0.1:10000", 3);
@@ -250,7 +250,7 @@ fn a_ruleset_that_the_kernel_refuses_is_refused_with_its_line() {
         let looped = RULESET.replace("counter name \"policy_voice\"", "jump c_voice");
         let error = kernel.canonical(&looped).await.unwrap_err().to_string();
         assert!(error.contains("ruleset:") && error.contains("Too many links"), "{error}");
-        let table = Value::Nft(NftTable { canonical: String::new(), source });
+        let table = Value::Nft(NftTable { canonical: "".into(), source: source.into() });
         let refused = kernel.execute(&set(Key::Nft, None, Some(table)), &Ranges::default(), &stamp(1)).await;
         assert!(matches!(refused, Err(KernelError::Nft { .. })), "{refused:?}");
         assert_eq!(observe(&kernel).await.stamp, None);
@@ -348,7 +348,7 @@ fn drift_within_our_marks_is_a_different_value_and_undo_puts_it_back() {
                 execute(&kernel, &set(key.clone(), None, Some(value.clone()))).await;
                 ip(&format!("{family} route replace default via {drift} table 20001 metric 10 proto 157"));
                 let shown = ip(&format!("{family} route show table 20001"));
-                let found = observe(&kernel).await.state.objects.remove(&key).unwrap();
+                let found = observe(&kernel).await.state.objects[&key].clone();
                 assert!(matches!(&found, Value::Route(RouteValue::Other { .. })), "{drift}: {found:?}");
                 execute(&kernel, &set(key.clone(), Some(found.clone()), Some(value.clone()))).await;
                 assert_eq!(observe(&kernel).await.state.objects.get(&key), Some(value));
@@ -362,7 +362,8 @@ fn drift_within_our_marks_is_a_different_value_and_undo_puts_it_back() {
         ip(
             "route add default table 20001 metric 20 proto 157 nexthop via 192.0.2.1 dev wan0 nexthop via 198.51.100.1 dev wan1",
         );
-        let objects = observe(&kernel).await.state.objects;
+        let state = observe(&kernel).await.state;
+        let objects = &state.objects;
         assert!(objects.len() == 2 && objects.values().all(|v| matches!(v, Value::Route(RouteValue::Other { .. }))));
         let key = Key::Route(route_key(Family::V4, 20_001, 20));
         let text = format!("{:?}", objects[&key]);
@@ -459,9 +460,9 @@ fn tunnels_are_made_changed_made_again_and_deleted() {
         let kernel = Linux::connect().unwrap();
         let key = || Key::Link { name: name("vx0") };
         for wanted in [tunnel("192.0.2.2", "192.0.2.1"), tunnel("2001:db8::2", "2001:db8::1")] {
-            let value = |tunnel: &Tunnel| Some(Value::Link(tunnel.clone()));
+            let value = |tunnel: &Tunnel| Some(Value::Link(Box::new(tunnel.clone())));
             let index = async || observe(&kernel).await.facts.links[&name("vx0")].index;
-            round_trip(&kernel, key(), Value::Link(wanted.clone())).await;
+            round_trip(&kernel, key(), Value::Link(Box::new(wanted.clone()))).await;
             execute(&kernel, &set(key(), None, value(&wanted))).await;
             assert!(ip("-d link show vx0").contains("nolearning"));
             let first = index().await;
@@ -488,7 +489,8 @@ fn a_tunnel_that_a_kill_left_half_made_is_finished_and_a_foreign_one_is_left_alo
     in_netns(|| async {
         cables();
         let kernel = Linux::connect().unwrap();
-        let add = set(Key::Link { name: name("vx0") }, None, Some(Value::Link(tunnel("192.0.2.2", "192.0.2.1"))));
+        let add =
+            set(Key::Link { name: name("vx0") }, None, Some(Value::Link(Box::new(tunnel("192.0.2.2", "192.0.2.1")))));
         ip("link add vx0 type vxlan id 42 local 192.0.2.2 remote 192.0.2.1 dstport 4789 dev wan0 nolearning");
         assert!(observe(&kernel).await.state.objects.is_empty());
         execute(&kernel, &add).await;
@@ -556,9 +558,8 @@ fn a_thousand_foreign_routes_rules_and_nft_objects_stay_byte_identical() {
         let kernel = Linux::connect().unwrap();
         let before = fingerprint();
         assert!(before.lines().count() > 3000);
-        let mut objects =
-            vec![(Key::Nft, Value::Nft(NftTable { canonical: String::new(), source: RULESET.to_owned() }))];
-        objects.push((Key::Link { name: name("vx0") }, Value::Link(tunnel("192.0.2.2", "192.0.2.1"))));
+        let mut objects = vec![(Key::Nft, Value::Nft(NftTable { canonical: "".into(), source: RULESET.into() }))];
+        objects.push((Key::Link { name: name("vx0") }, Value::Link(Box::new(tunnel("192.0.2.2", "192.0.2.1")))));
         for family in Family::ALL {
             for number in 1..=50 {
                 let (table, gateway) =
@@ -864,7 +865,7 @@ fn a_look_at_a_thousand_policies_takes_well_under_a_quarter_of_a_second() {
         let started = std::time::Instant::now();
         let canonical = kernel.canonical(&source).await.unwrap();
         let check = started.elapsed();
-        let table = Value::Nft(NftTable { canonical: canonical.clone(), source });
+        let table = Value::Nft(NftTable { canonical: canonical.as_str().into(), source: source.into() });
         let started = std::time::Instant::now();
         execute(&kernel, &set(Key::Nft, None, Some(table))).await;
         let load = started.elapsed();
@@ -886,7 +887,7 @@ fn a_look_at_a_thousand_policies_takes_well_under_a_quarter_of_a_second() {
             looks.push(started.elapsed());
             assert_eq!((observed.counters.len(), observed.allocations.policies.len()), (1000, 1000));
             let Value::Nft(found) = &observed.state.objects[&Key::Nft] else { panic!() };
-            assert!(found.canonical == canonical);
+            assert!(*found.canonical == *canonical);
             let started = std::time::Instant::now();
             kernel.observe_routing(&scope()).unwrap();
             routing.push(started.elapsed());
@@ -907,7 +908,7 @@ fn a_look_at_a_thousand_policies_takes_well_under_a_quarter_of_a_second() {
 fn a_change_of_our_table_by_others_is_seen_by_the_next_look() {
     in_netns(|| async {
         let kernel = Linux::connect().unwrap();
-        let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
+        let table = NftTable { canonical: "".into(), source: RULESET.into() };
         execute(&kernel, &set(Key::Nft, None, Some(Value::Nft(table)))).await;
         let before = observe(&kernel).await;
         assert_eq!(observe(&kernel).await, before);
@@ -964,7 +965,7 @@ fn part_that_runs_as_nobody() {
         let add = set(Key::Rule(rule_key(Family::V4, 2)), None, Some(Value::Rule));
         let sysctl = Key::Sysctl(SysctlKey { path: "ipv4/conf/wan0/rp_filter".to_owned() });
         let write = set(sysctl, None, Some(Value::Sysctl { value: "2".to_owned() }));
-        let table = NftTable { canonical: String::new(), source: RULESET.to_owned() };
+        let table = NftTable { canonical: "".into(), source: RULESET.into() };
         let load = set(Key::Nft, None, Some(Value::Nft(table)));
         let mut refusals =
             vec![kernel.observe(&scope()).await.unwrap_err(), Linux::subscribe(&Ranges::default()).err().unwrap()];

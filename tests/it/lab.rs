@@ -10,7 +10,7 @@ use std::{
 use patronus::{
     lab::{self, Crossing, Fault, FlowSpec, Impossible, Lab, Node, Topology},
     units::{Name, Rate, Ratio},
-    validate::intent::{Destination, Endpoint, GatewaySpec, Health, Lan, Method, Nat, Path, Probe, Site, TunnelSpec},
+    validate::intent::{Destination, Endpoint, GatewaySpec, Health, Lan, Nat, Path, Probe, Site, TunnelSpec},
 };
 
 fn name(s: &str) -> Name {
@@ -62,17 +62,7 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
         interface: interface.parse().unwrap(),
         nat: Nat::Masquerade,
         mtu: None,
-        probe: Probe {
-            method: Method::Icmp,
-            targets: addresses(targets),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(800),
-            quorum: 1,
-            down_after: 3,
-            up_after: 3,
-            window: 30,
-            size: 56,
-        },
+        probe: Probe { targets: addresses(targets), window: 30, ..Probe::default() },
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(10_000).unwrap(),

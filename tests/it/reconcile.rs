@@ -2,6 +2,7 @@
 
 mod bare;
 mod drift;
+mod fights;
 mod source;
 mod store;
 

@@ -305,9 +305,10 @@ fn event(kind: &str, subject: &str) -> Event {
     }
 }
 
+/// Times are kept to the millisecond.
 fn sample(at: Wall, path: &str) -> HealthSample {
     HealthSample {
-        at,
+        at: Wall::from_micros(at.as_micros() / 1_000 * 1_000),
         path: name(path),
         rtt_micros: Some(12_340),
         jitter_micros: None,
@@ -330,7 +331,7 @@ fn what_is_recorded_can_be_read_without_the_daemon() {
     let sent = [recorder.event(event("failover", "critical")), recorder.event(event("path", "fiber"))];
     assert!(sent[0].id < sent[1].id);
     let row = sample(clock::wall(), "fiber");
-    recorder.sample(row.clone());
+    recorder.samples(vec![row.clone()]);
     let refused = Run {
         plan: None,
         generation: 3,
@@ -355,7 +356,7 @@ fn what_is_recorded_can_be_read_without_the_daemon() {
 fn the_last_handle_writes_what_waits() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::start(dir.path(), Limits::default());
-    recorder.sample(sample(clock::wall(), "fiber"));
+    recorder.samples(vec![sample(clock::wall(), "fiber")]);
     drop(recorder);
     let there = || read::samples(dir.path(), &Wanted::default()).is_ok_and(|rows| rows.len() == 1);
     until("the sample is written at the end", there);
@@ -364,39 +365,78 @@ fn the_last_handle_writes_what_waits() {
 #[test]
 fn rows_older_than_the_retention_go() {
     let dir = tempfile::tempdir().unwrap();
-    let recorder = Recorder::start(dir.path(), Limits { resolution: Duration::ZERO, ..Limits::default() });
+    let recorder = Recorder::start(dir.path(), Limits::default());
     let now = clock::wall().as_micros();
     for s in 0..12_000 {
-        recorder.sample(sample(Wall::from_micros(now - 40 * 86_400_000_000 + s), "fiber"));
-        if s % 4_000 == 0 {
+        recorder.event(Event { at: Wall::from_micros(now - 40 * 86_400_000_000 + s), ..event("path", "fiber") });
+        if s % 1_000 == 0 {
             assert!(recorder.flush(PATIENCE));
         }
     }
-    recorder.sample(sample(Wall::from_micros(now), "fiber"));
+    let old = Wall::from_micros(now - 40 * 86_400_000_000);
+    recorder.samples(vec![sample(old, "fiber"), sample(Wall::from_micros(now), "fiber")]);
+    recorder.event(event("path", "lte"));
     assert!(recorder.flush(PATIENCE));
     drop(recorder);
     // A start prunes: the hourly round is not waited for.
     let recorder = Recorder::start(dir.path(), Limits::default());
     assert!(recorder.flush(PATIENCE));
-    let left = read::samples(dir.path(), &Wanted { limit: 20_000, ..Wanted::default() }).unwrap();
-    assert_eq!(left.len(), 1, "only the new one is left");
+    let all = Wanted { limit: 20_000, ..Wanted::default() };
+    assert_eq!(read::samples(dir.path(), &all).unwrap().len(), 1, "only the new one is left");
+    assert_eq!(read::events(dir.path(), &all).unwrap().len(), 1, "only the new one is left");
+    let kept = read::aggregates(dir.path(), &all).unwrap();
+    assert_eq!(kept.iter().map(|a| a.samples).collect::<Vec<_>>(), [1], "what the old ones came to: {kept:?}");
+}
+
+#[test]
+fn samples_are_thinned_to_what_fits_and_their_aggregates_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { sample_bytes: 20_000, ..Limits::default() };
+    let recorder = Recorder::start(dir.path(), limits);
+    let begin = (clock::wall().as_micros() / 86_400_000_000 - 2) * 86_400_000_000;
+    // Three hours of two paths.
+    for part in 0..18 {
+        let seconds = part * 600..(part + 1) * 600;
+        let both = |s: i64| ["fiber", "lte"].map(|path| sample(Wall::from_micros(begin + s * 1_000_000), path));
+        recorder.samples(seconds.flat_map(both).collect());
+        assert!(recorder.flush(PATIENCE));
+    }
+    let all = Wanted { limit: usize::MAX, ..Wanted::default() };
+    let written = read::samples(dir.path(), &all).unwrap();
+    assert_eq!(written.len(), 2 * 10_800, "each second of each path");
+    assert!(written.windows(2).all(|w| (w[0].at, &w[0].path) < (w[1].at, &w[1].path)));
+    let some = Wanted { only: Some("lte".into()), since: Some(written[100].at), limit: 7, ..Wanted::default() };
+    assert_eq!(
+        read::samples(dir.path(), &some).unwrap(),
+        written.iter().filter(|s| s.path.as_str() == "lte").skip(10_793).cloned().collect::<Vec<_>>()
+    );
+    drop(recorder);
+    // A start prunes.
+    let recorder = Recorder::start(dir.path(), limits);
+    assert!(recorder.flush(PATIENCE));
+    let left = read::samples(dir.path(), &all).unwrap();
+    assert!(left.len() < written.len() && written.ends_with(&left) && !left.is_empty(), "{} left", left.len());
+    let kept = read::aggregates(dir.path(), &all).unwrap();
+    assert_eq!((kept.len(), kept.iter().map(|a| a.samples).sum::<u64>()), (2 * 36, 2 * 10_800), "once each");
+    assert!(kept.iter().all(|a| a.rtt_micros == Some([12_340; 3]) && a.jitter_micros.is_none() && a.not_up == [0; 3]));
 }
 
 #[test]
 fn a_full_disk_costs_rows_and_not_time() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { resolution: Duration::ZERO, memory: 2_000, pages: 24, ..Limits::default() };
+    let limits = Limits { samples: 50_000, memory: 100_000, pages: 30, ..Limits::default() };
     let recorder = Recorder::start(dir.path(), limits);
     let now = clock::wall().as_micros();
     let start = StdInstant::now();
-    for n in 0..6_000 {
-        recorder.sample(sample(Wall::from_micros(now + n), "a-path-with-a-rather-long-name"));
+    for n in 0..150 {
+        let batch = (0..1_000).map(|path| sample(Wall::from_micros(now + n * 1_000_000), &format!("path-{path}")));
+        recorder.samples(batch.collect());
     }
     assert!(start.elapsed() < Duration::from_secs(2), "the engine waited {:?}", start.elapsed());
     assert!(recorder.flush(PATIENCE));
     let alarms = recorder.alarms();
     assert!(alarms.iter().any(|a| a.contains("nothing is recorded") && a.contains("full")), "{alarms:?}");
-    assert!(recorder.lost() >= 4_000, "{} lost", recorder.lost());
+    assert!(recorder.lost() >= 90_000, "{} lost", recorder.lost());
     assert!(alarms.iter().any(|a| a.contains("rows of the records were lost")), "{alarms:?}");
 }
 

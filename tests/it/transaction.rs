@@ -4,6 +4,7 @@
 //! state or exactly the new one, and what others own never changes. The sabotage twins show it red.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
 };
@@ -52,7 +53,7 @@ mod build {
             mtu,
             addresses: vec!["10.255.0.1/31".parse().expect("a prefix")],
         };
-        (Key::Link { name: interface(&format!("pt{number}")) }, Value::Link(tunnel))
+        (Key::Link { name: interface(&format!("pt{number}")) }, Value::Link(Box::new(tunnel)))
     }
 
     pub fn route(number: u32, family: Family, metric: u32, by: Option<&str>) -> (Key, Value) {
@@ -77,7 +78,10 @@ mod build {
 
     pub fn nft(number: u32) -> (Key, Value) {
         let text = format!("table inet patronus {{\nchain c{number} {{\n}}\n}}\n");
-        (Key::Nft, Value::Nft(NftTable { canonical: text.clone(), source: format!("# a comment\n{text}") }))
+        (
+            Key::Nft,
+            Value::Nft(NftTable { canonical: text.as_str().into(), source: format!("# a comment\n{text}").into() }),
+        )
     }
 }
 
@@ -196,6 +200,7 @@ impl Subject {
         let request = Request {
             steps: &steps,
             desired: &case.new,
+            spared: &BTreeSet::new(),
             scope: &scope,
             stamp: new_stamp(),
             previous: observed.stamp,

@@ -68,7 +68,7 @@ pub(super) fn plural(n: usize, noun: &str) -> String {
 }
 
 /// Foreign text on one line, without characters that could steer a terminal.
-pub(super) fn clean(text: &str) -> String {
+pub(in crate::cli) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -88,15 +88,16 @@ fn audit_table(rows: &[AuditRow]) -> String {
 
 fn one(g: &Generation) -> String {
     let why = g.reason.as_deref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
-    let plan: String = g.plan.lines().map(|line| format!("{}\n", clean(line))).collect();
+    let plan: Vec<String> = g.plan.lines().map(clean).collect();
     format!(
-        "Generation {}, revision {}\nSince {} by {}\nIt is {}{why}\n\n{plan}",
+        "Generation {}, revision {}\nSince {} by {}\nIt is {}{why}\n\n",
         g.generation,
         clean(&g.revision),
         time(g.at),
         clean(&g.who.to_string()),
         g.standing
-    )
+    ) + &plan.join("\n")
+        + "\n"
 }
 
 /// What is on trial and what waits, for the status.

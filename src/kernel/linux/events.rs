@@ -16,8 +16,10 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{link::Link, nft, tables, wire};
+use super::{link::Link, nft, processes, tables, wire};
 use crate::{
+    clock,
+    foreign::programs::Touch,
     kernel::{KernelError, KernelEvent},
     state::Ranges,
 };
@@ -38,6 +40,10 @@ pub struct Changes {
     nft: TokioSocket,
     ready: VecDeque<KernelEvent>,
     ranges: Ranges,
+    /// The kind of object and the port of the newest touch: a thousand routes flushed are one.
+    last: (&'static str, u32),
+    /// The nft transaction whose notifications are being read has changed our table.
+    ours: bool,
 }
 
 impl Changes {
@@ -54,7 +60,7 @@ impl Changes {
             })
         };
         let (route, nft) = (open(NETLINK_ROUTE, &ROUTE_GROUPS)?, open(NETLINK_NETFILTER, &NFT_GROUPS)?);
-        Ok(Self { route, nft, ready: VecDeque::new(), ranges: *ranges })
+        Ok(Self { route, nft, ready: VecDeque::new(), ranges: *ranges, last: ("", 0), ours: false })
     }
 
     /// The next change. Safe to drop at any time: nothing is lost. A socket that fails counts as lost
@@ -65,9 +71,11 @@ impl Changes {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<KernelEvent> {
         while self.ready.is_empty() {
+            let (ranges, last) = (&self.ranges, &mut self.last);
             let route =
-                read(&self.route, cx, &mut self.ready, |kind, payload| route_event(kind, payload, &self.ranges));
-            let nft = read(&self.nft, cx, &mut self.ready, |_, payload| nft_event(payload));
+                read(&self.route, cx, &mut self.ready, |message, ready| route_events(message, ranges, last, ready));
+            let ours = &mut self.ours;
+            let nft = read(&self.nft, cx, &mut self.ready, |message, ready| nft_events(message, ours, ready));
             if route.is_pending() && nft.is_pending() {
                 break;
             }
@@ -82,12 +90,12 @@ fn read(
     socket: &TokioSocket,
     cx: &mut Context<'_>,
     ready: &mut VecDeque<KernelEvent>,
-    event: impl Fn(u16, &[u8]) -> Option<KernelEvent>,
+    mut take: impl FnMut(&wire::Message<'_>, &mut VecDeque<KernelEvent>),
 ) -> Poll<()> {
     match socket.poll_recv_from_full(cx) {
         Poll::Pending => return Poll::Pending,
         Poll::Ready(Ok((bytes, _))) => {
-            ready.extend(wire::messages(&bytes).filter_map(|m| event(m.kind, m.payload)));
+            wire::messages(&bytes).for_each(|message| take(&message, ready));
         }
         Poll::Ready(Err(_)) => {
             empty(socket, cx);
@@ -120,6 +128,45 @@ fn subscribed(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Toki
     Ok(socket)
 }
 
+fn route_events(
+    message: &wire::Message<'_>,
+    ranges: &Ranges,
+    last: &mut (&'static str, u32),
+    ready: &mut VecDeque<KernelEvent>,
+) {
+    if let Some(kind) = touched(message, ranges)
+        && std::mem::replace(last, (kind, message.port)) != (kind, message.port)
+    {
+        ready.push_back(touch(kind, message.port, None));
+    }
+    ready.extend(route_event(message.kind, message.payload, ranges));
+}
+
+/// The kind of object, if a route or a rule with our protocol number was changed or removed by a process.
+fn touched(message: &wire::Message<'_>, ranges: &Ranges) -> Option<&'static str> {
+    const ROUTE_PROTOCOL: usize = 5;
+    const RULE_PROTOCOL: u16 = 21;
+    let payload = message.payload;
+    // The first netlink socket of a process has its id for a port: ours set our routes.
+    if message.port == 0 || message.port == std::process::id() {
+        return None;
+    }
+    match message.kind {
+        // RTM_NEWROUTE too: a replace announces what is new, under the number of whoever did it.
+        24 | 25 if payload.get(ROUTE_PROTOCOL) == Some(&ranges.protocol) => Some("route"),
+        33 => {
+            let protocol = wire::find(payload.get(12..)?, RULE_PROTOCOL)?;
+            (protocol.first() == Some(&ranges.protocol)).then_some("rule")
+        }
+        _ => None,
+    }
+}
+
+fn touch(kind: &'static str, pid: u32, name: Option<String>) -> KernelEvent {
+    let name = name.or_else(|| processes::name(pid));
+    KernelEvent::Touched(Touch { at: clock::now(), kind, pid, name, parent: processes::parent(pid) })
+}
+
 fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent> {
     match kind {
         16 => link_event(payload, true),
@@ -150,8 +197,19 @@ fn route_matters(payload: &[u8], ranges: &Ranges) -> bool {
     ranges.owns_table(table) || (table == MAIN && prefix == 0)
 }
 
-/// Whose table changed stands in the first attribute of each kind of nft object.
-fn nft_event(payload: &[u8]) -> Option<KernelEvent> {
-    let table = wire::find(payload.get(tables::HEADER..)?, tables::TABLE_NAME)?;
-    (wire::text(table) == nft::TABLE).then_some(KernelEvent::Changed("nft"))
+/// Whose table changed stands in the first attribute of each kind of nft object; who changed it, in the message that
+/// ends the transaction.
+fn nft_events(message: &wire::Message<'_>, ours: &mut bool, ready: &mut VecDeque<KernelEvent>) {
+    const NEW_GENERATION: u16 = tables::SUBSYSTEM | 0x0f;
+    const PROCESS: u16 = 2;
+    const PROCESS_NAME: u16 = 3;
+    let attributes = message.payload.get(tables::HEADER..).unwrap_or_default();
+    if message.kind == NEW_GENERATION {
+        let process = wire::find(attributes, PROCESS).and_then(wire::be32).filter(|_| std::mem::take(ours));
+        let name = wire::find(attributes, PROCESS_NAME).map(wire::text);
+        ready.extend(process.map(|pid| touch("nft", pid, name)));
+    } else if wire::find(attributes, tables::TABLE_NAME).map(wire::text).as_deref() == Some(nft::TABLE) {
+        *ours = true;
+        ready.push_back(KernelEvent::Changed("nft"));
+    }
 }

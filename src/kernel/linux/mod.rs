@@ -8,18 +8,20 @@ mod conntrack;
 mod events;
 mod link;
 mod nft;
+pub mod processes;
 mod route;
 mod rule;
 mod socket;
+mod surroundings;
 mod sysctl;
 mod tables;
 mod way;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ipnet::IpNet;
@@ -35,13 +37,12 @@ use self::{
 };
 use super::{Executed, Kernel, KernelError, Scope};
 use crate::{
+    foreign::{Surroundings, programs::Touch},
     plan::Step,
     state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
     units::{IfName, Name},
 };
 
-/// Canonical forms kept: the desired ruleset and its predecessors.
-const CANONICAL_FORMS: usize = 4;
 /// Tables looked into for routes of others, beyond those in use.
 const TABLES_WATCHED: u32 = 255;
 /// Two equal looks in a row are believed; this many are taken at most.
@@ -52,8 +53,9 @@ pub struct Linux {
     route: Channel,
     netfilter: Channel,
     nft: Nft,
-    /// Rendered sources with their canonical forms, newest last.
-    canonical: Mutex<VecDeque<(String, String)>>,
+    /// The source rendered last with its canonical form, until it is loaded: a plan that cannot be carried out is
+    /// made again and again.
+    canonical: Mutex<Option<(String, String)>>,
 }
 
 /// Everything that rtnetlink tells in one look.
@@ -106,8 +108,8 @@ impl Linux {
         let links = link::list(&self.route)?;
         let routes = route::ours(&self.route, &scope.ranges, &links.names)?;
         let rules = rule::list(&self.route, &scope.ranges)?;
-        let objects = &mut observed.state.objects;
-        objects.extend(links.tunnels().map(|(name, tunnel)| (Key::Link { name }, Value::Link(tunnel))));
+        let objects = &mut Arc::make_mut(&mut observed.state).objects;
+        objects.extend(links.tunnels().map(|(name, tunnel)| (Key::Link { name }, Value::Link(Box::new(tunnel)))));
         objects.extend(routes.into_iter().map(|(key, value)| (Key::Route(key), Value::Route(value))));
         objects.extend(rules.ours.into_iter().map(|key| (Key::Rule(key), Value::Rule)));
         observed.intruders = rules.intruders;
@@ -132,6 +134,21 @@ impl Linux {
     /// Values of the counters `policy_<name>`, or those seen last where somebody deleted them.
     pub fn counters(&self) -> Result<BTreeMap<Name, Counter>, KernelError> {
         Ok(self.nft.highest(tables::counters(&self.netfilter)?))
+    }
+
+    /// What others have in the kernel around our objects. Some milliseconds for thousands of rules of nftables.
+    pub fn surroundings(&self, ranges: &Ranges) -> Result<Surroundings, KernelError> {
+        Ok(Surroundings {
+            rules: rule::foreign(&self.route, ranges)?,
+            chains: surroundings::chains(&self.netfilter)?,
+            flowtables: surroundings::flowtables(&self.netfilter)?,
+        })
+    }
+
+    /// Whether this process did what a notification tells of.
+    #[must_use]
+    pub fn is_own(&self, touch: &Touch) -> bool {
+        if touch.kind == "nft" { self.nft.started(touch.pid) } else { self.route.port() == Some(touch.pid) }
     }
 
     /// Values of sysctls by their paths below `/proc/sys/net/`; about 5 microseconds each. Of some, such as
@@ -264,7 +281,11 @@ impl Linux {
     async fn set_nft(&self, after: Option<&Value>, stamp: &Stamp) -> Result<(), KernelError> {
         match after {
             None => self.nft.delete().await,
-            Some(Value::Nft(table)) => self.nft.load(&self.netfilter, &table.source, stamp).await,
+            Some(Value::Nft(table)) => {
+                self.nft.load(&self.netfilter, &table.source, stamp).await?;
+                *self.canonical.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Ok(())
+            }
             Some(_) => Err(malformed("the value of the nft table")),
         }
     }
@@ -299,8 +320,8 @@ impl Linux {
     }
 
     fn remembered(&self, source: &str) -> Option<String> {
-        let forms = self.canonical.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.iter().find(|(known, _)| known == source).map(|(_, form)| form.clone())
+        let kept = self.canonical.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().filter(|(known, _)| known == source).map(|(_, form)| form.clone())
     }
 }
 
@@ -310,8 +331,9 @@ impl Kernel for Linux {
         let mut observed = self.observe_routing(scope)?;
         let tables = Self::watched_tables(&scope.ranges, &observed);
         observed.intruders.extend(route::intruders(&self.route, &scope.ranges, &tables)?);
-        observed.state.objects.extend(sysctl::read(&scope.sysctls)?);
-        observed.state.objects.extend(found.table.map(|table| (Key::Nft, Value::Nft(table))));
+        let objects = &mut Arc::make_mut(&mut observed.state).objects;
+        objects.extend(sysctl::read(&scope.sysctls)?);
+        objects.extend(found.table.map(|table| (Key::Nft, Value::Nft(table))));
         observed.stamp = found.stamp;
         observed.allocations = found.allocations;
         observed.counters = found.counters;
@@ -330,11 +352,7 @@ impl Kernel for Linux {
             return Ok(form);
         }
         let form = self.nft.canonical(source).await?;
-        let mut forms = self.canonical.lock().unwrap_or_else(PoisonError::into_inner);
-        if forms.len() == CANONICAL_FORMS {
-            forms.pop_front();
-        }
-        forms.push_back((source.to_owned(), form.clone()));
+        *self.canonical.lock().unwrap_or_else(PoisonError::into_inner) = Some((source.to_owned(), form.clone()));
         Ok(form)
     }
 

@@ -4,12 +4,12 @@
 //! microseconds where a second `nft` would take milliseconds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -35,6 +35,9 @@ const LOOKS: usize = 8;
 
 /// A listing of an unchanged ruleset is believed so long; then it is made again all the same.
 const LISTING_AGE: Duration = Duration::from_secs(60);
+
+/// Runs of `nft` that are remembered: more than happen between a change and the reading of its notification.
+const RUNS: usize = 64;
 
 /// The table with the numbers that it carries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,11 +70,31 @@ pub(super) struct Nft {
     listing: Mutex<Option<Listing>>,
     /// The highest values seen: counters go on from them after somebody deleted the table.
     counted: Mutex<BTreeMap<Name, Counter>>,
+    /// Process ids of the newest runs, oldest first: notifications name them.
+    runs: Mutex<VecDeque<u32>>,
 }
 
 impl Nft {
     pub(super) const fn new(program: PathBuf) -> Self {
-        Self { program, listing: Mutex::new(None), counted: Mutex::new(BTreeMap::new()) }
+        Self {
+            program,
+            listing: Mutex::new(None),
+            counted: Mutex::new(BTreeMap::new()),
+            runs: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// Whether this process started that one.
+    pub(super) fn started(&self, pid: u32) -> bool {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+    }
+
+    fn note_run(&self, pid: Option<u32>) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.extend(pid);
+        while runs.len() > RUNS {
+            runs.pop_front();
+        }
     }
 
     /// Finds `nft`; ordinary users' `PATH` lacks the directories for administrators.
@@ -131,6 +154,7 @@ impl Nft {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| self.not_run(doing, &e))?;
+        self.note_run(child.id());
         let mut stdin = child.stdin.take();
         let write = async move {
             if let Some(stdin) = &mut stdin {
@@ -220,7 +244,7 @@ impl Nft {
         if !tables::exists(channel)? {
             return Ok(Found::default());
         }
-        let canonical = self.list().await?;
+        let canonical: Arc<str> = self.list().await?.into();
         let stamps = tables::elements(channel, "stamp")?;
         let mut allocations = Allocations::default();
         for (mark, text) in tables::elements(channel, "targets")? {
@@ -233,7 +257,7 @@ impl Nft {
         }
         Ok(Found {
             stamp: stamps.values().find_map(|text| parse_stamp(text)),
-            table: Some(NftTable { source: canonical.clone(), canonical }),
+            table: Some(NftTable { source: Arc::clone(&canonical), canonical }),
             allocations,
             counters: BTreeMap::new(),
         })

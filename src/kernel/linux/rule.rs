@@ -13,6 +13,7 @@ use super::{
     wire,
 };
 use crate::{
+    foreign,
     kernel::KernelError,
     state::{Fwmark, Ranges, RuleKey},
     units::Family,
@@ -33,6 +34,50 @@ pub(super) struct Rules {
 
 pub(super) fn list(channel: &Channel, ranges: &Ranges) -> Result<Rules, KernelError> {
     let mut rules = Rules::default();
+    for (family, message) in dump(channel)? {
+        rules.sort_in(family, &message, ranges);
+    }
+    Ok(rules)
+}
+
+/// The rules of everybody else.
+pub(super) fn foreign(channel: &Channel, ranges: &Ranges) -> Result<Vec<foreign::Rule>, KernelError> {
+    let ours = |seen: &Seen| seen.protocol == RouteProtocol::from(ranges.protocol);
+    let all = dump(channel)?.into_iter().map(|(family, message)| (Seen::of(family, &message), message));
+    let rule = |(seen, message): (Seen, RuleMessage)| foreign::Rule {
+        family: seen.key.family,
+        priority: seen.key.priority,
+        fwmark: seen.key.fwmark,
+        selective: seen.key.oif.is_some() || selects(&message),
+        inverted: message.header.flags.contains(RuleFlags::Invert),
+        table: (message.header.action == RuleAction::ToTable).then_some(seen.key.table),
+        suppress_prefixlength: seen.key.suppress_prefixlength,
+        protocol: protocol(seen.protocol),
+    };
+    Ok(all.filter(|(seen, _)| !ours(seen)).map(rule).collect())
+}
+
+/// Whether a rule asks for more than a mark.
+fn selects(message: &RuleMessage) -> bool {
+    let header = &message.header;
+    let says_nothing = |attribute: &RuleAttribute| {
+        matches!(
+            attribute,
+            RuleAttribute::Priority(_)
+                | RuleAttribute::Table(_)
+                | RuleAttribute::FwMark(_)
+                | RuleAttribute::FwMask(_)
+                | RuleAttribute::Protocol(_)
+                | RuleAttribute::SuppressPrefixLen(_)
+                | RuleAttribute::SuppressIfGroup(UNSET)
+        )
+    };
+    let addresses = header.dst_len != 0 || header.src_len != 0 || header.tos != 0;
+    addresses || !message.attributes.iter().all(says_nothing)
+}
+
+fn dump(channel: &Channel) -> Result<Vec<(Family, RuleMessage)>, KernelError> {
+    let mut found = Vec::new();
     for family in Family::ALL {
         let mut request = RuleMessage::default();
         request.header.family = address_family(family);
@@ -44,11 +89,9 @@ pub(super) fn list(channel: &Channel, ranges: &Ranges) -> Result<Rules, KernelEr
             // A kernel without IPv6 has no IPv6 rules.
             .or_else(|r| if r.is(Errno::EAFNOSUPPORT) { Ok(Vec::new()) } else { Err(r) })
             .map_err(|r| r.doing(format!("list the {family} rules")))?;
-        for message in &seen {
-            rules.sort_in(family, message, ranges);
-        }
+        found.extend(seen.into_iter().map(|message| (family, message)));
     }
-    Ok(rules)
+    Ok(found)
 }
 
 impl Rules {

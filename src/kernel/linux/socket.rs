@@ -124,6 +124,13 @@ impl Channel {
         Ok(Self { inner: Mutex::new(Inner { socket, sequence: 1, buffer: vec![0; BUFFER] }) })
     }
 
+    /// The port that notifications of what this socket did carry.
+    pub(super) fn port(&self) -> Option<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.inner().socket.get_address(&mut address).ok()?;
+        Some(address.port_number())
+    }
+
     /// Dumps, and keeps what `keep` makes of each message. Repeated while the kernel says that the table changed.
     pub(super) fn dump<T>(
         &self,

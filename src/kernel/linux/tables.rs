@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{kernel::KernelError, state::Counter, units::Name};
 
-const SUBSYSTEM: u16 = 10 << 8;
+pub(super) const SUBSYSTEM: u16 = 10 << 8;
 const NFPROTO_INET: u8 = 1;
 const GET_TABLE: u16 = SUBSYSTEM | 0x01;
 const NEW_ELEMENTS: u16 = SUBSYSTEM | 0x0c;

@@ -33,6 +33,8 @@ pub(super) struct Message<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
+    /// The netlink port of whoever caused it; 0 is the kernel itself.
+    pub port: u32,
     pub payload: &'a [u8],
 }
 
@@ -47,6 +49,7 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16_at(message, 4)?,
             flags: u16_at(message, 6)?,
             sequence: u32_at(message, 8)?,
+            port: u32_at(message, 12)?,
             payload: &message[HEADER..],
         })
     })

@@ -94,7 +94,7 @@ pub struct Address {
     pub host: String,
     /// The port; 0 for a file.
     pub port: u16,
-    /// The path, with a slash before it.
+    /// The path; without a slash before it, it begins in the home directory there (`user@host:path`).
     pub path: String,
 }
 
@@ -111,8 +111,7 @@ impl Address {
         if let Some((before, path)) = text.split_once(':').filter(|(_, rest)| !rest.starts_with("//")) {
             let (user, host) = before.split_once('@').map_or((None, before), |(user, host)| (Some(user), host));
             if !host.is_empty() && !host.contains('/') {
-                let path = if path.starts_with('/') { path.to_owned() } else { format!("/~/{path}") };
-                return Self::of(Scheme::Ssh, user, host, 22, &path);
+                return Self::of(Scheme::Ssh, user, host, 22, path);
             }
         }
         let parsed = url::Url::parse(text).map_err(|error| (format!("not an address: {error}"), FORMS.to_owned()))?;
@@ -146,7 +145,10 @@ impl Address {
         if scheme == Scheme::File && !host.is_empty() {
             return Err((format!("`{host}` is not a directory of this machine"), "write `file:///path`".into()));
         }
-        if (scheme != Scheme::File && host.is_empty()) || host.starts_with('-') || path.starts_with("/-") {
+        if (scheme != Scheme::File && host.is_empty())
+            || host.starts_with('-')
+            || path.trim_start_matches('/').starts_with('-')
+        {
             return Err(("the address names no host".into(), FORMS.to_owned()));
         }
         let user = user.map(str::to_owned);
@@ -174,6 +176,9 @@ impl fmt::Display for Address {
             Scheme::File => "file",
         };
         let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        if self.scheme == Scheme::Ssh && !self.path.starts_with('/') {
+            return write!(f, "{user}{}:{}", self.authority(), self.path);
+        }
         write!(f, "{scheme}://{user}{}{}", self.authority(), self.path)
     }
 }
@@ -196,7 +201,7 @@ mod tests {
             ("https://[2001:db8::1]:8443/a", "https://[2001:db8::1]:8443/a"),
             ("ssh://git@git.example.net/network.git", "ssh://git@git.example.net/network.git"),
             ("ssh://git@git.example.net:2222/n", "ssh://git@git.example.net:2222/n"),
-            ("git@github.com:team/network.git", "ssh://git@github.com/~/team/network.git"),
+            ("git@github.com:team/network.git", "git@github.com:team/network.git"),
             ("host:/srv/network.git", "ssh://host/srv/network.git"),
             ("file:///srv/network.git", "file:///srv/network.git"),
         ] {

@@ -90,7 +90,8 @@ pub struct Daemon {
     site: Name,
     place: TempDir,
     repository: PathBuf,
-    settings: serde_json::Value,
+    /// Settings beside those that every test needs.
+    more: serde_json::Value,
 }
 
 impl Daemon {
@@ -102,9 +103,9 @@ impl Daemon {
     }
 
     /// The same with more settings.
-    pub fn start_with(lab: &Arc<Lab>, repository: &Repository, site: &str, settings: serde_json::Value) -> Self {
+    pub fn start_with(lab: &Arc<Lab>, repository: &Repository, site: &str, more: serde_json::Value) -> Self {
         let mut daemon = Self::stopped(lab, repository, site);
-        daemon.settings = settings;
+        daemon.more = more;
         daemon.settle();
         daemon
     }
@@ -123,8 +124,7 @@ impl Daemon {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
-        let settings = serde_json::json!({});
-        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, settings }
+        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, more: serde_json::json!({}) }
     }
 
     /// The lab that it runs in.
@@ -159,8 +159,9 @@ impl Daemon {
             "runtimeDir": self.place.path().join("run"),
             "listen": {"metrics": "127.0.0.1:9469"},
         });
-        let more = self.settings.as_object().cloned().unwrap_or_default();
-        settings.as_object_mut().unwrap().extend(more);
+        for (field, value) in self.more.as_object().into_iter().flatten() {
+            settings[field] = value.clone();
+        }
         let file = self.place.path().join("patronus.yaml");
         fs::write(&file, settings.to_string()).unwrap();
         file
@@ -203,6 +204,15 @@ impl Daemon {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "patronus {}: {}\n{out}{err}", words.join(" "), output.status);
         out.into_owned()
+    }
+
+    /// Exit status and output of a verb that is run on the router with the daemon's settings.
+    pub fn tells(&self, words: &[&str]) -> (Option<i32>, String) {
+        let mut command = self.patronus(words);
+        command.env("PATRONUS_CONFIG", self.settings_file());
+        let output = self.lab.run_in(&self.router(), command).unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Runs a shell line on the router; its failure is a panic.

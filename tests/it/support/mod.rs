@@ -1,8 +1,10 @@
 //! Helpers that several test modules share.
 
 pub mod daemon;
+pub mod forge;
 pub mod netns;
 pub mod quiet;
+pub mod servers;
 pub mod wire;
 
 pub use quiet::quiet;

@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     env, fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -158,6 +159,7 @@ async fn apply_to(
     let request = Request {
         steps: &diff(desired, &observed.state),
         desired,
+        spared: &BTreeSet::new(),
         scope: &real_scope(),
         stamp: stamp(generation),
         previous: observed.stamp,
@@ -176,7 +178,7 @@ fn ruleset(mark: u32) -> String {
 async fn with_ruleset(kernel: &Linux, mut state: State, mark: u32) -> State {
     let source = ruleset(mark);
     let canonical = kernel.canonical(&source).await.expect("a valid ruleset");
-    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical, source }));
+    state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: canonical.into(), source: source.into() }));
     state
 }
 

@@ -1,0 +1,181 @@
+//! Asking gateways on their own links: one ARP socket for all interfaces, one for neighbour discovery.
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
+};
+
+use nix::{
+    cmsg_space,
+    ifaddrs::getifaddrs,
+    sys::{
+        socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, sendmsg, setsockopt, sockopt},
+        time::TimeSpec,
+    },
+};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use tokio::{io::Interest, net::UdpSocket};
+
+use super::{
+    ProbeSpec,
+    echo::Reply,
+    neighbour::{self, Mac},
+    rounds::Arrival,
+    socket::{Kind, Sockets},
+};
+use crate::{
+    clock,
+    units::{Family, IfName},
+};
+
+/// A gateway as asked: the index of its interface, and its address.
+type Asked = (u32, IpAddr);
+
+/// The sockets and what is waited for. Looked up by key, never iterated.
+#[derive(Debug)]
+pub(super) struct Links {
+    /// Tokio has no type for a packet socket, and this one adds nothing but readiness.
+    arp: UdpSocket,
+    discovery: Option<Sockets>,
+    waiting: HashMap<Asked, (Reply, IpAddr)>,
+    known: HashMap<Asked, Mac>,
+    ours: HashMap<IfName, LinkAddr>,
+}
+
+impl Links {
+    /// Opens the sockets; without IPv6, IPv4 alone.
+    pub fn open() -> io::Result<Self> {
+        let arp = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(neighbour::ARP.to_be()))))?;
+        arp.set_nonblocking(true)?;
+        arp.attach_filter(&REPLIES)?;
+        setsockopt(&arp, sockopt::ReceiveTimestampns, &true)?;
+        let discovery = match Sockets::open(Family::V6, Kind::Discovery) {
+            Ok(sockets) => Some(sockets),
+            Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
+            Err(e) => return Err(e),
+        };
+        let (waiting, known, ours) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, ours })
+    }
+
+    /// Waits until there may be an answer.
+    pub async fn readable(&self) {
+        let discovery = async {
+            match &self.discovery {
+                Some(sockets) => sockets.readable().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.arp.readable() => {}
+            () = discovery => {}
+        }
+    }
+
+    /// Asks the gateway that `target` stands for; the index of the interface.
+    pub fn ask(&mut self, spec: &ProbeSpec, reply: Reply, target: IpAddr) -> io::Result<u32> {
+        let gateway = if target.is_unspecified() { spec.gateways.first().copied() } else { Some(target) };
+        let unknown = || io::Error::new(io::ErrorKind::AddrNotAvailable, "the kernel has no default route by it");
+        let gateway = gateway.ok_or_else(unknown)?;
+        let index = nix::net::if_::if_nametoindex(spec.interface.as_str())?;
+        let unanswered = self.waiting.insert((index, gateway), (reply, target)).is_some();
+        if unanswered {
+            self.known.remove(&(index, gateway));
+        }
+        let link = self.link(&spec.interface, index, unanswered)?;
+        match gateway {
+            IpAddr::V4(address) => self.ask_v4(spec, &link, address),
+            IpAddr::V6(address) => self.ask_v6(spec, &link, address, index),
+        }?;
+        Ok(index)
+    }
+
+    fn ask_v4(&self, spec: &ProbeSpec, link: &LinkAddr, gateway: Ipv4Addr) -> io::Result<()> {
+        let own = spec.sources.iter().find_map(|s| if let IpAddr::V4(own) = s { Some(*own) } else { None });
+        let from = (link.addr().unwrap_or_default(), own.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let known = u32::try_from(link.ifindex()).ok().and_then(|i| self.known.get(&(i, gateway.into())).copied());
+        let frame = neighbour::arp_request(from, gateway, known);
+        let data = [IoSlice::new(&frame)];
+        sendmsg(self.arp.as_raw_fd(), &data, &[], MsgFlags::MSG_DONTWAIT, Some(link))?;
+        Ok(())
+    }
+
+    fn ask_v6(&self, spec: &ProbeSpec, link: &LinkAddr, gateway: Ipv6Addr, index: u32) -> io::Result<()> {
+        let unsupported = || io::Error::from_raw_os_error(nix::libc::EAFNOSUPPORT);
+        let sockets = self.discovery.as_ref().ok_or_else(unsupported)?;
+        sockets.aim(spec)?;
+        let to = SocketAddr::new(neighbour::solicited_node(gateway).into(), 0);
+        sockets.send(&neighbour::solicitation(link.addr(), gateway), to, None, index)
+    }
+
+    /// The hardware address of an interface, read anew when it was re-created or does not get answers.
+    fn link(&mut self, interface: &IfName, index: u32, doubted: bool) -> io::Result<LinkAddr> {
+        let same = |l: &&LinkAddr| !doubted && u32::try_from(l.ifindex()) == Ok(index);
+        if let Some(link) = self.ours.get(interface).filter(same) {
+            return Ok(*link);
+        }
+        let found = getifaddrs()?
+            .filter(|a| a.interface_name == interface.as_str())
+            .find_map(|a| a.address?.as_link_addr().copied())
+            .filter(|l| l.halen() == 6);
+        let other = || io::Error::new(io::ErrorKind::Unsupported, "it is no Ethernet: its gateway cannot be asked");
+        let link = found.ok_or_else(other)?;
+        self.ours.insert(interface.clone(), link);
+        Ok(link)
+    }
+
+    /// The next answer that was waited for.
+    pub fn receive(&mut self) -> Option<Arrival> {
+        while let Some(found) = self.next() {
+            let asked = (found.interface, found.from);
+            if let Some((reply, target)) = self.waiting.remove(&asked) {
+                return Some(Arrival { reply, from: target, ..found });
+            }
+        }
+        None
+    }
+
+    fn next(&mut self) -> Option<Arrival> {
+        loop {
+            match self.next_arp() {
+                Ok(Some(arrival)) => return Some(arrival),
+                Ok(None) | Err(nix::Error::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+        // Tells the runtime that the socket is empty.
+        let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+        let _ = self.arp.try_io(Interest::READABLE, empty);
+        self.discovery.as_ref()?.receive()
+    }
+
+    fn next_arp(&mut self) -> nix::Result<Option<Arrival>> {
+        let mut bytes = [0; 64];
+        let mut control = cmsg_space!(TimeSpec);
+        let mut data = [IoSliceMut::new(&mut bytes)];
+        let fd = self.arp.as_raw_fd();
+        let message = recvmsg::<LinkAddr>(fd, &mut data, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+        let index = message.address.and_then(|a| u32::try_from(a.ifindex()).ok()).unwrap_or_default();
+        let wall = message.cmsgs()?.find_map(|part| match part {
+            ControlMessageOwned::ScmTimestampns(at) => Some(at.tv_sec() * 1_000_000 + at.tv_nsec() / 1_000),
+            _ => None,
+        });
+        let Some((from, mac)) = neighbour::arp_reply(&bytes) else { return Ok(None) };
+        let from = IpAddr::V4(from);
+        if self.waiting.contains_key(&(index, from)) {
+            self.known.insert((index, from), mac);
+        }
+        let reply = Reply { sequence: 0, nonce: 0 };
+        Ok(Some(Arrival { reply, from, interface: index, wall, read: clock::now(), reflection: None }))
+    }
+}
+
+/// A filter that takes ARP replies.
+const REPLIES: [SockFilter; 4] = [
+    SockFilter::new(0x28, 0, 0, 20),     // ldh [20]: operation
+    SockFilter::new(0x15, 0, 1, 2),      // jeq #2
+    SockFilter::new(0x06, 0, 0, 0xffff), // take
+    SockFilter::new(0x06, 0, 0, 0),      // drop
+];
