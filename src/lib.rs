@@ -51,6 +51,8 @@ pub mod guard;
 
 pub mod engine;
 
+pub mod doctor;
+
 pub mod api;
 pub mod metrics;
 pub mod store;

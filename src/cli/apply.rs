@@ -22,10 +22,7 @@ use crate::{
     },
     guard::{rails, window},
     kernel::linux::Linux,
-    plan::{
-        report::{self, Revisions},
-        saved::Saved,
-    },
+    plan::report::{self, Revisions},
     settings::Settings,
     store::{LastGood, Standing},
     units::Span,
@@ -72,7 +69,6 @@ pub struct TeardownArgs {
 }
 
 /// How a change is to be made.
-#[derive(Debug, Clone)]
 pub struct Order {
     /// How the plan is printed.
     pub show: Show,
@@ -87,14 +83,16 @@ pub struct Order {
     /// Why it is made outside of the change windows.
     pub now: Option<String>,
     /// The plan that it has to be.
-    pub saved: Option<Saved>,
+    pub saved: Option<saved::Opened>,
+    /// Who signed that plan.
+    pub approver: Option<String>,
 }
 
 impl Order {
     /// The ordinary way.
     #[must_use]
     pub const fn new(show: Show, yes: bool) -> Self {
-        Self { show, yes, dry_run: false, timeout: None, allow_large: false, now: None, saved: None }
+        Self { show, yes, dry_run: false, timeout: None, allow_large: false, now: None, saved: None, approver: None }
     }
 
     /// A person at a terminal confirms; a script that nobody follows would see its change go long after it ended.
@@ -108,16 +106,19 @@ impl Order {
 pub async fn apply(args: ApplyArgs) -> Outcome {
     let saved = saved::open(args.dir.as_deref())?;
     let dir = match &saved {
-        Some(saved) => saved.binding.directory.clone().map(PathBuf::from),
+        Some(opened) => opened.saved.binding.directory.clone().map(PathBuf::from),
         None => args.dir,
     };
     let mut settings = context::settings(&args.router, dir)?;
-    if let Some(saved) = &saved {
-        saved::adopt(saved, &mut settings)?;
+    let mut approver = None;
+    if let Some(opened) = &saved {
+        saved::adopt(&opened.saved, &mut settings)?;
+        approver = saved::approver(opened, &settings)?;
     }
     let active = context::configuration(&settings)?;
     let order = Order {
         saved,
+        approver,
         dry_run: args.dry_run,
         timeout: args.confirm_timeout,
         allow_large: args.allow_large,
@@ -144,8 +145,11 @@ pub async fn carry_through(
         return Err(trial::busy(&change));
     }
     let mut made = plan::make(&router, settings, active).await?;
-    if let Some(saved) = &order.saved {
-        saved::take(saved, &mut made, settings)?;
+    if let Some(opened) = &order.saved {
+        saved::take(&opened.saved, &mut made, settings)?;
+    }
+    if let Some(approver) = &order.approver {
+        tracing::warn!(%approver, "the plan is signed");
     }
     plan::print(&made.report, order.show)?;
     allowed(&router, settings, &made, &order)?;
@@ -153,7 +157,8 @@ pub async fn carry_through(
     if order.dry_run || (!made.planned.steps.is_empty() && !agreed(order.yes, &question(timeout))?) {
         return Ok(Exit::Done);
     }
-    let detail = order.now.as_ref().map(|reason| format!(", outside of the windows: {reason}")).unwrap_or_default();
+    let mut detail = order.now.as_ref().map(|reason| format!(", outside of the windows: {reason}")).unwrap_or_default();
+    detail.extend(order.approver.iter().map(|approver| format!(", a plan signed by {approver}")));
     router.ledger.audit(&trial::me(), verb, &format!("revision {}{detail}", made.active.revision));
     if made.planned.steps.is_empty() || timeout.is_zero() {
         return at_once(&mut router, &made).await;

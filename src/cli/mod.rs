@@ -13,15 +13,18 @@ pub mod apply;
 pub mod confirm;
 mod context;
 pub mod diff;
+pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
 mod reference;
+pub mod restore;
 pub mod run;
 mod saved;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
 mod trial;
 pub mod validate;
 
@@ -105,14 +108,19 @@ enum Verb {
     Apply(apply::ApplyArgs),
     Confirm(confirm::ConfirmArgs),
     Rollback(confirm::RollbackArgs),
+    Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
+    Doctor(doctor::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
     Events(inspect::EventsArgs),
     History(inspect::HistoryArgs),
-    Reconcile(inspect::ReconcileArgs),
+    Source(source::SourceArgs),
+    Suspend(source::SuspendArgs),
+    Resume(source::ResumeArgs),
+    Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
@@ -171,14 +179,19 @@ fn run(verb: Verb) -> Outcome {
             Verb::Confirm(args) => confirm::confirm(args).await,
             Verb::Rollback(args) => confirm::rollback(args).await,
             Verb::WatchConfirmation(args) => trial::watch(args).await,
+            Verb::Restore(args) => restore::run(&args),
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
-            Verb::Run(args) => run::run(args).await,
+            Verb::Doctor(args) => doctor::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,
             Verb::History(args) => inspect::history(args).await,
-            Verb::Reconcile(args) => inspect::reconcile(args).await,
+            Verb::Source(args) => source::source(args).await,
+            Verb::Suspend(args) => source::suspend(args).await,
+            Verb::Resume(args) => source::resume(args).await,
+            Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),

@@ -1,7 +1,7 @@
 //! What people ask of a change: that it stands, that it goes, that an older one comes back.
 
 use super::{Engine, activate, gate::Proposal};
-use crate::{config::Snapshot, guard::Who, store::Standing};
+use crate::{config::Snapshot, guard::Who, revision::AttemptOutcome, store::Standing};
 
 type Answer = Result<String, String>;
 
@@ -49,16 +49,17 @@ impl Engine {
         let active = activate(snapshot, Some(&self.origin.site), &self.origin.options)
             .map_err(|error| format!("generation {number} is not valid any more: {}", error.lines().join("; ")))?;
         self.audit(who, "rollback", &format!("to generation {}, revision {}", found.generation, found.revision));
-        let replaced = self.active.as_ref().map(|active| active.revision.clone());
+        self.gate.refused = None;
         self.propose(Proposal::of_person(active, who.clone(), self.gate.timeout()));
         if let Some((_, why)) = self.gate.held() {
             return Err(format!("that has to wait: {why}"));
         }
         self.pass().await;
         if self.active.as_ref().is_none_or(|active| active.revision != found.revision) {
-            return Err(self.source.errors.join("; "));
+            return Err(self.gate.refused.take().unwrap_or_else(|| "look at `patronus status`".into()));
         }
-        self.refuse(replaced, vec![format!("{who} went back to generation {}", found.generation)]);
+        let reason = format!("{who} went back to generation {}", found.generation);
+        self.attempt_failed(AttemptOutcome::RolledBack, &reason, true);
         Ok(format!("revision {} of generation {} is in force", found.revision, found.generation))
     }
 }

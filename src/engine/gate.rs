@@ -26,6 +26,7 @@ use crate::{
         window,
     },
     health::{PathState, Sample},
+    revision::AttemptOutcome,
     state::Way,
     store::Standing,
     units::Name,
@@ -47,6 +48,10 @@ pub(super) struct Gate {
     /// The revision that has to wait, and why.
     pub held: Option<(Box<Proposal>, String)>,
     pub started: Instant,
+    /// Why the last thing that a person wanted was not done.
+    pub refused: Option<String>,
+    /// The last revision that was told to wait, and why.
+    told: Option<(String, String)>,
 }
 
 /// A revision that wants to be put in force.
@@ -133,7 +138,7 @@ impl Proposal {
 
 impl Gate {
     pub(super) fn new(rules: Rules, started: Instant) -> Self {
-        Self { rules, stage: Stage::Idle, before: None, held: None, started }
+        Self { rules, stage: Stage::Idle, before: None, held: None, started, refused: None, told: None }
     }
 
     /// How long the daemon's own changes may wait.
@@ -158,6 +163,11 @@ impl Gate {
     /// Whether what is in force may be undone still.
     pub(super) const fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Proposed(_) | Stage::Waiting(_))
+    }
+
+    /// Whether the next pass is to put a revision in force.
+    pub(super) const fn is_proposed(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(_))
     }
 
     /// Whether the configuration before is being put in force again.
@@ -198,10 +208,6 @@ impl Gate {
 impl Engine {
     /// Somebody wants another revision in force: at once, or when its time has come.
     pub(super) fn propose(&mut self, mut proposal: Proposal) {
-        let taken_back = self.gate.before.as_ref().is_some_and(|before| before.site == proposal.active.site);
-        if taken_back && matches!(self.gate.stage, Stage::Waiting(_)) && !proposal.who.is_person() {
-            self.go_back("the source holds the revision before it again");
-        }
         let same = self.active.as_ref().is_some_and(|old| old.site == proposal.active.site);
         match self.not_now(&proposal) {
             Some(why) if !same => self.hold(proposal, why),
@@ -217,15 +223,11 @@ impl Engine {
     }
 
     fn hold(&mut self, proposal: Proposal, why: String) {
-        let known = self
-            .gate
-            .held
-            .as_ref()
-            .is_some_and(|(old, told)| old.active.revision == proposal.active.revision && *told == why);
-        if !known {
-            let text = format!("revision {} waits: {why}", proposal.active.revision);
-            self.event("source", "", text, serde_json::Value::Null);
+        let told = (proposal.active.revision.clone(), why.clone());
+        if self.gate.told.as_ref() != Some(&told) {
+            self.event("source", "", format!("revision {} waits: {why}", told.0), serde_json::Value::Null);
             self.timers.publish = clock::now();
+            self.gate.told = Some(told);
         }
         self.gate.held = Some((Box::new(proposal), why));
     }
@@ -263,20 +265,31 @@ impl Engine {
         self.propose(*proposal);
     }
 
-    /// The source holds what is in force: whatever waited is not wanted any more.
-    pub(super) fn drop_held(&mut self) {
-        self.gate.held = None;
+    /// While a change is on trial the source holds another revision: the one before it again, perhaps.
+    pub(super) fn taken_back(&mut self, revision: &str) {
+        let before = self.gate.before.as_ref().is_some_and(|before| before.revision == revision);
+        if before && matches!(&self.gate.stage, Stage::Waiting(trial) if !trial.change.who.is_person()) {
+            self.go_back("the source holds the revision before it again");
+        }
+    }
+
+    /// The source holds another revision than the one that waits: that is not wanted any more.
+    pub(super) fn drop_held(&mut self, revision: &str) {
+        self.gate.held.take_if(|(held, _)| !held.who.is_person() && held.active.revision != revision);
     }
 
     /// Makes it the configuration that the next pass puts in force.
     fn begin(&mut self, proposal: Proposal, same: bool) {
         let Proposal { active, who, timeout, allow_large, reached, .. } = proposal;
+        if !who.is_person() && !self.offer(&active) {
+            return;
+        }
         if !same {
             let baseline = self.baseline(&active, reached.unwrap_or_default());
             self.gate.before = self.active.take().map(Box::new);
             self.gate.stage = Stage::Proposed(Box::new(Proposed { who, timeout, allow_large, baseline }));
         }
-        self.adopt(active);
+        self.work_with(active);
     }
 
     fn baseline(&self, new: &Active, reached: BTreeSet<String>) -> Baseline {
@@ -309,7 +322,7 @@ impl Engine {
     /// Before the first step of a pass.
     pub(super) fn trial_begins(&self, planned: &Planned) -> Option<Unconfirmed> {
         match &self.gate.stage {
-            Stage::Proposed(proposed) => self.write_down(proposed, planned),
+            Stage::Proposed(proposed) => self.note_trial(proposed, planned),
             _ => None,
         }
     }
@@ -324,7 +337,8 @@ impl Engine {
         let good = matches!(outcome, ReconcileOutcome::Applied | ReconcileOutcome::Unchanged);
         match (std::mem::replace(&mut self.gate.stage, Stage::Idle), begun) {
             (Stage::Proposed(proposed), Some(change)) if good => self.trial_waits(change, proposed.timeout),
-            (Stage::Proposed(_), Some(change)) => {
+            (Stage::Proposed(proposed), Some(change)) => {
+                self.gate.stage = Stage::Proposed(proposed);
                 self.never_in_force(&change, outcome, message.as_deref().unwrap_or_default());
             }
             (Stage::Waiting(mut trial), _) => {
@@ -357,6 +371,9 @@ impl Engine {
         change.phase = Phase::Waiting;
         self.router.ledger.set_unconfirmed(&change);
         self.event("confirm", "", change.line(), json!(change.baseline));
+        if !change.who.is_person() {
+            self.confirming();
+        }
         let mut trial = Trial::new(change, now);
         trial.settled = true;
         self.gate.stage = Stage::Waiting(trial);
@@ -367,17 +384,27 @@ impl Engine {
         let standing =
             if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
         self.router.ledger.settle_unconfirmed(change, standing, Some(reason));
-        self.turn_down(reason);
+        let outcome = match standing {
+            Standing::RolledBack => AttemptOutcome::RolledBack,
+            _ => AttemptOutcome::RollbackFailed,
+        };
+        self.turn_down(outcome, reason);
     }
 
-    /// The proposal is refused before its first step.
-    pub(super) fn turn_down(&mut self, reason: &str) {
+    /// The proposal does not come in force.
+    pub(super) fn turn_down(&mut self, outcome: AttemptOutcome, reason: &str) {
+        let by_source = !matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person());
         self.gate.stage = Stage::Idle;
-        let revision = self.active.take().map(|active| active.revision);
-        if let Some(before) = self.gate.before.take() {
-            self.adopt(*before);
+        self.active = None;
+        let before = self.gate.before.take();
+        if by_source {
+            self.attempt_failed(outcome, reason, before.is_some());
+        } else {
+            self.gate.refused = Some(reason.to_owned());
         }
-        self.refuse(revision, vec![reason.to_owned()]);
+        if let Some(before) = before {
+            self.work_with(*before);
+        }
     }
 
     /// Who did what.

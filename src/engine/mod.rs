@@ -11,7 +11,9 @@ mod gate;
 mod pass;
 mod publish;
 mod reach;
+mod reader;
 mod record;
+mod revise;
 pub mod router;
 mod source;
 pub mod status;
@@ -35,6 +37,7 @@ use crate::{
     },
     plan::Step,
     probe::{ProbeError, Prober},
+    revision::{Note, Revisions},
     source::Watcher,
     state::Observed,
     store::{Batch, Recorder},
@@ -46,15 +49,13 @@ pub use self::status::ReconcileOutcome;
 pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
 use self::{
     router::Router,
-    status::{ReconcileStatus, SourceStatus, Status, Totals},
+    status::{ReconcileStatus, Status, Totals},
 };
 
 /// Notifications that come in a burst lead to one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// A full pass happens at least this often, whatever the kernel says.
 const AUDIT: Duration = Duration::from_secs(60);
-/// The source is looked at this often even if nothing tells of a change.
-const SOURCE_AUDIT: Duration = Duration::from_secs(5);
 /// The status is published at least this often.
 const PUBLISH: Duration = Duration::from_secs(1);
 /// Counters and flows are read from the kernel this often.
@@ -98,9 +99,13 @@ pub struct Engine {
     /// Samples since the last published status.
     batch: Batch,
     active: Option<Active>,
-    source: SourceStatus,
-    reader: source::Reader,
     gate: gate::Gate,
+    revisions: Revisions,
+    /// What is written down of the revisions.
+    written: String,
+    /// What an earlier process left to tell.
+    notes: Vec<Note>,
+    reader: reader::Reader,
     monitor: Monitor,
     selection: Selection,
     overrides: Overrides,
@@ -159,7 +164,7 @@ enum Wake {
     Kernel(KernelEvent),
     Sample(Sample),
     Source,
-    Reading(source::Reading),
+    Reading(reader::Reading),
     Command(Command),
     Time,
 }
@@ -169,14 +174,8 @@ impl Engine {
     pub fn new(parts: Parts) -> Result<Self, ProbeError> {
         let (sender, samples) = mpsc::channel(4096);
         let now = clock::now();
-        let source = SourceStatus {
-            location: parts.origin.dir.display().to_string(),
-            desired: None,
-            applied: None,
-            last_success: None,
-            errors: Vec::new(),
-        };
-        let blank = publish::blank(&parts.origin.site, source.clone());
+        let (revisions, notes) = revise::remembered(&parts.router.ledger);
+        let blank = publish::blank(&parts.origin);
         Ok(Self {
             selection: parts.router.remembered_selection().unwrap_or_default(),
             overrides: Overrides::default(),
@@ -186,9 +185,11 @@ impl Engine {
             batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
-            source,
-            reader: source::Reader::default(),
             gate: gate::Gate::new(parts.rules, now),
+            revisions,
+            written: String::new(),
+            notes,
+            reader: reader::Reader::default(),
             monitor: Monitor::default(),
             prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
@@ -223,6 +224,8 @@ impl Engine {
     pub async fn run(mut self, mut wires: Wires) {
         let mut watcher = Watcher::new(&self.origin.dir);
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
+        let notes = std::mem::take(&mut self.notes);
+        self.tell("source", notes);
         self.start_from_last_good();
         loop {
             self.on_time(&mut watcher).await;
@@ -295,6 +298,7 @@ impl Engine {
         }
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
+            self.tend_revisions();
             self.look_around(now);
             self.publish();
         }
@@ -334,6 +338,8 @@ impl Engine {
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Fetch => self.read_source_at(clock::now()),
+            Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::{
     clock::{self, Instant},
     desired, plan,
     probe::ProbeSpec,
+    revision::AttemptOutcome,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
 };
@@ -41,11 +42,14 @@ impl Engine {
                 }
                 refusals => {
                     let reason = gate::reasons(&refusals);
-                    self.turn_down(&reason);
+                    self.turn_down(AttemptOutcome::Failed, &reason);
                     (ReconcileOutcome::Refused, 0, Some(reason))
                 }
             },
-            Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
+            Err(error) => {
+                self.cannot_plan(&error);
+                (ReconcileOutcome::Refused, 0, Some(chain(&error)))
+            }
         };
         let (outcome, message) = self.after_pass(begun, outcome, message);
         self.ended(start, outcome, steps, message);
@@ -79,7 +83,7 @@ impl Engine {
             self.warning("alarm", "journal", told.clone(), serde_json::Value::Null);
             self.alarms.start.push(told);
         }
-        self.source.applied = None;
+        self.doubt_revisions();
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {

@@ -13,7 +13,7 @@ use crate::{
 
 impl Engine {
     /// Before the first step: whoever finds this later knows what to go back to.
-    pub(super) fn write_down(&self, proposed: &Proposed, planned: &Planned) -> Option<Unconfirmed> {
+    pub(super) fn note_trial(&self, proposed: &Proposed, planned: &Planned) -> Option<Unconfirmed> {
         let active = self.active.as_ref()?;
         let (revision, report) = (active.revision.clone(), self.report(planned)?);
         let generation = report.generation.to;

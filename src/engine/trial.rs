@@ -17,6 +17,7 @@ use crate::{
         Due, Phase, Unconfirmed, Who,
         gate::{Evidence, Judgement, judge},
     },
+    revision::AttemptOutcome,
     store::Standing,
 };
 
@@ -80,8 +81,7 @@ impl Engine {
         self.gate.stage = Stage::Idle;
         self.gate.before = None;
         self.router.ledger.settle_unconfirmed(change, standing, Some(why));
-        self.source.applied = None;
-        self.in_force();
+        self.now_in_force();
         let text = format!("generation {} (revision {}) stands: {why}", change.generation, change.revision);
         self.audit(&Who::DAEMON, "confirm", &text);
         self.event("confirm", "", text, serde_json::Value::Null);
@@ -104,8 +104,8 @@ impl Engine {
         let undone = self.active.take().or_else(|| self.on_trial()).map(|active| active.site);
         self.gate.stage = Stage::Back(Box::new(Back { change, reason: reason.to_owned(), undone }));
         match before {
-            Some(before) => self.adopt(*before),
-            None => self.source.applied = None,
+            Some(before) => self.work_with(*before),
+            None => self.active = None,
         }
         self.timers.pass_at(clock::now());
     }
@@ -113,8 +113,9 @@ impl Engine {
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str) {
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
-        let text = format!("undone: {reason}");
-        self.refuse(Some(change.revision.clone()), vec![text]);
+        if !change.who.is_person() {
+            self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+        }
     }
 
     /// What an earlier process left on trial, and what is to be done about it.
@@ -126,16 +127,16 @@ impl Engine {
                 self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
                 self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
                 if let Some(before) = before {
-                    self.adopt(*before);
+                    self.work_with(*before);
                 }
-                self.refuse(Some(change.revision), vec![format!("undone: {reason}")]);
+                self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
             }
             // A daemon that died says nothing about the revision: it is tried again.
             Due::Now if change.phase == Phase::Applying && !change.who.is_person() => {
                 let reason = "the daemon ended before it was in force";
                 self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
                 if let Some(before) = before {
-                    self.adopt(*before);
+                    self.work_with(*before);
                 }
             }
             Due::Now if change.phase == Phase::Applying => {
@@ -146,7 +147,7 @@ impl Engine {
                 Some(active) => {
                     self.gate.before = before;
                     self.gate.stage = Stage::Waiting(Trial::new(change, clock::now()));
-                    self.adopt(active);
+                    self.work_with(active);
                 }
                 None => self.back_to(change, before, "its configuration cannot be read any more"),
             },

@@ -7,6 +7,7 @@ mod config;
 mod confirm;
 mod dataplane;
 mod docs;
+mod doctor;
 mod failover;
 mod git;
 mod kernel;

@@ -28,6 +28,11 @@ fn wait_confirmed(daemon: &Daemon) -> Status {
         .wait("a confirmed configuration and both paths", |s| s.unconfirmed.is_none() && s.waiting.is_none() && well(s))
 }
 
+/// Why a revision is not tried again.
+fn quarantine(status: &Status, revision: &str) -> Option<String> {
+    status.source.quarantine.iter().find(|q| q.revision == revision).map(|q| q.reason.clone())
+}
+
 /// Pushes a change and waits until it is undone and all is as it was.
 fn undoes_itself(world: &World, daemon: &mut Daemon, change: &Change, kill: bool) {
     let before = wait_confirmed(daemon);
@@ -48,7 +53,8 @@ fn undoes_itself(world: &World, daemon: &mut Daemon, change: &Change, kill: bool
     assert_eq!(ours(daemon), shown, "{}", change.what);
     // It stands in the source still, and is not tried again.
     let status = daemon.status();
-    assert!(status.unconfirmed.is_none() && !status.source.errors.is_empty(), "{}", change.what);
+    let bad = standing(daemon).0;
+    assert!(status.unconfirmed.is_none() && quarantine(&status, &bad).is_some(), "{}", change.what);
     world.repository.write("site.yaml", SITE);
 }
 
@@ -92,4 +98,59 @@ fn the_checker_sees_a_router_that_stays_cut_off_without_the_gate() {
     daemon.kill();
     daemon.settle();
     daemon.wait("a router that is cut off still", down);
+}
+
+/// Another network namespace is to the journal what another boot is: a kernel without anything of ours.
+#[test]
+fn after_a_reboot_the_router_comes_up_with_what_was_in_force_before_the_change() {
+    let (world, again) = (World::new(), World::new());
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("60s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    let bad = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    assert!(daemon.sh("nft list table inet patronus").contains("policy_oops"));
+    daemon.kill();
+    let mut settings = again.settings("60s");
+    settings["stateDir"] = serde_json::json!(daemon.state_dir());
+    let router = Daemon::start_with(&again.lab, &world.repository, "berlin", settings);
+    let status = router.wait("the configuration before", |s| s.source.applied == good);
+    assert_eq!(quarantine(&status, &bad).as_deref(), Some("the machine went down before it was confirmed"));
+    assert!(!router.sh("nft list table inet patronus").contains("policy_oops"));
+}
+
+#[test]
+fn the_rails_and_the_windows_of_the_settings_hold_new_revisions_back_and_never_repair() {
+    let world = World::new();
+    let mut settings = world.settings("2s");
+    settings["protected"] = serde_json::json!({"interfaces": ["mgmt0"], "ports": [22]});
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", settings.clone());
+    let good = wait_confirmed(&daemon).source.applied;
+    let shown = ours(&daemon);
+    let ssh =
+        "    oops: {priority: 50, match: {protocol: tcp, destinationPorts: [22]}, action: {drop: true}}\n    voice:";
+    let refused = [
+        (SITE.replace("    voice:", ssh), "PAT0904"),
+        (SITE.replace("match: {source: [192.168.10.128/25]}", "match: {inInterface: mgmt0}"), "PAT0902"),
+        (SITE.replace("action: {path: fiber}", "action: {drop: true}"), "PAT0912"),
+    ];
+    for (text, code) in refused {
+        world.repository.write("site.yaml", &text);
+        let known = |s: &Status| s.source.quarantine.iter().any(|q| q.reason.contains(code));
+        let status = daemon.wait(code, |s| known(s) && s.reconcile.as_ref().is_some_and(|r| r.message.is_none()));
+        assert!(status.source.applied == good && status.unconfirmed.is_none(), "{code}");
+        assert_eq!(ours(&daemon), shown, "{code}");
+    }
+    world.repository.write("site.yaml", SITE);
+    daemon.kill();
+    // From here on it is never the time for a change.
+    settings["windows"] = serde_json::json!([{"kind": "deny"}]);
+    daemon.set(settings);
+    daemon.settle();
+    world.repository.write("site.yaml", &harmless(3));
+    let waits = |s: &Status| s.waiting.as_ref().is_some_and(|w| w.reason.contains("window"));
+    let status = daemon.wait("a revision that waits for its window", waits);
+    assert_eq!(status.source.applied, good);
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("the repair", |s| s.totals.drift.contains_key("nft"));
+    assert_eq!(ours(&daemon), shown, "repair is not frozen, and the revision waits still");
 }

@@ -192,24 +192,6 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
     assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
 }
 
-/// Another network namespace is to the journal what another boot is: a kernel without anything of ours.
-#[test]
-fn after_a_reboot_the_router_comes_up_with_what_was_in_force_before_the_change() {
-    let router = Router::new();
-    let good = router.daemon.sh("nft -s list table inet patronus | grep dscp");
-    router.world.repository.write("site.yaml", &harmless(7));
-    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "60s"]).status.success());
-    assert_ne!(router.daemon.sh("nft -s list table inet patronus | grep dscp"), good);
-    let again = World::new();
-    let settings = serde_json::json!({"stateDir": router.daemon.state_dir()});
-    let daemon = Daemon::start_with(&again.lab, &router.world.repository, "berlin", settings);
-    let status = daemon.wait("the refusal", |s| !s.source.errors.is_empty() && s.reconcile.is_some());
-    assert!(status.source.errors[0].contains("went down before it was confirmed"), "{:?}", status.source.errors);
-    assert_eq!(daemon.sh("nft -s list table inet patronus | grep dscp"), good);
-    assert_eq!(router.newest().0, Standing::RolledBack);
-    kill_watcher(&router);
-}
-
 #[test]
 fn the_checker_sees_a_change_that_nobody_watches_over() {
     let router = Router::new();

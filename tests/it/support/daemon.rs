@@ -127,6 +127,11 @@ impl Daemon {
         Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, more: serde_json::json!({}) }
     }
 
+    /// Other settings for its next start.
+    pub fn set(&mut self, more: serde_json::Value) {
+        self.more = more;
+    }
+
     /// The lab that it runs in.
     pub const fn lab(&self) -> &Arc<Lab> {
         &self.lab
