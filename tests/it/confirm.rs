@@ -101,7 +101,7 @@ const CHANGES: [Change; 12] = [
     },
     Change {
         what: "probe targets that nobody has, and no path is a rejection",
-        kernel: true,
+        kernel: false,
         edits: &[
             ("[1.1.1.1, 9.9.9.9]", "[192.0.2.7, 192.0.2.8]"),
             ("backups: [lte]", "backups: [lte], noPath: reject"),
