@@ -115,7 +115,8 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
         saved::adopt(&opened.saved, &mut settings)?;
         approver = saved::approver(opened, &settings)?;
     }
-    let active = context::configuration(&settings)?;
+    let active = context::configuration(&settings).await?;
+    context::signed(&active)?;
     let order = Order {
         saved,
         approver,

@@ -293,7 +293,7 @@ impl Engine {
     }
 
     fn baseline(&self, new: &Active, reached: BTreeSet<String>) -> Baseline {
-        let ways = self.ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
         let known = match &self.active {
             Some(old) => Baseline::of(&old.site, &new.site, self.monitor.healths(), &self.selection),
             None => Baseline::default(),
@@ -301,7 +301,7 @@ impl Engine {
         Baseline { ways, reached, ..known }
     }
 
-    pub(super) fn ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
+    pub(super) fn protected_ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
         match self.router.kernel.ways(&self.gate.rules.protected.prefixes) {
             Ok(ways) => ways,
             Err(error) => {
@@ -314,7 +314,7 @@ impl Engine {
     /// What the rails say to the proposal that the pass is about to carry out.
     pub(super) fn refusals(&self) -> Vec<Refusal> {
         let (Stage::Proposed(proposed), Some(new)) = (&self.gate.stage, &self.active) else { return Vec::new() };
-        let (old, ways) = (self.gate.before.as_ref().map(|a| &a.site), self.ways());
+        let (old, ways) = (self.gate.before.as_ref().map(|a| &a.site), self.protected_ways());
         let change = Change { old, new: &new.site, facts: &self.observed.facts, ways: &ways };
         rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
     }

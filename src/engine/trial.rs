@@ -52,7 +52,7 @@ impl Engine {
     }
 
     fn evidence(&mut self) -> Judgement {
-        let ways = self.ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
         let Stage::Waiting(trial) = &mut self.gate.stage else { return Judgement::default() };
         if trial.asking.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(asking) = trial.asking.take()
