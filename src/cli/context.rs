@@ -106,7 +106,7 @@ pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
     })
 }
 
-fn activate(snapshot: crate::config::Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+pub fn activate(snapshot: crate::config::Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
     engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
 }
 
