@@ -80,6 +80,7 @@ fn what_fails_is_quarantined_and_what_was_in_force_goes_on() {
     daemon.sh("ip link del pt77");
     let (code, said) = run(&daemon, &["source", "retry"]);
     assert!(code == Some(0) && said.contains("is in force"), "{code:?} {said}");
+    std::fs::remove_file(repository.path().join("hq.yaml")).unwrap();
     repository.write("site.yaml", SITE);
     daemon.wait("the first content again", |s| s.source.applied == s.source.desired && s.paths.len() == 2);
 
