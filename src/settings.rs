@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod webhook;
 
 use std::{
     io::Read as _,
@@ -31,6 +32,8 @@ use crate::{
     units::{MarkMask, Name, Span},
     validate,
 };
+
+pub use self::webhook::Webhook;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -75,6 +78,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Where STAMP is answered; `None` = nowhere.
     pub stamp: Option<SocketAddr>,
+    /// The webhook of a forge; `None` = nobody listens.
+    pub webhook: Option<Webhook>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
@@ -109,6 +114,7 @@ impl Default for Settings {
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
+            webhook: None,
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             guard: Rules::default(),
@@ -185,6 +191,8 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// The webhook of a forge.
+    webhook: Option<webhook::WebhookFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -227,6 +235,8 @@ struct Listen {
     /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
     /// `none`. Default `none`; the usual port is 862.
     stamp: Option<String>,
+    /// Address and port of the webhook of a forge, or `none`. Default `none`; it needs a `webhook` with its secret.
+    webhook: Option<String>,
 }
 
 /// Saved plans.
@@ -309,6 +319,11 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => default.stamp,
         Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
+    let hook = match listen.webhook {
+        Some(text) => address(&text, ("/listen/webhook", "0.0.0.0:9470", "[::]:9470"), document, found)?,
+        None => None,
+    };
+    let webhook = webhook::build(hook, file.webhook, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
     let rules = Rules {
         protected: file.protected.build(),
@@ -325,6 +340,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         runtime_dir,
         metrics,
         stamp,
+        webhook,
         clock_synchronised: file.clock_synchronised,
         guard: rules,
         ranges,

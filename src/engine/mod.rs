@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    api::Command,
+    api::{Command, Hooks},
     clock::{self, Instant},
     failover::{Overrides, Selection},
     guard::Rules,
@@ -80,6 +80,8 @@ pub struct Parts {
     pub alarms: Vec<String>,
     /// Whether the wall clock is kept on UTC.
     pub clock_synchronised: bool,
+    /// Requests of forges, counted.
+    pub hooks: Arc<Hooks>,
 }
 
 /// What connects the engine to the world around it.
@@ -106,6 +108,7 @@ pub struct Engine {
     revisions: Revisions,
     /// What is written down of the revisions.
     written: String,
+    hooks: Arc<Hooks>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
     reader: reader::Reader,
@@ -191,6 +194,7 @@ impl Engine {
             gate: gate::Gate::new(parts.rules, now),
             revisions,
             written: String::new(),
+            hooks: parts.hooks,
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),
