@@ -18,11 +18,12 @@ pub mod client;
 mod command;
 mod health;
 mod metrics;
+mod orders;
 mod peer;
 mod socket;
 mod source;
 
-pub use command::{Answer, Command, SourceCommand};
+pub use command::{Answer, Command, Order, SourceCommand};
 pub use health::{Verdict, alive, ready};
 pub(crate) use socket::{Events, History};
 

@@ -70,6 +70,7 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/history", get(history))
         .route("/v1/reconcile", post(reconcile))
         .merge(super::source::router())
+        .merge(super::orders::router())
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })

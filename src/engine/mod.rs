@@ -6,6 +6,7 @@
 
 pub mod captured;
 mod drift;
+mod orders;
 mod pass;
 mod publish;
 mod reader;
@@ -215,7 +216,9 @@ impl Engine {
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         let notes = std::mem::take(&mut self.notes);
         self.tell("source", notes);
+        self.recall_orders();
         self.start_from_last_good();
+        self.recall_health();
         loop {
             self.on_time(&mut watcher).await;
             match self.wake(&mut wires, &mut watcher).await {
@@ -224,12 +227,13 @@ impl Engine {
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
                 Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
-                Wake::Command(command) => self.on_command(command),
+                Wake::Command(command) => self.on_command(command).await,
                 Wake::Time => {}
             }
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.keep_health();
         self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
@@ -267,6 +271,7 @@ impl Engine {
             self.take_sample(&sample, now);
         }
         self.monitor.handle_timeout(now);
+        self.expire_orders(now);
         self.decide(now).await;
         self.sweep(now).await;
         if self.timers.source <= now {
@@ -274,6 +279,7 @@ impl Engine {
             self.read_source(watcher, now);
         }
         if self.timers.audit <= now {
+            self.keep_health();
             self.timers.pass_at(now);
         }
         if self.timers.pass.is_some_and(|at| at <= now) {
@@ -315,13 +321,14 @@ impl Engine {
         self.decide(now).await;
     }
 
-    fn on_command(&mut self, command: Command) {
+    async fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
                 self.end_truces();
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }
+            Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }
