@@ -18,12 +18,13 @@ pub mod client;
 mod command;
 mod health;
 mod metrics;
+mod orders;
 mod peer;
 mod socket;
 mod source;
 mod webhook;
 
-pub use command::{Answer, Command, SourceCommand};
+pub use command::{Answer, Command, Order, SourceCommand};
 pub use health::{Verdict, alive, ready};
 pub(crate) use socket::{Audit, Done, Events, Generations, History};
 pub use webhook::{Hooks, WebhookListener, webhook};

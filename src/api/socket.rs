@@ -74,6 +74,7 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/confirm", post(confirm))
         .route("/v1/rollback", post(rollback))
         .merge(super::source::router())
+        .merge(super::orders::router())
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })

@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
+mod orders;
 pub mod plan;
 mod reference;
 pub mod restore;
@@ -124,6 +125,10 @@ enum Verb {
     Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
     Test(test::Args),
+    Failover(orders::FailoverArgs),
+    Failback(orders::FailbackArgs),
+    Drain(orders::DrainArgs),
+    Undrain(orders::UndrainArgs),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -196,6 +201,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Failover(args) => orders::failover(args).await,
+            Verb::Failback(args) => orders::failback(args).await,
+            Verb::Drain(args) => orders::drain(args).await,
+            Verb::Undrain(args) => orders::undrain(args).await,
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

@@ -8,6 +8,7 @@ mod ask;
 pub mod captured;
 mod drift;
 mod gate;
+mod orders;
 mod pass;
 mod publish;
 mod reach;
@@ -233,7 +234,9 @@ impl Engine {
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         let notes = std::mem::take(&mut self.notes);
         self.tell("source", notes);
+        self.recall_orders();
         self.start_from_last_good();
+        self.recall_health();
         loop {
             self.on_time(&mut watcher).await;
             match self.wake(&mut wires, &mut watcher).await {
@@ -248,6 +251,7 @@ impl Engine {
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.keep_health();
         self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
@@ -286,6 +290,7 @@ impl Engine {
             self.take_sample(&sample, now);
         }
         self.monitor.handle_timeout(now);
+        self.expire_orders(now);
         self.decide(now).await;
         self.sweep(now).await;
         self.watch_trial(now);
@@ -294,6 +299,7 @@ impl Engine {
             self.read_source(watcher, now);
         }
         if self.timers.audit <= now {
+            self.keep_health();
             self.timers.pass_at(now);
         }
         if self.timers.pass.is_some_and(|at| at <= now) {
@@ -348,6 +354,7 @@ impl Engine {
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }

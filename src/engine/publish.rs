@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Engine, Origin, PUBLISH,
-    status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals, UnconfirmedStatus, WaitingStatus},
+    status::{
+        PathStatus, Pinned, PolicyStatus, RuleStatus, SourceStatus, Status, Totals, UnconfirmedStatus, WaitingStatus,
+    },
 };
 use crate::{
     clock, desired, failover,
@@ -126,6 +128,7 @@ impl Engine {
                 health: self.monitor.healths().get(name)?.clone(),
                 probes_answered: probes.answered,
                 probes_lost: probes.lost,
+                drained: self.overrides.drains.contains_key(name),
             };
             Some((name.clone(), path))
         };
@@ -134,12 +137,24 @@ impl Engine {
 
     fn rules(&self, site: &Site) -> BTreeMap<Name, RuleStatus> {
         let now = clock::now();
+        let inputs = failover::Inputs {
+            site,
+            healths: self.monitor.healths(),
+            measures: self.monitor.measures(),
+            overrides: &self.overrides,
+        };
         let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
             let choice = self.selection.rules.get(name)?.clone();
             let rule = RuleStatus {
                 members: rule.members.clone(),
                 failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
                 reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                standings: failover::views(&inputs, rule, &choice, now),
+                pinned: self.overrides.pin(name, now).map(|pin| Pinned {
+                    to: pin.to.clone(),
+                    seconds: pin.until.since(now).as_secs_f64(),
+                    reason: pin.reason.clone(),
+                }),
                 choice,
             };
             Some((name.clone(), rule))

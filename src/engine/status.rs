@@ -8,7 +8,7 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, TransitionKind},
+    failover::{Choice, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
     health::PathHealth,
@@ -286,6 +286,9 @@ pub struct PathStatus {
     pub probes_answered: u64,
     /// Probes that were not.
     pub probes_lost: u64,
+    /// Whether it is out of use by hand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 /// One failover rule.
@@ -298,6 +301,23 @@ pub struct RuleStatus {
     /// Seconds until the primary is returned to, while that is under way.
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
+    pub reason: String,
+    /// How the rule regards each of its paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<View>,
+    /// What it is pinned to by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
+}
+
+/// A rule that is pinned to a path by hand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The path.
+    pub to: Name,
+    /// For how many seconds.
+    pub seconds: f64,
+    /// Why.
     pub reason: String,
 }
 

@@ -175,6 +175,17 @@ impl Ledger {
         self.write(|j| j.set_selection(selection));
     }
 
+    /// What was known of the paths, in this boot.
+    #[must_use]
+    pub fn warm<T: DeserializeOwned>(&self) -> Option<T> {
+        self.read(|j| j.get_for_boot("warm")).flatten()
+    }
+
+    /// Remembers what is known of the paths until the machine goes down.
+    pub fn set_warm<T: Serialize>(&self, known: &T) {
+        self.write(|j| j.put_for_boot("warm", known));
+    }
+
     /// Values that sysctls had before we first set them.
     #[must_use]
     pub fn sysctl_originals(&self) -> BTreeMap<SysctlKey, String> {
