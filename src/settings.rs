@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod webhook;
 
 use std::{
     io::Read as _,
@@ -25,17 +26,14 @@ use crate::{
     },
     diag::{self, Code, Diagnostic, Sources},
     drift::Modes,
-    guard::{
-        rails::{Limits, Protected},
-        window::Window,
-    },
+    guard::Rules,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
 };
 
-pub use self::guard::Confirm;
+pub use self::webhook::Webhook;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -80,18 +78,14 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Where STAMP is answered; `None` = nowhere.
     pub stamp: Option<SocketAddr>,
+    /// The webhook of a forge; `None` = nobody listens.
+    pub webhook: Option<Webhook>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
     pub socket: PathBuf,
-    /// What no commit may cut off.
-    pub protected: Protected,
-    /// How large a change may be.
-    pub limits: Limits,
-    /// How a change of the daemon's is confirmed.
-    pub confirm: Confirm,
-    /// When a new revision may be put in force.
-    pub windows: Vec<Window>,
+    /// What may be changed, when, and whether it stands.
+    pub guard: Rules,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
     /// What is done about changes that others make to our objects.
@@ -120,12 +114,10 @@ impl Default for Settings {
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
+            webhook: None,
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
-            protected: Protected::default(),
-            limits: Limits::default(),
-            confirm: Confirm::default(),
-            windows: Vec::new(),
+            guard: Rules::default(),
             ranges: Ranges::default(),
             drift: Modes::default(),
             plan_signers: None,
@@ -180,7 +172,7 @@ impl Settings {
         validate::Options {
             target_mask: self.ranges.target_mask,
             policy_mask: self.ranges.policy_mask,
-            protected: self.protected.prefixes.clone(),
+            protected: self.guard.protected.prefixes.clone(),
         }
     }
 }
@@ -199,6 +191,8 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// The webhook of a forge.
+    webhook: Option<webhook::WebhookFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -241,6 +235,8 @@ struct Listen {
     /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
     /// `none`. Default `none`; the usual port is 862.
     stamp: Option<String>,
+    /// Address and port of the webhook of a forge, or `none`. Default `none`; it needs a `webhook` with its secret.
+    webhook: Option<String>,
 }
 
 /// Saved plans.
@@ -323,7 +319,18 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => default.stamp,
         Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
+    let hook = match listen.webhook {
+        Some(text) => address(&text, ("/listen/webhook", "0.0.0.0:9470", "[::]:9470"), document, found)?,
+        None => None,
+    };
+    let webhook = webhook::build(hook, file.webhook, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
+    let rules = Rules {
+        protected: file.protected.build(),
+        limits: file.limits.build(),
+        confirm: file.confirm.build(document, found),
+        windows: guard::windows(file.windows, document, found),
+    };
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
         site: file.site,
@@ -333,11 +340,9 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         runtime_dir,
         metrics,
         stamp,
+        webhook,
         clock_synchronised: file.clock_synchronised,
-        protected: file.protected.build(),
-        limits: file.limits.build(),
-        confirm: file.confirm.build(document, found),
-        windows: guard::windows(file.windows, document, found),
+        guard: rules,
         ranges,
         drift: file.drift,
         plan_signers: file.plans.allowed_signers,
@@ -430,11 +435,12 @@ mod tests {
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        let protected = &settings.protected;
+        let rules = &settings.guard;
+        let protected = &rules.protected;
         assert_eq!((protected.prefixes.len(), protected.interfaces.len(), &protected.ports[..]), (1, 1, &[22][..]));
-        assert_eq!(settings.limits.largest_deletion, crate::units::Ratio::of(3, 10));
-        assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
-        assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
+        assert_eq!(rules.limits.largest_deletion, crate::units::Ratio::of(3, 10));
+        assert_eq!((rules.confirm.timeout, rules.confirm.reach.len()), (Duration::from_secs(90), 1));
+        assert_eq!((rules.windows.len(), rules.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
         assert_eq!(settings.drift, drift);
