@@ -166,6 +166,9 @@ impl Engine {
             at: clock::wall(),
             files: active.files.clone(),
         });
+        if let Some(commit) = &active.commit {
+            self.router.ledger.name_remover(&active.revision, &commit.author);
+        }
         self.write_down();
         // Another revision may have waited for this.
         self.read_source_at(clock::now());

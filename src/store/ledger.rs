@@ -103,6 +103,11 @@ impl Ledger {
         self.write(|j| j.set_last_good(good));
     }
 
+    /// Keeps who wrote the revision that took sites away.
+    pub fn name_remover(&self, without: &str, author: &str) {
+        self.write(|j| j.name_remover(without, author));
+    }
+
     /// What was written about sites that were removed since.
     #[must_use]
     pub fn removed(&self, since: clock::Wall) -> Vec<RemovedFile> {

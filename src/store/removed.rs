@@ -17,6 +17,9 @@ pub(super) const MIGRATION: &str = "
     ) WITHOUT ROWID;
 ";
 
+/// Who removed it; not every revision that takes a site away makes a generation at the routers of the others.
+pub(super) const AUTHOR: &str = "ALTER TABLE removed_sites ADD COLUMN author TEXT";
+
 /// A file of a site that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemovedFile {
@@ -32,8 +35,8 @@ pub struct RemovedFile {
     pub without: String,
     /// When that was put in force.
     pub at: Wall,
-    /// By whom, if a generation tells.
-    pub who: Option<Who>,
+    /// By whom: the author of the commit, or whoever made the generation.
+    pub who: Option<String>,
 }
 
 impl Journal {
@@ -52,17 +55,24 @@ impl Journal {
         for site in &went {
             for (file, content) in &site.files {
                 let row = params![site.site.as_str(), file, content, old.revision, new.revision, new.at.as_micros()];
-                let sql = "INSERT INTO removed_sites VALUES (?, ?, ?, ?, ?, ?)";
+                let sql =
+                    "INSERT INTO removed_sites (site, file, content, last, without, at) VALUES (?, ?, ?, ?, ?, ?)";
                 work.execute(sql, row).map_err(self.err(DOING))?;
             }
         }
         work.commit().map_err(self.err(DOING))
     }
 
+    /// Keeps who wrote the revision that took sites away.
+    pub fn name_remover(&self, without: &str, author: &str) -> Result<(), StoreError> {
+        let write = self.db().execute("UPDATE removed_sites SET author = ? WHERE without = ?", [author, without]);
+        write.map(drop).map_err(self.err("write who removed a site to"))
+    }
+
     /// What was written about sites that were removed since.
     pub fn removed(&self, since: Wall) -> Result<Vec<RemovedFile>, StoreError> {
         let sql = "SELECT site, file, content, last, without, at,
-                (SELECT who FROM generations WHERE revision = without ORDER BY record LIMIT 1)
+                (SELECT who FROM generations WHERE revision = without ORDER BY record LIMIT 1), author
             FROM removed_sites WHERE at >= ? ORDER BY site, file";
         let read = || -> rusqlite::Result<Vec<RemovedFile>> {
             let mut statement = self.db().prepare(sql)?;
@@ -81,7 +91,7 @@ impl Journal {
 
 /// A row; one that this version cannot read is left out.
 fn row(row: &Row<'_>) -> rusqlite::Result<Option<RemovedFile>> {
-    let (site, who): (String, Option<String>) = (row.get(0)?, row.get(6)?);
+    let (site, who, author): (String, Option<String>, Option<String>) = (row.get(0)?, row.get(6)?, row.get(7)?);
     let Ok(site) = site.parse() else { return Ok(None) };
     Ok(Some(RemovedFile {
         site,
@@ -90,7 +100,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Option<RemovedFile>> {
         last: row.get(3)?,
         without: row.get(4)?,
         at: Wall::from_micros(row.get(5)?),
-        who: who.and_then(|text| serde_json::from_str(&text).ok()),
+        who: author.or_else(|| Some(serde_json::from_str::<Who>(&who?).ok()?.to_string())),
     }))
 }
 
@@ -117,6 +127,10 @@ mod tests {
         assert_eq!((found[0].site.as_str(), found[0].file.as_str()), ("north", "north.yaml"));
         assert_eq!((found[0].last.as_str(), found[0].without.as_str()), ("r1", "r2"));
         assert!(found[0].content.starts_with("# north\n"));
+        assert_eq!(found[0].who, None);
+        journal.name_remover("r1", "Eve <eve@example.net>").unwrap();
+        journal.name_remover("r2", "Ada <ada@example.net>").unwrap();
+        assert_eq!(journal.removed(Wall::from_micros(0)).unwrap()[0].who.as_deref(), Some("Ada <ada@example.net>"));
         assert!(journal.removed(Wall::from_micros(11)).unwrap().is_empty());
         journal.keep_removed(&one, &both).unwrap();
         assert!(journal.removed(Wall::from_micros(0)).unwrap().is_empty(), "it is there again");

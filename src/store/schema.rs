@@ -43,6 +43,7 @@ pub(super) const JOURNAL: &[&str] = &[
 ",
     super::generations::MIGRATION,
     super::removed::MIGRATION,
+    super::removed::AUTHOR,
 ];
 
 /// The records: large, batched, expendable.

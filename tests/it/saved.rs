@@ -234,6 +234,10 @@ fn a_router_that_asks_for_signatures_takes_no_plan_without_a_good_one() {
         fs::write(router.path("plan.json"), plan).unwrap();
         let output = router.run(&apply);
         assert!(output.status.success() && said(&output).contains("ada@example.net"), "{}", said(&output));
+        let db = rusqlite::Connection::open(router.path("state/journal.db")).unwrap();
+        let sql = "SELECT detail FROM audit WHERE what = 'apply' ORDER BY id DESC LIMIT 1";
+        let audit: String = db.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert!(audit.contains("a plan signed by ada@example.net (SHA256:"), "{audit}");
     });
 }
 
