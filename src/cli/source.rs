@@ -23,6 +23,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(65);
 /// A reconcile may wait for a fetch and a transaction with its read-backs.
 const RECONCILE_PATIENCE: Duration = Duration::from_secs(120);
+/// Whoever lets a revision pass is told whether it stands: its trial lasts so long as a rule.
+const TRIAL: Duration = Duration::from_secs(150);
 /// How often somebody who waits looks.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -103,11 +105,11 @@ pub async fn source(args: SourceArgs) -> Outcome {
         What::Status { daemon } => show(&daemon).await,
         What::Accept { commit, daemon } => {
             tell(&daemon, "/v1/source/accept", &json!({"revision": commit})).await?;
-            reconciled(&daemon, Duration::ZERO).await
+            reconciled(&daemon, TRIAL).await
         }
         What::Retry { daemon } => {
             tell(&daemon, "/v1/source/retry", &json!({})).await?;
-            reconciled(&daemon, Duration::ZERO).await
+            reconciled(&daemon, TRIAL).await
         }
     }
 }
@@ -172,8 +174,7 @@ async fn reconciled(daemon: &Daemon, patience: Duration) -> Outcome {
         tokio::time::sleep(LOOK).await;
         status = inspect::fetch(daemon).await?;
     }
-    let open = || (Exit::Busy, format!("{}: not settled yet", under_way(&status)));
-    let (exit, said) = settled(&status).unwrap_or_else(open);
+    let (exit, said) = settled(&status).unwrap_or_else(|| open(&status, patience));
     match daemon.output {
         Format::Json => inspect::print_json(&json!({
             "format_version": 1, "reconcile": pass, "message": said,
@@ -217,6 +218,22 @@ fn settled(status: &Status) -> Option<(Exit, String)> {
     Some((Exit::Error, format!("revision {name} is quarantined: {}; {kept}\n  {remedy}", known.reason)))
 }
 
+/// What is said of a revision that is under way. On trial it is in the kernel: whoever did not ask to wait is served.
+fn open(status: &Status, patience: Duration) -> (Exit, String) {
+    match status.unconfirmed.as_ref().filter(|trial| status.source.desired.as_ref() == Some(&trial.revision)) {
+        Some(trial) if patience.is_zero() => {
+            let (name, left) = (revisions::short(&trial.revision), trial.seconds_left);
+            (
+                Exit::Done,
+                format!(
+                    "revision {name} is in the kernel, on trial for {left} s at most; `patronus status` shows the evidence"
+                ),
+            )
+        }
+        _ => (Exit::Busy, format!("{}: not settled yet", under_way(status))),
+    }
+}
+
 fn in_force(status: &Status, name: &str) -> (Exit, String) {
     let failed = status
         .reconcile
@@ -251,7 +268,11 @@ fn last_pass(done: &ReconcileStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::revision::{Attempt, Held, HeldWhy, Quarantined, Suspension, Trouble};
+    use crate::{
+        engine::status::UnconfirmedStatus,
+        guard::Who,
+        revision::{Attempt, Held, HeldWhy, Quarantined, Suspension, Trouble},
+    };
 
     fn sample() -> Status {
         serde_json::from_str(include_str!("../../tests/it/records/status.json")).unwrap()
@@ -267,6 +288,28 @@ mod tests {
     fn attempt(outcome: AttemptOutcome) -> Attempt {
         let (revision, content) = ("b".repeat(40), String::new());
         Attempt { revision, content, outcome, reason: None, at: Wall::default() }
+    }
+
+    #[test]
+    fn a_revision_on_trial_is_an_answer_for_whoever_does_not_wait() {
+        let mut status = sample();
+        let revision = "b".repeat(40);
+        status.source.desired = Some(revision.clone());
+        assert_eq!(open(&status, Duration::ZERO).0, Exit::Busy);
+        status.unconfirmed = Some(UnconfirmedStatus {
+            generation: 43,
+            revision,
+            previous: None,
+            who: Who::DAEMON,
+            until: Wall::default(),
+            seconds_left: 90,
+            by_hand: false,
+            waits: Vec::new(),
+            against: Vec::new(),
+        });
+        let (exit, text) = open(&status, Duration::ZERO);
+        assert!(exit == Exit::Done && text.contains("on trial for 90 s"), "{text}");
+        assert_eq!(open(&status, Duration::from_secs(1)).0, Exit::Busy);
     }
 
     #[test]
