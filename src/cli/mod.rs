@@ -10,12 +10,14 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 pub mod apply;
+pub mod confirm;
 mod context;
 pub mod diff;
 pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
+mod orders;
 pub mod plan;
 mod reference;
 pub mod restore;
@@ -25,6 +27,7 @@ pub mod schema;
 pub mod snapshot;
 pub mod source;
 pub mod test;
+mod trial;
 pub mod validate;
 
 /// What the process ends with.
@@ -105,6 +108,8 @@ enum Verb {
     Diff(diff::Args),
     Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
+    Confirm(confirm::ConfirmArgs),
+    Rollback(confirm::RollbackArgs),
     Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
@@ -120,9 +125,15 @@ enum Verb {
     Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
     Test(test::Args),
+    Failover(orders::FailoverArgs),
+    Failback(orders::FailbackArgs),
+    Drain(orders::DrainArgs),
+    Undrain(orders::UndrainArgs),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
+    #[command(hide = true)]
+    WatchConfirmation(trial::WatchArgs),
 }
 
 /// Runs the command line of this process to its end.
@@ -172,6 +183,9 @@ fn run(verb: Verb) -> Outcome {
             Verb::Diff(args) => diff::run(&args),
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
+            Verb::Confirm(args) => confirm::confirm(args).await,
+            Verb::Rollback(args) => confirm::rollback(args).await,
+            Verb::WatchConfirmation(args) => trial::watch(args).await,
             Verb::Restore(args) => restore::run(&args),
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
@@ -187,6 +201,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Failover(args) => orders::failover(args).await,
+            Verb::Failback(args) => orders::failback(args).await,
+            Verb::Drain(args) => orders::drain(args).await,
+            Verb::Undrain(args) => orders::undrain(args).await,
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),
