@@ -18,6 +18,7 @@ use crate::{
     guard::Rules,
     kernel::linux::Linux,
     probe::Reflector,
+    revision::{Condition, ConditionType, Truth},
     settings::{Settings, Source},
     source::git::read_secret,
     store::{Limits, Recorder},
@@ -151,7 +152,7 @@ async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
         let now = Arc::clone(&status.borrow_and_update());
         let line = summary(&now);
         let mut news = vec![NotifyState::Status(&line), NotifyState::Watchdog];
-        if !ready && (now.reconcile.is_some() || !now.source.errors.is_empty()) {
+        if !ready && has_begun(&now) {
             ready = true;
             news.push(NotifyState::Ready);
         }
@@ -159,6 +160,12 @@ async fn supervise(mut status: watch::Receiver<Arc<Status>>) {
             tracing::debug!(%error, "systemd cannot be told");
         }
     }
+}
+
+/// There is nothing more to wait for: the first pass is done, or none can be before somebody acts.
+fn has_begun(status: &Status) -> bool {
+    let stalled = |c: &Condition| c.kind == ConditionType::Stalled && c.status == Truth::True;
+    status.reconcile.is_some() || !status.source.errors.is_empty() || status.conditions.iter().any(stalled)
 }
 
 fn summary(status: &Status) -> String {
