@@ -14,6 +14,8 @@ mod context;
 pub mod diff;
 pub mod doctor;
 pub mod drift;
+pub mod export;
+pub mod init;
 pub mod inspect;
 pub mod lab;
 pub mod plan;
