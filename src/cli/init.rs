@@ -55,6 +55,7 @@ pub fn run(args: &Args) -> Outcome {
         Some(text) => (text, "the interfaces of this machine"),
         None => (from_example(&name), "an example: put your interfaces and addresses in place of its own"),
     };
+    let text = config::format::format(&text).unwrap_or(text);
     let site = format!("sites/{name}.yaml");
     let schema = format!("{:#}\n", schema::any());
     for (file, text) in [(site.as_str(), text.as_str()), (SCHEMA, &schema), (".gitignore", IGNORED)] {
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> Outcome {
     let dir = args.dir.display();
     let said = format!(
         "{dir}/{site} is made from {from}\n{dir}/{SCHEMA} is for editors, {dir}/.gitignore for Git\n\n\
-         next:  patronus validate {dir}\n       patronus plan --site {name} ...   shows what it would change, and changes nothing\n       \
+         next:  patronus validate {dir}\n       patronus plan {dir} --site {name}   (shows what it would change, and changes nothing)\n       \
          git init {dir} && git -C {dir} add . && git -C {dir} commit -m 'the first site'\n"
     );
     // The files are there; a closed standard output takes nothing away.

@@ -15,6 +15,7 @@ pub mod diff;
 pub mod doctor;
 pub mod drift;
 pub mod export;
+pub mod format;
 pub mod init;
 pub mod inspect;
 pub mod lab;
