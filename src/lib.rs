@@ -35,6 +35,7 @@ pub mod validate;
 pub mod failover;
 pub mod health;
 pub mod probe;
+pub mod prove;
 
 pub mod desired;
 pub mod state;

@@ -27,6 +27,7 @@ mod saved;
 pub mod schema;
 pub mod snapshot;
 pub mod source;
+pub mod test;
 pub mod validate;
 
 /// What the process ends with.
@@ -121,6 +122,7 @@ enum Verb {
     Resume(source::ResumeArgs),
     Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
+    Test(test::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -187,6 +189,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Resume(args) => source::resume(args).await,
             Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
+            Verb::Test(args) => test::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

@@ -12,6 +12,7 @@ mod load;
 pub mod probe;
 pub mod scalars;
 pub mod schema;
+pub mod trial;
 pub mod types;
 mod unread;
 pub mod vars;
@@ -123,6 +124,8 @@ pub struct Config {
     /// Policies, inline ones included.
     pub policies: Vec<Object<PolicySpec>>,
     documents: Vec<Document>,
+    /// Documents that are tests of failover rules, which nothing here reads.
+    trials: Vec<usize>,
     sources: Sources,
     broken: BTreeSet<(Kind, String)>,
     unread: Unread,
@@ -134,6 +137,11 @@ impl Config {
     #[must_use]
     pub const fn sources(&self) -> &Sources {
         &self.sources
+    }
+
+    /// The documents that are tests of failover rules.
+    pub fn trials(&self) -> impl Iterator<Item = &Document> {
+        self.trials.iter().map(|number| &self.documents[*number])
     }
 
     /// The names of all sites, those included that could not be read whole.
