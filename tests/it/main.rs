@@ -13,6 +13,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod messages;
+mod pipelines;
 mod preview;
 mod prove;
 mod reconcile;
