@@ -59,7 +59,7 @@ fn values(text: &str) -> Option<Vec<serde_json::Value>> {
 /// The comments in their order.
 fn comments(text: &str) -> Option<Vec<String>> {
     let tree = yaml_parser::parse(text).ok()?;
-    let tokens = tree.descendants_with_tokens().filter_map(|element| element.into_token());
+    let tokens = tree.descendants_with_tokens().filter_map(|element| element.as_token().cloned());
     let comments = tokens.filter(|token| token.kind() == SyntaxKind::COMMENT);
     Some(comments.map(|token| token.text().trim_end().to_owned()).collect())
 }
