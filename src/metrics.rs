@@ -142,6 +142,9 @@ impl Scrape {
             "State of the path: 1 for the state that it is in, 0 for the others.",
             self.path_states(),
         )?;
+        let drained =
+            self.0.paths.iter().map(|(name, p)| (vec![self.site(), ("path", name.as_str())], u32::from(p.drained)));
+        gauge(e, "patronus_path_drained", "Whether the path is out of use by hand: 1 or 0.", drained)?;
         counter(e, "patronus_probes_total", "Probes by result since the daemon started.", self.probes())
     }
 
@@ -196,6 +199,16 @@ impl Scrape {
             "patronus_failover_failback_remaining_seconds",
             "Time until the rule returns to its primary, while that is under way.",
             remaining,
+        )?;
+        let pinned = self.0.rules.iter().filter_map(|(name, rule)| {
+            let labels = vec![self.site(), ("rule", name.as_str())];
+            Some((labels, rule.pinned.as_ref()?.seconds))
+        });
+        gauge(
+            e,
+            "patronus_failover_pinned_remaining_seconds",
+            "Time for which the rule is pinned to a path by hand, while it is.",
+            pinned,
         )?;
         let events = self.0.totals.transitions.iter().flat_map(|(name, kinds)| {
             let labels = |kind: crate::failover::TransitionKind| {

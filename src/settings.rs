@@ -26,17 +26,14 @@ use crate::{
     },
     diag::{self, Code, Diagnostic, Sources},
     drift::Modes,
-    guard::{
-        rails::{Limits, Protected},
-        window::Window,
-    },
+    guard::Rules,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
     validate,
 };
 
-pub use self::{guard::Confirm, webhook::Webhook};
+pub use self::webhook::Webhook;
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -87,14 +84,8 @@ pub struct Settings {
     pub clock_synchronised: bool,
     /// The control socket.
     pub socket: PathBuf,
-    /// What no commit may cut off.
-    pub protected: Protected,
-    /// How large a change may be.
-    pub limits: Limits,
-    /// How a change of the daemon's is confirmed.
-    pub confirm: Confirm,
-    /// When a new revision may be put in force.
-    pub windows: Vec<Window>,
+    /// What may be changed, when, and whether it stands.
+    pub guard: Rules,
     /// Marks, tables, priorities and protocol number.
     pub ranges: Ranges,
     /// What is done about changes that others make to our objects.
@@ -126,10 +117,7 @@ impl Default for Settings {
             webhook: None,
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
-            protected: Protected::default(),
-            limits: Limits::default(),
-            confirm: Confirm::default(),
-            windows: Vec::new(),
+            guard: Rules::default(),
             ranges: Ranges::default(),
             drift: Modes::default(),
             plan_signers: None,
@@ -184,7 +172,7 @@ impl Settings {
         validate::Options {
             target_mask: self.ranges.target_mask,
             policy_mask: self.ranges.policy_mask,
-            protected: self.protected.prefixes.clone(),
+            protected: self.guard.protected.prefixes.clone(),
         }
     }
 }
@@ -337,6 +325,12 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
     };
     let webhook = webhook::build(hook, file.webhook, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
+    let rules = Rules {
+        protected: file.protected.build(),
+        limits: file.limits.build(),
+        confirm: file.confirm.build(document, found),
+        windows: guard::windows(file.windows, document, found),
+    };
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
         site: file.site,
@@ -348,10 +342,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         stamp,
         webhook,
         clock_synchronised: file.clock_synchronised,
-        protected: file.protected.build(),
-        limits: file.limits.build(),
-        confirm: file.confirm.build(document, found),
-        windows: guard::windows(file.windows, document, found),
+        guard: rules,
         ranges,
         drift: file.drift,
         plan_signers: file.plans.allowed_signers,
@@ -444,11 +435,12 @@ mod tests {
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
-        let protected = &settings.protected;
+        let rules = &settings.guard;
+        let protected = &rules.protected;
         assert_eq!((protected.prefixes.len(), protected.interfaces.len(), &protected.ports[..]), (1, 1, &[22][..]));
-        assert_eq!(settings.limits.largest_deletion, crate::units::Ratio::of(3, 10));
-        assert_eq!((settings.confirm.timeout, settings.confirm.reach.len()), (Duration::from_secs(90), 1));
-        assert_eq!((settings.windows.len(), settings.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
+        assert_eq!(rules.limits.largest_deletion, crate::units::Ratio::of(3, 10));
+        assert_eq!((rules.confirm.timeout, rules.confirm.reach.len()), (Duration::from_secs(90), 1));
+        assert_eq!((rules.windows.len(), rules.windows[0].zone.iana_name()), (1, Some("Europe/Berlin")));
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
         assert_eq!(settings.drift, drift);

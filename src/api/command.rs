@@ -1,8 +1,9 @@
 //! What the outside may ask of the engine.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::{clock::Wall, engine::status::ReconcileStatus};
+use crate::{clock::Wall, engine::status::ReconcileStatus, guard::Who, units::Name};
 
 /// A request to the engine. It answers when it has done it; a dropped reply means that it is shutting down.
 #[derive(Debug)]
@@ -12,8 +13,33 @@ pub enum Command {
         /// Takes how that went.
         reply: oneshot::Sender<ReconcileStatus>,
     },
+    /// The change that waits for its confirmation shall stand.
+    Confirm {
+        /// Who says so.
+        who: Who,
+        /// Takes one line that says what was done, or why not.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// The change that waits shall be undone; or a recorded generation shall come back.
+    Rollback {
+        /// Who says so.
+        who: Who,
+        /// The generation that shall come back.
+        to: Option<u64>,
+        /// Takes one line that says what was done, or why not.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
     /// Read the source now, and go on as after any reading.
     Fetch,
+    /// Something about paths and rules, by hand.
+    Order {
+        /// What.
+        order: Order,
+        /// Who asks.
+        by: String,
+        /// Takes what came of it.
+        reply: oneshot::Sender<Answer>,
+    },
     /// Something about the source and its revisions.
     Source {
         /// What.
@@ -22,6 +48,41 @@ pub enum Command {
         by: String,
         /// Takes what came of it.
         reply: oneshot::Sender<Answer>,
+    },
+}
+
+/// What people order by hand about paths and rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Order {
+    /// Pin a rule to a path for a while.
+    Failover {
+        /// The rule.
+        rule: Name,
+        /// The path.
+        to: Name,
+        /// For how long.
+        seconds: u64,
+        /// What for.
+        reason: String,
+    },
+    /// End a pin, and return at once if that is possible.
+    Failback {
+        /// The rule.
+        rule: Name,
+    },
+    /// Take a path out of use.
+    Drain {
+        /// The path.
+        path: Name,
+        /// Also as the last one.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Use a drained path again.
+    Undrain {
+        /// The path.
+        path: Name,
     },
 }
 

@@ -18,14 +18,15 @@ pub mod client;
 mod command;
 mod health;
 mod metrics;
+mod orders;
 mod peer;
 mod socket;
 mod source;
 mod webhook;
 
-pub use command::{Answer, Command, SourceCommand};
+pub use command::{Answer, Command, Order, SourceCommand};
 pub use health::{Verdict, alive, ready};
-pub(crate) use socket::{Events, History};
+pub(crate) use socket::{Audit, Done, Events, Generations, History};
 pub use webhook::{Hooks, WebhookListener, webhook};
 
 /// What the listeners need of the daemon.

@@ -16,12 +16,20 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 use tokio::net::{UnixListener, unix::UCred};
 
 use super::Failed;
+use crate::guard::Who;
 
 /// The process that connected (`SO_PEERCRED`, unix(7)); absent if the kernel did not say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(Option<UCred>);
 
 impl Peer {
+    /// The user behind it, for the audit.
+    pub(super) fn who(self) -> Who {
+        let uid = self.0.map_or(u32::MAX, |peer| peer.uid());
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+        Who::Person { uid, user, sudo_user: None }
+    }
+
     /// The user's name, or the number of one without a name.
     pub(super) fn name(self) -> String {
         let Some(uid) = self.0.map(|peer| Uid::from_raw(peer.uid())) else { return "somebody".into() };

@@ -7,7 +7,7 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{ConnectInfo, Query, State, rejection::QueryRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     middleware,
     response::{IntoResponse as _, Response},
@@ -25,7 +25,7 @@ use super::{ApiError, ApiState, Command, Failed, aside, peer};
 use crate::{
     clock::Wall,
     engine::status::{Event, ReconcileStatus, Status},
-    store::{Recorder, Run, StoreError, read, read::Wanted},
+    store::{AuditRow, Generation, Recorder, Run, StoreError, read, read::Wanted},
 };
 
 /// How long a reconcile may take before the client is told to look later.
@@ -68,8 +68,13 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
+        .route("/v1/generations", get(generations))
+        .route("/v1/audit", get(audit))
         .route("/v1/reconcile", post(reconcile))
+        .route("/v1/confirm", post(confirm))
+        .route("/v1/rollback", post(rollback))
         .merge(super::source::router())
+        .merge(super::orders::router())
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })
@@ -195,6 +200,36 @@ async fn history(State(state): State<ApiState>, asked: Asked) -> Result<Json<His
     Ok(Json(History { format_version: 1, runs }))
 }
 
+/// Generations with the version of their format.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Generations {
+    /// 1.
+    pub format_version: u32,
+    /// Oldest first.
+    pub generations: Vec<Generation>,
+}
+
+/// The audit with the version of its format.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Audit {
+    /// 1.
+    pub format_version: u32,
+    /// Oldest first.
+    pub rows: Vec<AuditRow>,
+}
+
+async fn generations(State(state): State<ApiState>, asked: Asked) -> Result<Json<Generations>, Failed> {
+    let (dir, limit) = (state.records.dir(), understood(asked)?.wanted().limit);
+    let generations = aside(move || read::generations(&dir, limit)).await?.map_err(|error| internal(&error))?;
+    Ok(Json(Generations { format_version: 1, generations }))
+}
+
+async fn audit(State(state): State<ApiState>, asked: Asked) -> Result<Json<Audit>, Failed> {
+    let (dir, limit) = (state.records.dir(), understood(asked)?.wanted().limit);
+    let rows = aside(move || read::audit(&dir, limit)).await?.map_err(|error| internal(&error))?;
+    Ok(Json(Audit { format_version: 1, rows }))
+}
+
 async fn reconcile(State(state): State<ApiState>) -> Result<Json<ReconcileStatus>, Failed> {
     let (reply, answer) = oneshot::channel();
     let busy = |_| Failed(StatusCode::SERVICE_UNAVAILABLE, "the engine is busy: try again in a moment".into());
@@ -205,6 +240,53 @@ async fn reconcile(State(state): State<ApiState>) -> Result<Json<ReconcileStatus
         Err(_) => {
             Err(Failed(StatusCode::GATEWAY_TIMEOUT, "the reconcile takes long: look at `patronus status`".into()))
         }
+    }
+}
+
+/// What was done, in one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Done {
+    /// 1.
+    pub format_version: u32,
+    /// The line.
+    pub done: String,
+}
+
+/// The question that `/v1/rollback` understands.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Back {
+    to: Option<u64>,
+}
+
+async fn confirm(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): ConnectInfo<peer::Peer>,
+) -> Result<Json<Done>, Failed> {
+    let (reply, answer) = oneshot::channel();
+    told(&state, Command::Confirm { who: peer.who(), reply }, answer).await
+}
+
+async fn rollback(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): ConnectInfo<peer::Peer>,
+    Query(back): Query<Back>,
+) -> Result<Json<Done>, Failed> {
+    let (reply, answer) = oneshot::channel();
+    told(&state, Command::Rollback { who: peer.who(), to: back.to, reply }, answer).await
+}
+
+async fn told(
+    state: &ApiState,
+    command: Command,
+    answer: oneshot::Receiver<Result<String, String>>,
+) -> Result<Json<Done>, Failed> {
+    let busy = |_| Failed(StatusCode::SERVICE_UNAVAILABLE, "the engine is busy: try again in a moment".into());
+    state.commands.try_send(command).map_err(busy)?;
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(Ok(done))) => Ok(Json(Done { format_version: 1, done })),
+        Ok(Ok(Err(why))) => Err(Failed(StatusCode::CONFLICT, why)),
+        _ => Err(Failed(StatusCode::GATEWAY_TIMEOUT, "no answer in time: look at `patronus status`".into())),
     }
 }
 

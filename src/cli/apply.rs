@@ -2,26 +2,30 @@
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
     Exit, Failure, Outcome,
-    context::{self, RouterArgs},
+    context::{self, Memory, RouterArgs},
     plan::{self, Made, Show},
-    saved,
+    saved, trial,
 };
 use crate::{
     apply::Report,
     clock,
     engine::{
-        ReconcileOutcome,
+        Active, ReconcileOutcome,
         router::{Planned, Router},
         told,
     },
+    guard::{rails, window},
     kernel::linux::Linux,
     plan::report::{self, Revisions},
-    store::LastGood,
+    settings::Settings,
+    store::{LastGood, Standing},
+    units::Span,
 };
 
 /// Change this router's kernel to what the configuration wants
@@ -40,6 +44,16 @@ pub struct ApplyArgs {
     /// Do everything up to the first step
     #[arg(long)]
     dry_run: bool,
+    /// Undo the change unless `patronus confirm` comes within this time; `0s` does not ask for one [default: 600s at a
+    /// terminal, else 0s]
+    #[arg(long, value_name = "D")]
+    confirm_timeout: Option<Span>,
+    /// That most of what is there goes away is meant
+    #[arg(long)]
+    allow_large: bool,
+    /// Apply outside of the change windows, for this reason
+    #[arg(long, value_name = "REASON")]
+    now: Option<String>,
 }
 
 /// Remove everything that is ours from this router's kernel, and nothing else
@@ -52,6 +66,40 @@ pub struct TeardownArgs {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+}
+
+/// How a change is to be made.
+pub struct Order {
+    /// How the plan is printed.
+    pub show: Show,
+    /// Nobody is asked.
+    pub yes: bool,
+    /// Nothing is changed.
+    pub dry_run: bool,
+    /// How long it may wait for its confirmation.
+    pub timeout: Option<Span>,
+    /// That it is large is meant.
+    pub allow_large: bool,
+    /// Why it is made outside of the change windows.
+    pub now: Option<String>,
+    /// The plan that it has to be.
+    pub saved: Option<saved::Opened>,
+    /// Who signed that plan.
+    pub approver: Option<String>,
+}
+
+impl Order {
+    /// The ordinary way.
+    #[must_use]
+    pub const fn new(show: Show, yes: bool) -> Self {
+        Self { show, yes, dry_run: false, timeout: None, allow_large: false, now: None, saved: None, approver: None }
+    }
+
+    /// A person at a terminal confirms; a script that nobody follows would see its change go long after it ended.
+    fn timeout(&self) -> Duration {
+        let default = if io::stdin().is_terminal() { trial::TIMEOUT } else { Duration::ZERO };
+        self.timeout.map_or(default, Span::get)
+    }
 }
 
 /// Runs `apply`.
@@ -69,28 +117,142 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     }
     let active = context::configuration(&settings).await?;
     context::signed(&active)?;
+    let order = Order {
+        saved,
+        approver,
+        dry_run: args.dry_run,
+        timeout: args.confirm_timeout,
+        allow_large: args.allow_large,
+        now: args.now,
+        ..Order::new(args.show, args.yes)
+    };
+    carry_through(&settings, args.router.config.as_deref(), active, order, "apply").await
+}
+
+/// From a configuration to a changed kernel: plan, rails, question, steps, confirmation.
+pub async fn carry_through(
+    settings: &Settings,
+    config: Option<&Path>,
+    active: Active,
+    order: Order,
+    verb: &str,
+) -> Outcome {
     let kernel = context::kernel()?;
-    context::privilege("apply")?;
-    let _lock = context::lock(&settings, "apply")?;
-    let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges).treating_drift(settings.drift);
+    context::privilege(verb)?;
+    let lock = context::lock(settings, verb)?;
+    let mut router = Router::new(kernel, context::ledger(settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
-    let mut made = plan::make(&router, &settings, active).await?;
-    if let Some(opened) = &saved {
-        saved::take(&opened.saved, &mut made, &settings)?;
+    if let Some(change) = trial::settle(&mut router, settings).await? {
+        return Err(trial::busy(&change));
     }
-    if let Some(approver) = &approver {
+    let mut made = plan::make(&router, settings, active).await?;
+    if let Some(opened) = &order.saved {
+        saved::take(&opened.saved, &mut made, settings)?;
+    }
+    if let Some(approver) = &order.approver {
         tracing::warn!(%approver, "the plan is signed");
     }
-    let Made { active, selection, planned, report, .. } = made;
-    plan::print(&report, args.show)?;
-    if args.dry_run || (!planned.steps.is_empty() && !agreed(args.yes, "Apply this plan?")?) {
+    plan::print(&made.report, order.show)?;
+    allowed(&router, settings, &made, &order)?;
+    let timeout = order.timeout();
+    if order.dry_run || (!made.planned.steps.is_empty() && !agreed(order.yes, &question(timeout))?) {
         return Ok(Exit::Done);
     }
-    let exit = carry_out(&mut router, &planned, Some(&active.site), &active.revision).await?;
-    router.remember_selection(&selection);
-    let (revision, files) = (active.revision, active.files);
-    router.ledger.set_last_good(&LastGood { revision, at: clock::wall(), files });
-    Ok(exit)
+    let mut detail = order.now.as_ref().map(|reason| format!(", outside of the windows: {reason}")).unwrap_or_default();
+    detail.extend(order.approver.iter().map(|approver| format!(", a plan signed by {approver}")));
+    router.ledger.audit(&trial::me(), verb, &format!("revision {}{detail}", made.active.revision));
+    if made.planned.steps.is_empty() || timeout.is_zero() {
+        return at_once(&mut router, &made).await;
+    }
+    on_trial(
+        &mut router,
+        &made,
+        timeout,
+        trial::watcher(&lock, &Settings { site: Some(made.active.site.name.clone()), ..settings.clone() }, config),
+    )
+    .await
+}
+
+fn question(timeout: Duration) -> String {
+    if timeout.is_zero() {
+        return "Apply this plan?".into();
+    }
+    format!("Apply this plan? It is undone unless `patronus confirm` comes within {}.", Span::from(timeout))
+}
+
+/// The router's own rules: what no change may do, and when none is made.
+fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order: &Order) -> Result<(), Failure> {
+    let failed = |e| context::from_kernel("cannot look at the kernel", &e);
+    let ways = router.kernel.ways(&settings.guard.protected.prefixes).map_err(failed)?;
+    let old = context::in_force(&Memory::of(router), settings, &made.active);
+    let change = rails::Change {
+        old: old.as_ref().map(|a| &a.site),
+        new: &made.active.site,
+        facts: &made.observed.facts,
+        ways: &ways,
+    };
+    let refusals = rails::check(&change, &settings.guard.protected, settings.guard.limits, order.allow_large);
+    if !refusals.is_empty() {
+        let lines: Vec<String> = refusals.iter().map(|r| format!("{r} [{}]\n  {}", r.code(), r.remedy())).collect();
+        return Err(Failure::new(Exit::Config, format!("nothing was changed: {}", lines.join("\n"))));
+    }
+    match window::decide(&settings.guard.windows, clock::wall()) {
+        Err(closed) if order.now.is_none() && !order.dry_run && !made.planned.steps.is_empty() => {
+            let text = format!(
+                "this is no time for changes: {closed}\n  --now REASON applies all the same, and the audit keeps the reason"
+            );
+            Err(Failure::new(Exit::Busy, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Without a confirmation.
+async fn at_once(router: &mut Router<Linux>, made: &Made) -> Outcome {
+    let Made { active, selection, planned, report, .. } = made;
+    let change = (!planned.steps.is_empty()).then(|| trial::write_down(router, active, report, Duration::ZERO));
+    let exit = carry_out(router, planned, Some(&active.site), &active.revision).await;
+    match (&exit, change) {
+        (Err(failure), Some(change)) => {
+            router.ledger.end_generation(change.record, Standing::RolledBack, &failure.message);
+        }
+        (Ok(_), _) => {
+            router.remember_selection(selection);
+            let (revision, files) = (active.revision.clone(), active.files.clone());
+            router.ledger.set_last_good(&LastGood { revision, at: clock::wall(), files });
+        }
+        _ => {}
+    }
+    exit
+}
+
+/// With one: whoever undoes it is there before the first step.
+async fn on_trial(
+    router: &mut Router<Linux>,
+    made: &Made,
+    timeout: Duration,
+    watcher: impl Future<Output = Result<tokio::process::Child, Failure>>,
+) -> Outcome {
+    // It ends by itself when this process does.
+    let _watcher = watcher.await?;
+    let mut change = trial::write_down(router, &made.active, &made.report, timeout);
+    if let Err(failure) = carry_out(router, &made.planned, Some(&made.active.site), &made.active.revision).await {
+        router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(&failure.message));
+        return Err(failure);
+    }
+    router.remember_selection(&made.selection);
+    trial::begin(router, &mut change, timeout);
+    let text = format!(
+        "It stands only if you say so by {}: patronus confirm\nOtherwise, or with `patronus rollback`, {} comes back.\n",
+        change.deadline.wall,
+        change
+            .previous
+            .as_ref()
+            .map_or_else(|| "what was there before".to_owned(), |revision| format!("revision {revision}")),
+    );
+    // The change is made; a closed standard error does not undo it.
+    let _ = anstream::stderr().write_all(text.as_bytes());
+    Ok(Exit::Done)
 }
 
 /// Runs `teardown`.
@@ -101,6 +263,9 @@ pub async fn teardown(args: TeardownArgs) -> Outcome {
     let _lock = context::lock(&settings, "teardown")?;
     let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges);
     context::recover(&mut router).await?;
+    if let Some(change) = trial::settle(&mut router, &settings).await? {
+        return Err(trial::busy(&change));
+    }
     let observed = router.observe(None).await.map_err(|e| context::from_kernel("cannot look at the kernel", &e))?;
     let planned = router.plan_teardown(&observed);
     let inputs = report::Inputs {
@@ -119,11 +284,12 @@ pub async fn teardown(args: TeardownArgs) -> Outcome {
     if planned.steps.is_empty() || !agreed(args.yes, "Remove all of this?")? {
         return Ok(Exit::Done);
     }
+    router.ledger.audit(&trial::me(), "teardown", "everything of ours is removed");
     carry_out(&mut router, &planned, None, "none").await
 }
 
 /// Asks, unless told not to. Without a terminal nobody can answer.
-fn agreed(yes: bool, question: &str) -> Result<bool, Failure> {
+pub fn agreed(yes: bool, question: &str) -> Result<bool, Failure> {
     if yes {
         return Ok(true);
     }

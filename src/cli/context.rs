@@ -241,7 +241,7 @@ pub struct Memory {
 impl Memory {
     /// What a router remembers.
     pub fn of<K: Kernel>(router: &Router<K>) -> Self {
-        Self { selection: router.remembered_selection(), last_good: router.ledger.last_good() }
+        Self { selection: router.remembered_selection(), last_good: router.ledger.in_force() }
     }
 }
 
@@ -260,6 +260,15 @@ pub fn in_force(memory: &Memory, settings: &Settings, new: &Active) -> Option<Ac
     }
     let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
     activate(snapshot, settings).ok()
+}
+
+/// A configuration from the store, checked once more.
+pub fn again(settings: &Settings, kept: store::LastGood) -> Result<Active, Failure> {
+    let revision = kept.revision.clone();
+    let snapshot = crate::config::Snapshot { revision: kept.revision, files: kept.files, commit: None };
+    activate(snapshot, settings).map_err(|error| {
+        Failure::new(Exit::Config, format!("revision {revision} is not valid any more: {}", error.lines().join("; ")))
+    })
 }
 
 /// The sites of a directory, for the lab.

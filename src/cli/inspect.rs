@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod human;
+mod past;
 pub(super) mod revisions;
 mod text;
 
@@ -82,6 +83,8 @@ pub enum Kind {
     /// Events; the name is what they are about
     #[value(alias = "event")]
     Events,
+    /// A configuration that was in force; the name is its number
+    Generation,
 }
 
 /// Show what happened
@@ -113,6 +116,12 @@ pub struct HistoryArgs {
     /// At most so many, the newest
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
+    /// The configurations that were put in force, and what became of them
+    #[arg(long, conflicts_with = "audit")]
+    pub generations: bool,
+    /// Who did what
+    #[arg(long)]
+    pub audit: bool,
     /// The daemon.
     #[command(flatten)]
     pub daemon: Daemon,
@@ -155,6 +164,10 @@ pub async fn status(args: StatusArgs) -> Outcome {
 
 /// Runs `patronus get`.
 pub async fn get(args: GetArgs) -> Outcome {
+    if args.kind == Kind::Generation {
+        let number = args.name.as_ref().map(Name::as_str);
+        return past::generation(number, &args.daemon, &args.records).await;
+    }
     if args.kind == Kind::Events {
         return get_events(args).await;
     }
@@ -167,7 +180,7 @@ pub async fn get(args: GetArgs) -> Outcome {
             Kind::Paths => json!(status.paths),
             Kind::Rules => json!(status.rules),
             Kind::Policies => json!(status.policies),
-            Kind::Source | Kind::Events => json!(status.source),
+            Kind::Source | Kind::Events | Kind::Generation => json!(status.source),
         };
         return Ok(print_json(&json!({"format_version": 1, "site": status.site, "items": items})));
     }
@@ -175,7 +188,7 @@ pub async fn get(args: GetArgs) -> Outcome {
         Kind::Paths => text::paths(&status, usize::MAX),
         Kind::Rules => text::rules(&status, usize::MAX),
         Kind::Policies => text::policies(&status, usize::MAX),
-        Kind::Source | Kind::Events => revisions::whole(&status),
+        Kind::Source | Kind::Events | Kind::Generation => revisions::whole(&status),
     }))
 }
 
@@ -201,7 +214,7 @@ fn only(status: &mut Status, kind: Kind, name: &Name) -> Result<(), Failure> {
         Kind::Paths => status.paths.keys().cloned().collect(),
         Kind::Rules => status.rules.keys().cloned().collect(),
         Kind::Policies => status.policies.iter().map(|p| p.name.clone()).collect(),
-        Kind::Source | Kind::Events => vec![status.site.clone()],
+        Kind::Source | Kind::Events | Kind::Generation => vec![status.site.clone()],
     };
     if !names.contains(name) {
         let there: Vec<_> = names.iter().map(Name::as_str).collect();
@@ -269,6 +282,12 @@ async fn follow(args: EventsArgs) -> Outcome {
 
 /// Runs `patronus history`.
 pub async fn history(args: HistoryArgs) -> Outcome {
+    if args.generations {
+        return past::generations(args).await;
+    }
+    if args.audit {
+        return past::audit(args).await;
+    }
     let uri = format!("/v1/history?limit={}", args.limit);
     let asked = client::ask::<crate::api::History>(&args.daemon.socket, Method::GET, &uri, PATIENCE);
     let stored = || read::history(&args.records.state_dir, args.limit);

@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 pub mod apply;
+pub mod confirm;
 mod context;
 pub mod diff;
 pub mod doctor;
@@ -19,6 +20,7 @@ pub mod format;
 pub mod init;
 pub mod inspect;
 pub mod lab;
+mod orders;
 pub mod plan;
 mod reference;
 pub mod restore;
@@ -28,6 +30,7 @@ pub mod schema;
 pub mod snapshot;
 pub mod source;
 pub mod test;
+mod trial;
 pub mod validate;
 
 /// What the process ends with.
@@ -108,6 +111,8 @@ enum Verb {
     Diff(diff::Args),
     Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
+    Confirm(confirm::ConfirmArgs),
+    Rollback(confirm::RollbackArgs),
     Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
@@ -126,9 +131,15 @@ enum Verb {
     Init(init::Args),
     Fmt(format::Args),
     Test(test::Args),
+    Failover(orders::FailoverArgs),
+    Failback(orders::FailbackArgs),
+    Drain(orders::DrainArgs),
+    Undrain(orders::UndrainArgs),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
+    #[command(hide = true)]
+    WatchConfirmation(trial::WatchArgs),
 }
 
 /// Runs the command line of this process to its end.
@@ -178,6 +189,9 @@ fn run(verb: Verb) -> Outcome {
             Verb::Diff(args) => diff::run(&args),
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
+            Verb::Confirm(args) => confirm::confirm(args).await,
+            Verb::Rollback(args) => confirm::rollback(args).await,
+            Verb::WatchConfirmation(args) => trial::watch(args).await,
             Verb::Restore(args) => restore::run(&args),
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
@@ -196,6 +210,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Init(args) => init::run(&args),
             Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Failover(args) => orders::failover(args).await,
+            Verb::Failback(args) => orders::failback(args).await,
+            Verb::Drain(args) => orders::drain(args).await,
+            Verb::Undrain(args) => orders::undrain(args).await,
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

@@ -8,7 +8,7 @@ use std::{
 use super::{
     Exit, Failure, Format, Outcome,
     context::{self, Memory, RouterArgs},
-    saved,
+    saved, trial,
 };
 use crate::{
     desired,
@@ -24,6 +24,7 @@ use crate::{
     },
     settings::Settings,
     state::Observed,
+    validate::intent::Site,
 };
 
 /// Show what apply would change in this router's kernel
@@ -84,6 +85,7 @@ pub async fn run(args: Args) -> Outcome {
     // Whoever holds the lock settles interrupted changes himself.
     if let Ok(_lock) = context::lock(&settings, "plan") {
         context::recover(&mut router).await?;
+        trial::settle(&mut router, &settings).await?;
     }
     let made = make(&router, &settings, active).await?;
     if let Some(file) = &args.out {
@@ -134,10 +136,19 @@ async fn make_with<K: Kernel>(
     };
     let observed = router.observe(Some(&active.site)).await.map_err(|e| failed(e.into()))?;
     let selection = context::selection(memory, &active);
-    let planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
+    let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
     let old = context::in_force(memory, settings, &active);
+    forget_translated(&mut planned, old.as_ref().map(|old| &old.site), &active.site, router);
     let report = report(router, memory, old.as_ref(), (&active, &selection), &planned, &observed);
     Ok(Made { active, selection, planned, observed, report })
+}
+
+/// Flows that would keep a translation that is changed are forgotten.
+pub fn forget_translated<K: Kernel>(planned: &mut Planned, old: Option<&Site>, new: &Site, router: &Router<K>) {
+    if let Some(old) = old.filter(|_| !planned.steps.is_empty()) {
+        let (numbers, ranges) = (&planned.allocations.targets, router.ranges());
+        planned.steps.extend(crate::plan::forget_translated(old, new, numbers, ranges));
+    }
 }
 
 fn report<K: Kernel>(

@@ -15,9 +15,10 @@ use super::{
 use crate::{
     api::{self, ApiState, Listen},
     engine::{Engine, Parts, Wires, router::Router, status::Status},
+    guard::Rules,
     kernel::linux::Linux,
     probe::Reflector,
-    settings::Settings,
+    settings::{Settings, Source},
     source::git::read_secret,
     store::{Limits, Recorder},
 };
@@ -61,6 +62,7 @@ pub async fn run(args: Args) -> Outcome {
         origin,
         router,
         recorder: recorder.clone(),
+        rules: rules(&settings),
         alarms: Vec::new(),
         clock_synchronised,
         hooks: Arc::clone(&hooks),
@@ -79,6 +81,19 @@ pub async fn run(args: Args) -> Outcome {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     drop((listeners, reflector, forge));
     Ok(Exit::Done)
+}
+
+/// The settings' rules for changes; the Git remote has to be reachable afterwards as well.
+fn rules(settings: &Settings) -> Rules {
+    let mut rules = settings.guard.clone();
+    if let Some(Source::Git(spec)) = &settings.source
+        && spec.url.port != 0
+    {
+        let host = &spec.url.host;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        rules.confirm.reach.push(format!("{host}:{}", spec.url.port));
+    }
+    rules
 }
 
 /// Answers STAMP, if the settings say so. A port that is taken is an alarm: the routing goes on.

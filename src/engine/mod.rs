@@ -4,16 +4,22 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod ask;
 pub mod captured;
 mod drift;
+mod gate;
+mod orders;
 mod pass;
 mod publish;
+mod reach;
 mod reader;
+mod record;
 mod revise;
 pub mod router;
 mod source;
 pub mod status;
 mod switch;
+mod trial;
 mod ways;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,6 +31,7 @@ use crate::{
     api::{Command, Hooks},
     clock::{self, Instant},
     failover::{Overrides, Selection},
+    guard::Rules,
     health::{Monitor, Sample},
     kernel::{
         KernelEvent,
@@ -68,6 +75,8 @@ pub struct Parts {
     pub router: Router<Linux>,
     /// Where events and samples go.
     pub recorder: Recorder,
+    /// What may be changed, when, and whether it stands.
+    pub rules: Rules,
     /// Things that went wrong before the engine started.
     pub alarms: Vec<String>,
     /// Whether the wall clock is kept on UTC.
@@ -96,8 +105,10 @@ pub struct Engine {
     /// Samples since the last published status.
     batch: Batch,
     active: Option<Active>,
+    gate: gate::Gate,
     revisions: Revisions,
-    trial: revise::Trial,
+    /// What is written down of the revisions.
+    written: String,
     hooks: Arc<Hooks>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
@@ -181,8 +192,9 @@ impl Engine {
             batch: parts.recorder.batch(),
             recorder: parts.recorder,
             active: None,
+            gate: gate::Gate::new(parts.rules, now),
             revisions,
-            trial: revise::Trial::default(),
+            written: String::new(),
             hooks: parts.hooks,
             notes,
             reader: reader::Reader::default(),
@@ -222,7 +234,9 @@ impl Engine {
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         let notes = std::mem::take(&mut self.notes);
         self.tell("source", notes);
+        self.recall_orders();
         self.start_from_last_good();
+        self.recall_health();
         loop {
             self.on_time(&mut watcher).await;
             match self.wake(&mut wires, &mut watcher).await {
@@ -231,12 +245,13 @@ impl Engine {
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
                 Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
-                Wake::Command(command) => self.on_command(command),
+                Wake::Command(command) => self.on_command(command).await,
                 Wake::Time => {}
             }
         }
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
+        self.keep_health();
         self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
@@ -262,7 +277,8 @@ impl Engine {
         let t = &self.timers;
         let health = self.monitor.poll_timeout();
         let sweep = self.sweeps.iter().map(|(at, _)| *at).min();
-        let optional = [t.pass, self.next_decision, health.map(|(at, _)| at), sweep];
+        let gate = self.gate.next_wake(clock::now());
+        let optional = [t.pass, self.next_decision, health.map(|(at, _)| at), sweep, gate];
         optional.into_iter().flatten().fold(t.publish.min(t.count).min(t.audit).min(t.source), Instant::min)
     }
 
@@ -274,13 +290,16 @@ impl Engine {
             self.take_sample(&sample, now);
         }
         self.monitor.handle_timeout(now);
+        self.expire_orders(now);
         self.decide(now).await;
         self.sweep(now).await;
+        self.watch_trial(now);
         if self.timers.source <= now {
             watcher.refresh();
             self.read_source(watcher, now);
         }
         if self.timers.audit <= now {
+            self.keep_health();
             self.timers.pass_at(now);
         }
         if self.timers.pass.is_some_and(|at| at <= now) {
@@ -325,13 +344,17 @@ impl Engine {
         self.decide(now).await;
     }
 
-    fn on_command(&mut self, command: Command) {
+    async fn on_command(&mut self, command: Command) {
         match command {
             Command::Reconcile { reply } => {
                 self.end_truces();
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }
+            // Whoever asked may have gone away.
+            Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
+            Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{
-    AUDIT, Engine, RETRY,
+    AUDIT, Engine, RETRY, gate,
     router::{PlanError, Planned},
     source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
@@ -13,8 +13,9 @@ use super::{
 use crate::{
     apply::{self, Outcome},
     clock::{self, Instant},
-    desired,
+    desired, plan,
     probe::ProbeSpec,
+    revision::AttemptOutcome,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
 };
@@ -25,22 +26,37 @@ const SYSCTLS: usize = 500;
 impl Engine {
     /// Brings kernel and configuration together once.
     pub(super) async fn pass(&mut self) {
-        let begun = clock::now();
+        let start = clock::now();
         self.timers.pass = None;
-        self.timers.audit = begun + AUDIT;
-        if self.active.is_none() {
+        self.timers.audit = start + AUDIT;
+        if self.active.is_none() && !self.gate.is_going_back() {
             return;
         }
         self.tend_ledger();
+        let mut begun = None;
         let (outcome, steps, message) = match self.look_and_plan().await {
-            Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
-            Ok(planned) => self.carry_out(&planned).await,
+            Ok(planned) => match self.refusals() {
+                refusals if refusals.is_empty() => {
+                    begun = self.trial_begins(&planned);
+                    self.bring_about(&planned).await
+                }
+                refusals => {
+                    let reason = gate::reasons(&refusals);
+                    self.turn_down(AttemptOutcome::Failed, &reason);
+                    (ReconcileOutcome::Refused, 0, Some(reason))
+                }
+            },
             Err(error) => {
                 self.cannot_plan(&error);
                 (ReconcileOutcome::Refused, 0, Some(chain(&error)))
             }
         };
-        self.ended(begun, outcome, steps, message);
+        let (outcome, message) = self.after_pass(begun, outcome, message);
+        self.ended(start, outcome, steps, message);
+    }
+
+    async fn bring_about(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
+        if planned.steps.is_empty() { self.nothing_to_do(planned).await } else { self.carry_out(planned).await }
     }
 
     /// The kernel announces no change of some sysctls. A hub with very many leaves that to the audit.
@@ -79,7 +95,11 @@ impl Engine {
         // `decide` may have asked for the pass that is just under way.
         self.timers.pass = None;
         let Some(active) = &self.active else { return Ok(self.router.plan_teardown(&self.observed)) };
-        let planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
+        let mut planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
+        if let Some(old) = self.gate.replaced().filter(|_| !planned.steps.is_empty()) {
+            let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
+            planned.steps.extend(plan::forget_translated(old, &active.site, numbers, ranges));
+        }
         Ok(self.weigh_drift(planned))
     }
 
@@ -120,7 +140,6 @@ impl Engine {
             self.in_force();
             self.configure_probes();
         }
-        self.attempt_failed(outcome, message.as_deref());
         (outcome, report.steps, message)
     }
 

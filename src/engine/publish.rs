@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Engine, Origin, PUBLISH,
-    status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals},
+    status::{
+        PathStatus, Pinned, PolicyStatus, RuleStatus, SourceStatus, Status, Totals, UnconfirmedStatus, WaitingStatus,
+    },
 };
 use crate::{
     clock, desired, failover,
@@ -40,6 +42,8 @@ pub(super) fn blank(origin: &Origin) -> Status {
         generation: 0,
         reconcile: None,
         change: None,
+        unconfirmed: None,
+        waiting: None,
         paths: BTreeMap::new(),
         rules: BTreeMap::new(),
         policies: Vec::new(),
@@ -72,12 +76,32 @@ impl Engine {
         status.totals.webhook = self.hooks.counts();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
+        status.unconfirmed = self.unconfirmed();
+        status.waiting = self
+            .gate
+            .held()
+            .map(|(revision, reason)| WaitingStatus { revision: revision.into(), reason: reason.into() });
         if let Some(active) = &self.active {
             status.paths = self.paths(&active.site);
             status.rules = self.rules(&active.site);
             status.policies = active.site.policies.iter().map(|p| self.policy(p)).collect();
         }
         self.status.send_replace(Arc::new(status));
+    }
+
+    fn unconfirmed(&self) -> Option<UnconfirmedStatus> {
+        let (change, found) = self.gate.waiting()?;
+        Some(UnconfirmedStatus {
+            generation: change.generation,
+            revision: change.revision.clone(),
+            previous: change.previous.clone(),
+            who: change.who.clone(),
+            until: change.deadline.wall,
+            seconds_left: change.deadline.at.since(clock::now()).as_secs(),
+            by_hand: change.who.is_person(),
+            waits: found.waits.clone(),
+            against: found.against.clone(),
+        })
     }
 
     fn alarms(&self) -> Vec<String> {
@@ -104,6 +128,7 @@ impl Engine {
                 health: self.monitor.healths().get(name)?.clone(),
                 probes_answered: probes.answered,
                 probes_lost: probes.lost,
+                drained: self.overrides.drains.contains_key(name),
             };
             Some((name.clone(), path))
         };
@@ -112,12 +137,24 @@ impl Engine {
 
     fn rules(&self, site: &Site) -> BTreeMap<Name, RuleStatus> {
         let now = clock::now();
+        let inputs = failover::Inputs {
+            site,
+            healths: self.monitor.healths(),
+            measures: self.monitor.measures(),
+            overrides: &self.overrides,
+        };
         let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
             let choice = self.selection.rules.get(name)?.clone();
             let rule = RuleStatus {
                 members: rule.members.clone(),
                 failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
                 reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                standings: failover::views(&inputs, rule, &choice, now),
+                pinned: self.overrides.pin(name, now).map(|pin| Pinned {
+                    to: pin.to.clone(),
+                    seconds: pin.until.since(now).as_secs_f64(),
+                    reason: pin.reason.clone(),
+                }),
                 choice,
             };
             Some((name.clone(), rule))

@@ -1,7 +1,6 @@
 //! From a reading to the revision in force: taking it, trying it, going back.
 //!
-//! Invariant: while a revision is tried, the one that was in force is kept whole. When the attempt fails, the passes
-//! go on with it at once, drift repair included.
+//! Whether a revision stays in force once it has been tried is decided in [`super::gate`] and [`super::trial`].
 
 use std::time::Duration;
 
@@ -9,10 +8,11 @@ use tokio::sync::oneshot;
 
 use super::{
     DEBOUNCE, Engine, activate,
+    gate::Proposal,
     reader::{Ask, Reading},
     router::PlanError,
     source::{Active, ConfigError, chain},
-    status::{ReconcileOutcome, SourceStatus},
+    status::SourceStatus,
 };
 use crate::{
     api::{Answer, SourceCommand},
@@ -34,27 +34,26 @@ pub(super) fn remembered(ledger: &Ledger) -> (Revisions, Vec<Note>) {
     Revisions::remembered(ledger.get::<String>(REVISIONS).as_deref(), clock::wall())
 }
 
-/// What is being tried, and what it is to replace.
-#[derive(Debug, Default)]
-pub(super) struct Trial {
-    /// Whether what the engine works with was never seen in force.
-    open: bool,
-    /// What was in force before.
-    fallback: Option<Active>,
-    /// What is written down of the revisions.
-    written: String,
-}
-
 impl Engine {
     /// Before the source is read for the first time: what was in force before still is, whatever the source
     /// says now.
     pub(super) fn start_from_last_good(&mut self) {
-        let Some(good) = self.router.ledger.last_good() else { return };
-        let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
-        match activate(snapshot, Some(&self.origin.site), &self.origin.options) {
-            Ok(active) => self.work_with(active),
-            Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
+        let good = self.last_good();
+        match (self.router.ledger.unconfirmed(), good) {
+            (Some(change), good) => self.resume_trial(change, good),
+            (None, Some(good)) => self.work_with(good),
+            (None, None) => {}
         }
+    }
+
+    fn last_good(&self) -> Option<Active> {
+        let good = self.router.ledger.last_good()?;
+        let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
+        let active = activate(snapshot, Some(&self.origin.site), &self.origin.options);
+        if let Err(error) = &active {
+            tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more");
+        }
+        active.ok()
     }
 
     /// Begins to read the source, unless that is under way or somebody is writing it.
@@ -105,8 +104,10 @@ impl Engine {
                 let current = self.active.as_ref().map(|a| a.revision.clone());
                 let (triage, notes) = self.revisions.arrived(&revision, commit.as_ref(), current.as_deref(), now);
                 self.tell("source", notes);
+                self.drop_held(&revision);
                 match (triage, checked) {
-                    (Triage::Check, Some(checked)) => self.try_it(checked, current.as_deref()),
+                    (Triage::Check, Some(checked)) => self.try_it(checked),
+                    (Triage::Waits, _) => self.taken_back(&revision),
                     // Somebody accepted it or resumed while it was read: now it has to be looked into.
                     (Triage::Check, None) => self.read_source_at(clock::now()),
                     _ => {}
@@ -116,27 +117,28 @@ impl Engine {
         self.write_down();
     }
 
-    /// Tries what was checked if it is valid and may be tried, else keeps what is in force and says why.
-    fn try_it(&mut self, checked: Result<Box<Active>, ConfigError>, current: Option<&str>) {
-        let now = clock::wall();
-        let (adopt, notes) = match &checked {
-            Ok(active) => self.revisions.offer(&active.content, current, now),
+    /// Tries what was checked if it is valid and its time has come, else keeps what is in force and says why.
+    fn try_it(&mut self, checked: Result<Box<Active>, ConfigError>) {
+        match checked {
+            Ok(active) => self.propose(Proposal::of_source(*active, self.gate.timeout())),
             Err(error) => {
                 *self.totals.source_errors.entry("invalid".into()).or_default() += 1;
-                (false, self.revisions.refused("", error.lines(), now))
+                let notes = self.revisions.refused("", error.lines(), clock::wall());
+                self.tell("source", notes);
             }
-        };
-        self.tell("source", notes);
-        if let (true, Ok(active)) = (adopt, checked) {
-            if !self.trial.open {
-                self.trial.fallback = self.active.take();
-            }
-            self.trial.open = true;
-            self.work_with(*active);
         }
     }
 
-    fn work_with(&mut self, active: Active) {
+    /// Whether the revision may be tried that the source holds.
+    pub(super) fn offer(&mut self, active: &Active) -> bool {
+        let current = self.active.as_ref().map(|a| a.revision.clone());
+        let (may, notes) = self.revisions.offer(&active.content, current.as_deref(), clock::wall());
+        self.tell("source", notes);
+        self.write_down();
+        may
+    }
+
+    pub(super) fn work_with(&mut self, active: Active) {
         let now = clock::now();
         self.monitor.reconfigure(&active.site, now);
         self.active = Some(active);
@@ -148,14 +150,12 @@ impl Engine {
     /// The pass found the kernel as the configuration wants it, or made it so. One that waits for its confirmation
     /// is not in force yet.
     pub(super) fn in_force(&mut self) {
-        if !self.revisions.is_confirming() {
+        if !self.gate.is_open() {
             self.now_in_force();
         }
     }
 
-    fn now_in_force(&mut self) {
-        self.trial.open = false;
-        self.trial.fallback = None;
+    pub(super) fn now_in_force(&mut self) {
         let Some(active) = &self.active else { return };
         if self.revisions.applied().is_some_and(|seen| seen.revision == active.revision) {
             return;
@@ -171,43 +171,27 @@ impl Engine {
         self.read_source_at(clock::now());
     }
 
-    /// How the attempt at the revision that the engine works with went. `Confirming` keeps what was in force at
-    /// hand; a failure goes back to it, and the revision is quarantined.
-    pub(super) fn attempt_ended(&mut self, outcome: AttemptOutcome, reason: &str) {
-        let now = clock::wall();
-        match outcome {
-            AttemptOutcome::Pending => {}
-            AttemptOutcome::Confirming => self.revisions.confirming(now),
-            AttemptOutcome::Applied => self.now_in_force(),
-            _ if !self.trial.open => {}
-            _ => {
-                let fallback = self.trial.fallback.take();
-                let notes = self.revisions.failed(outcome, reason, fallback.is_some(), now);
-                self.tell("source", notes);
-                if let Some(fallback) = fallback {
-                    self.trial.open = false;
-                    self.work_with(fallback);
-                }
-            }
-        }
+    /// The revision that was tried waits for its confirmation.
+    pub(super) fn confirming(&mut self) {
+        self.revisions.confirming(clock::wall());
         self.write_down();
     }
 
-    /// A transaction failed: the revision that was being tried has failed with it.
-    pub(super) fn attempt_failed(&mut self, outcome: ReconcileOutcome, message: Option<&str>) {
-        let outcome = match outcome {
-            ReconcileOutcome::RolledBack => AttemptOutcome::RolledBack,
-            ReconcileOutcome::RollbackFailed => AttemptOutcome::RollbackFailed,
-            ReconcileOutcome::Unchanged | ReconcileOutcome::Applied | ReconcileOutcome::Refused => return,
-        };
-        self.attempt_ended(outcome, message.unwrap_or("no details"));
+    /// The revision that was tried last is not in force; if there is another to go on with, it is quarantined.
+    pub(super) fn attempt_failed(&mut self, outcome: AttemptOutcome, reason: &str, fallback: bool) {
+        let notes = self.revisions.failed(outcome, reason, fallback, clock::wall());
+        self.tell("source", notes);
+        self.write_down();
+        self.read_source_at(clock::now());
     }
 
     /// There is no plan. That is the revision's fault if the compiler or nft refuses it; a kernel that cannot be
     /// looked at says nothing about it, and the next pass tries again.
     pub(super) fn cannot_plan(&mut self, error: &PlanError) {
-        if matches!(error, PlanError::Compile(_) | PlanError::Kernel(KernelError::Nft { .. })) {
-            self.attempt_ended(AttemptOutcome::Failed, &chain(error));
+        if matches!(error, PlanError::Compile(_) | PlanError::Kernel(KernelError::Nft { .. }))
+            && self.gate.is_proposed()
+        {
+            self.turn_down(AttemptOutcome::Failed, &chain(error));
         }
     }
 
@@ -268,15 +252,15 @@ impl Engine {
     /// The journal was begun anew: what is in force has to be found out and written down again.
     pub(super) fn doubt_revisions(&mut self) {
         self.revisions.doubt();
-        self.trial.written.clear();
+        self.written.clear();
         self.write_down();
     }
 
     fn write_down(&mut self) {
         let memory = self.revisions.memory();
-        if self.trial.written != memory {
+        if self.written != memory {
             self.router.ledger.put(REVISIONS, &memory);
-            self.trial.written = memory;
+            self.written = memory;
         }
     }
 

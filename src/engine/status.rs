@@ -8,8 +8,9 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, TransitionKind},
+    failover::{Choice, TransitionKind, View},
     foreign::{Override, programs::Culprit},
+    guard::Who,
     health::PathHealth,
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
@@ -45,6 +46,12 @@ pub struct Status {
     /// The last one that found something to do.
     #[serde(default)]
     pub change: Option<ReconcileStatus>,
+    /// The change that may be undone still.
+    #[serde(default)]
+    pub unconfirmed: Option<UnconfirmedStatus>,
+    /// The revision that has to wait.
+    #[serde(default)]
+    pub waiting: Option<WaitingStatus>,
     /// Paths by name.
     pub paths: BTreeMap<Name, PathStatus>,
     /// Rules by name.
@@ -66,6 +73,38 @@ pub struct Status {
     pub overrides: Vec<Override>,
     /// Monotonic totals since the daemon started.
     pub totals: Totals,
+}
+
+/// A change in force that is undone unless it is confirmed in time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnconfirmedStatus {
+    /// Its generation.
+    pub generation: u64,
+    /// Its revision.
+    pub revision: String,
+    /// The revision that comes back otherwise.
+    pub previous: Option<String>,
+    /// Who made it.
+    pub who: Who,
+    /// Until when.
+    pub until: Wall,
+    /// Seconds until then.
+    pub seconds_left: u64,
+    /// Whether a person has to confirm it; otherwise the evidence does.
+    pub by_hand: bool,
+    /// What is not known yet.
+    pub waits: Vec<String>,
+    /// What speaks against it.
+    pub against: Vec<String>,
+}
+
+/// A revision that is valid and not in force yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingStatus {
+    /// The revision.
+    pub revision: String,
+    /// Why it waits.
+    pub reason: String,
 }
 
 /// An object that somebody else changed.
@@ -247,6 +286,9 @@ pub struct PathStatus {
     pub probes_answered: u64,
     /// Probes that were not.
     pub probes_lost: u64,
+    /// Whether it is out of use by hand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 /// One failover rule.
@@ -259,6 +301,23 @@ pub struct RuleStatus {
     /// Seconds until the primary is returned to, while that is under way.
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
+    pub reason: String,
+    /// How the rule regards each of its paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<View>,
+    /// What it is pinned to by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
+}
+
+/// A rule that is pinned to a path by hand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The path.
+    pub to: Name,
+    /// For how many seconds.
+    pub seconds: f64,
+    /// Why.
     pub reason: String,
 }
 
@@ -307,7 +366,8 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: Wall,
-    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`, `daemon`.
+    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`,
+    /// `confirm`, `daemon`.
     pub kind: String,
     /// What it is about: a rule, a path, a kind of object; may be empty.
     pub subject: String,

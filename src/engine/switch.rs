@@ -28,6 +28,8 @@ impl Engine {
         totals.answered += answered;
         totals.lost += sample.answers.len() as u64 - answered;
         self.monitor.handle_sample(sample, now);
+        let path = self.active.as_ref().and_then(|a| a.site.paths.get(&sample.path));
+        self.gate.note(sample, path.map_or(1, |path| path.probe.quorum));
         if let Some(health) = self.monitor.healths().get(&sample.path) {
             self.batch.add(&sample.path, health, clock::wall());
         }

@@ -172,8 +172,9 @@ fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Ju
     let name = &path.name;
     let excused = before.untouched.contains(name) && now.healths.get(name).is_some_and(|health| !health.carrier);
     let rounds = rounds(now, name);
+    let known = rounds.done >= ROUNDS || now.healths.get(name).is_some_and(|health| health.state == PathState::Down);
     if excused {
-    } else if rounds.done < ROUNDS {
+    } else if !known {
         found.waits.push(format!("path {name} has done {} of {ROUNDS} probe rounds", rounds.done));
     } else if before.up.contains(name) && rounds.answered < ROUNDS {
         let why = now.healths.get(name).map(|health| format!(" ({})", health.reason)).unwrap_or_default();

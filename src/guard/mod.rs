@@ -14,3 +14,33 @@ pub mod window;
 
 pub use unconfirmed::{Deadline, Due, Phase, Unconfirmed, patience};
 pub use who::Who;
+
+use std::time::Duration;
+
+/// What the router's own settings say about changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// What no commit may cut off.
+    pub protected: rails::Protected,
+    /// How large a change may be.
+    pub limits: rails::Limits,
+    /// How a change of the daemon's is confirmed.
+    pub confirm: Confirm,
+    /// When a new revision may be put in force.
+    pub windows: Vec<window::Window>,
+}
+
+/// How a change of the daemon's is confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirm {
+    /// How long it may wait; zero puts a revision in force without a question.
+    pub timeout: Duration,
+    /// TCP services, as `HOST:PORT`, that have to answer after a change if they did before.
+    pub reach: Vec<String>,
+}
+
+impl Default for Confirm {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(120), reach: Vec::new() }
+    }
+}

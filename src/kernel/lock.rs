@@ -47,7 +47,7 @@ pub enum LockError {
 /// The lock; dropping it frees it.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
     path: PathBuf,
 }
 
@@ -82,12 +82,20 @@ impl Lock {
         &self.path
     }
 
+    /// Starts a process that does not hold the lock along with this one.
+    pub fn apart<T>(&self, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        fcntl(&*self.file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        let started = start();
+        fcntl(&*self.file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        started
+    }
+
     fn held(mut file: Flock<File>, path: PathBuf, command: &str) -> Result<Self, LockError> {
         let line = format!("pid {}, `{command}`\n", std::process::id());
         let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes()));
         let inherited = |()| Ok(fcntl(&*file, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)?);
         written.and_then(inherited).map_err(failed(format!("write the lock {}", path.display())))?;
-        Ok(Self { _file: file, path })
+        Ok(Self { file, path })
     }
 }
 

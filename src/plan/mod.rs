@@ -9,13 +9,14 @@ pub mod report;
 pub mod saved;
 pub mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     state::{Allocations, Fwmark, Key, Ranges, RouteKey, RouteValue, State, Target, Value},
-    units::IfName,
+    units::{IfName, Name},
+    validate::intent::Site,
 };
 
 /// One change to one kernel object. The executor has no choice beyond a `match` on it.
@@ -195,6 +196,21 @@ pub fn invert(executed: &[Step]) -> Vec<Step> {
 pub fn forget_released(old: &Allocations, new: &Allocations, ranges: &Ranges) -> Vec<Step> {
     let released = old.targets.iter().filter(|(target, _)| !new.targets.contains_key(target));
     released.map(|(target, number)| forget(target, *number, ranges, format!("{target} is gone"))).collect()
+}
+
+/// Steps that forget the flows of paths whose translation changes: they would keep the old one for as long as they
+/// last, probes included, so that a wrong translation would go unnoticed and a mended one would not help.
+#[must_use]
+pub fn forget_translated(old: &Site, new: &Site, numbers: &BTreeMap<Target, u32>, ranges: &Ranges) -> Vec<Step> {
+    let changed = |name: &Name| match (old.paths.get(name), new.paths.get(name)) {
+        (Some(old), Some(new)) => old.nat != new.nat,
+        _ => false,
+    };
+    let stale = numbers.iter().filter(|(target, _)| match target {
+        Target::Path(path) | Target::Member(_, path) => changed(path),
+        Target::Rule(_) => false,
+    });
+    stale.map(|(target, number)| forget(target, *number, ranges, format!("{target} is translated otherwise"))).collect()
 }
 
 /// The step that forgets the flows pinned to a target.

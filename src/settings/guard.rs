@@ -1,6 +1,6 @@
 //! The guard rails as they are written: protected networks, limits, confirmation, change windows.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use jiff::{
     civil::{Time, Weekday},
@@ -13,26 +13,12 @@ use crate::{
     config::{scalars::Prefix, yaml::Document},
     diag::{Code, Diagnostic},
     guard::{
+        Confirm,
         rails::{Limits, Protected},
         window::{Effect, Window},
     },
     units::{IfName, Ratio, Span},
 };
-
-/// How a change of the daemon's is confirmed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Confirm {
-    /// How long it may wait; zero puts a revision in force without a question.
-    pub timeout: Duration,
-    /// Services that have to answer after a change if they did before: a management station, for instance.
-    pub reach: Vec<SocketAddr>,
-}
-
-impl Default for Confirm {
-    fn default() -> Self {
-        Self { timeout: Duration::from_secs(120), reach: Vec::new() }
-    }
-}
 
 /// Management access that no commit may cut off.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -80,17 +66,14 @@ pub(super) struct ConfirmFile {
 
 impl ConfirmFile {
     pub(super) fn build(&self, document: &Document, found: &mut Vec<Diagnostic>) -> Confirm {
-        let mut reach = Vec::new();
-        for (index, text) in self.reach.iter().enumerate() {
-            if let Ok(address) = text.parse() {
-                reach.push(address);
-                continue;
-            }
+        let wrong = self.reach.iter().enumerate().filter(|(_, text)| text.parse::<SocketAddr>().is_err());
+        for (index, text) in wrong {
             let here = document.value_at(&format!("/confirm/reach/{index}"));
             let wrong = Diagnostic::error(Code::WrongValue, format!("`{text}` is not an address and a port"));
             found.push(wrong.at(here).help("write `192.0.2.10:22` or `\"[2001:db8::10]:22\"`"));
         }
-        Confirm { timeout: self.timeout.map_or(Confirm::default().timeout, Span::get), reach }
+        let timeout = self.timeout.map_or(Confirm::default().timeout, Span::get);
+        Confirm { timeout, reach: self.reach.clone() }
     }
 }
 

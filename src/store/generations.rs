@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Journal, StoreError, from_word, int, uint, word};
-use crate::{clock::Wall, guard::Who};
+use crate::{
+    clock::Wall,
+    guard::{Unconfirmed, Who},
+};
 
 /// Generations that can be gone back to.
 const KEEP: i64 = 100;
@@ -142,8 +145,14 @@ pub struct AuditRow {
 const COLUMNS: &str = "record, generation, revision, at, who, plan, document, standing, ended, reason";
 
 impl Journal {
-    /// Writes a generation down with its files; gives its row.
-    pub fn add_generation(&self, new: &NewGeneration<'_>) -> Result<i64, StoreError> {
+    /// Writes a generation down with its files, and the change that waits for its confirmation under its name: both or
+    /// nothing. Gives the row.
+    pub fn add_generation(
+        &self,
+        new: &NewGeneration<'_>,
+        trial: Option<&str>,
+        change: &Unconfirmed,
+    ) -> Result<i64, StoreError> {
         const DOING: &str = "write a generation to";
         let who = serde_json::to_string(new.who).map_err(StoreError::value(DOING))?;
         let mut record = 0;
@@ -165,6 +174,7 @@ impl Journal {
                 )
                 .map(|_| record = work.last_insert_rowid())
                 .and_then(|()| add_files(&work, record, new.files))
+                .and_then(|()| trial.map_or(Ok(()), |name| remember(&work, name, record, change)))
                 .and_then(|()| prune(&work));
             written.and_then(|()| work.commit()).map_err(self.err(DOING))
         })?;
@@ -206,6 +216,12 @@ impl Journal {
         let write = || self.db().execute(sql, params![at.as_micros(), who, what, detail]);
         self.synced(|| write().map(drop).map_err(self.err(DOING)))
     }
+}
+
+fn remember(work: &Connection, name: &str, record: i64, change: &Unconfirmed) -> rusqlite::Result<()> {
+    let change = Unconfirmed { record, ..change.clone() };
+    let text = serde_json::to_string(&change).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    work.execute("REPLACE INTO remembered VALUES (?, ?)", [name, &text]).map(drop)
 }
 
 fn add_files(work: &Connection, record: i64, files: &BTreeMap<String, Vec<u8>>) -> rusqlite::Result<()> {
@@ -289,7 +305,13 @@ fn rows<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{
+        clock::Instant,
+        guard::{Deadline, Phase, gate::Baseline},
+    };
 
     fn files(text: &str) -> BTreeMap<String, Vec<u8>> {
         [("a.yaml", "same"), ("b.yaml", text)].map(|(p, c)| (p.to_owned(), c.as_bytes().to_vec())).into_iter().collect()
@@ -306,7 +328,20 @@ mod tests {
             standing,
             files: &files(text),
         };
-        journal.add_generation(&new).unwrap()
+        journal.add_generation(&new, Some("trial"), &change(number)).unwrap()
+    }
+
+    fn change(generation: u64) -> Unconfirmed {
+        Unconfirmed {
+            record: 0,
+            generation,
+            revision: "abc".into(),
+            previous: None,
+            who: Who::DAEMON,
+            deadline: Deadline::after(Duration::ZERO, String::new(), Instant::default(), Wall::default()),
+            phase: Phase::Applying,
+            baseline: Baseline::default(),
+        }
     }
 
     fn count(journal: &Journal, table: &str) -> i64 {
@@ -328,6 +363,8 @@ mod tests {
         );
         assert_eq!(journal.generation_at(99).unwrap().unwrap().record, second);
         assert_eq!(journal.generation_at(2).unwrap(), None);
+        let trial: Unconfirmed = journal.get("trial").unwrap().unwrap();
+        assert_eq!((trial.record, trial.generation), (second, 7));
         assert_eq!(journal.generation_files(first).unwrap(), files("one"));
         assert_eq!(newest(journal.db(), 1).unwrap()[0].record, second);
     }

@@ -431,7 +431,7 @@ impl Journal {
         self.get_for_boot("selection")
     }
 
-    fn put_for_boot<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
+    pub(super) fn put_for_boot<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
         const DOING: &str = "write a value to";
         let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
         self.db
@@ -441,7 +441,7 @@ impl Journal {
             .map_err(self.err(DOING))
     }
 
-    fn get_for_boot<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+    pub(super) fn get_for_boot<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
         const DOING: &str = "read a value of";
         let sql = "SELECT value FROM this_boot WHERE key = ? AND boot = ?";
         let found = self.db.query_row(sql, [key, &self.boot], |row| row.get::<_, String>(0)).optional();

@@ -131,6 +131,11 @@ impl Ledger {
         self.write(|j| j.forget(UNCONFIRMED));
     }
 
+    /// Says what has become of a generation.
+    pub fn end_generation(&self, record: i64, standing: Standing, reason: &str) {
+        self.write(|j| j.end_generation(record, standing, clock::wall(), Some(reason)));
+    }
+
     /// The configuration that the kernel shows: the one that waits for its confirmation, else the last good one.
     #[must_use]
     pub fn in_force(&self) -> Option<LastGood> {
@@ -139,10 +144,11 @@ impl Ledger {
         Some(LastGood { revision: change.revision, at: change.deadline.wall, files })
     }
 
-    /// Writes a generation down; its row, or 0 if that was not possible.
-    #[must_use]
-    pub fn add_generation(&self, new: &NewGeneration<'_>) -> i64 {
-        self.read(|j| j.add_generation(new)).unwrap_or_default()
+    /// Writes a generation down, and with it the change that waits for its confirmation if it does; the change learns its
+    /// row.
+    pub fn add_generation(&self, new: &NewGeneration<'_>, change: &mut Unconfirmed) {
+        let trial = (new.standing == Standing::Unconfirmed).then_some(UNCONFIRMED);
+        change.record = self.read(|j| j.add_generation(new, trial, change)).unwrap_or_default();
     }
 
     /// The generation that a number means, with its files.
@@ -167,6 +173,17 @@ impl Ledger {
     /// Remembers the path choice until the machine goes down.
     pub fn set_selection(&self, selection: &Selection) {
         self.write(|j| j.set_selection(selection));
+    }
+
+    /// What was known of the paths, in this boot.
+    #[must_use]
+    pub fn warm<T: DeserializeOwned>(&self) -> Option<T> {
+        self.read(|j| j.get_for_boot("warm")).flatten()
+    }
+
+    /// Remembers what is known of the paths until the machine goes down.
+    pub fn set_warm<T: Serialize>(&self, known: &T) {
+        self.write(|j| j.put_for_boot("warm", known));
     }
 
     /// Values that sysctls had before we first set them.

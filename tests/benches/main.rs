@@ -2,6 +2,7 @@
 //! words select rows (`cargo bench -- forwarding`), `--markdown` writes the rows into `docs/performance.md`.
 
 mod daemon;
+mod decide;
 mod detection;
 mod forwarding;
 mod outage;
@@ -25,9 +26,10 @@ use row::Row;
 type Group = (&'static str, fn() -> Vec<Row>);
 
 /// What can be selected, in the order in which it runs: timing first, load last.
-const GROUPS: [Group; 10] = [
+const GROUPS: [Group; 11] = [
     ("outage", outage::run),
     ("detection", detection::run),
+    ("decide", decide::run),
     ("switch", switch::run),
     ("forwarding", forwarding::run),
     ("validate", validate::run),

@@ -762,3 +762,43 @@ fn without_the_pins_a_switch_breaks_translated_flows() {
     let sabotage = |world: &World| drop(world.sh(&router(), "nft flush chain inet patronus postrouting"));
     assert_eq!(ways_of_a_pinned_flow(sabotage), ["fiber", "lte"], "the check would not see a flow that moves");
 }
+
+// By hand.
+
+#[test]
+fn orders_by_hand_are_obeyed_seen_kept_across_a_restart_and_ended() {
+    let yaml = with(&fast(), "failbackDelay: 1s", "failbackDelay: 1s, flowAction: {failover: reject}");
+    let mut world = World::of(&yaml);
+    let pin = ["failover", "critical", "--to", "lte", "--for", "10m", "--reason", "work on the mast"];
+    let yaml = world.daemon.says(&[&pin[..], &["--as-yaml"]].concat());
+    assert!(yaml.contains("primary: lte\nbackups: [fiber]\n"), "{yaml}");
+    assert_eq!(active(&world.daemon.status(), "critical"), Some("fiber"), "printing it does nothing");
+
+    let told = world.daemon.says(&pin);
+    assert!(told.starts_with("critical is pinned to lte for 10m by "), "{told}");
+    world.daemon.wait_active("critical", "lte");
+    let refused = |w: &World| w.daemon.sh("nft list table inet patronus").contains("chain refuse {");
+    world.daemon.wait("bound flows to be refused", |_| refused(&world));
+    world.daemon.terminate();
+    world.daemon.settle();
+    world.all_up();
+    let status = world.daemon.wait("the order to be shown", |s| s.rules["critical"].pinned.is_some());
+    assert_eq!(active(&status, "critical"), Some("lte"), "it holds, and nothing moved");
+    let text = world.daemon.says(&["status"]);
+    assert!(text.contains("rule critical is pinned to lte for") && text.contains("(work on the mast)"), "{text}");
+    let pinned = |(name, left): (&String, &f64)| name.starts_with("patronus_failover_pinned") && *left > 300.0;
+    assert!(world.daemon.metrics().iter().any(pinned), "{:?}", world.daemon.metrics());
+
+    assert!(world.daemon.says(&["failback", "critical"]).contains("critical returns now"));
+    world.daemon.wait_active("critical", "fiber");
+    world.daemon.says(&["drain", "fiber"]);
+    world.daemon.wait_active("critical", "lte");
+    let (exit, text) = world.daemon.tells(&["drain", "lte"]);
+    assert_eq!((exit, text.contains("`--force` drains it all the same")), (Some(1), true), "{text}");
+    let (exit, text) = world.daemon.tells(&["drain", "dsl"]);
+    assert_eq!((exit, text.contains("there is no path dsl; there are: fiber, lte")), (Some(1), true), "{text}");
+    world.daemon.says(&["undrain", "fiber"]);
+    world.daemon.wait_active("critical", "fiber");
+    let manual = world.daemon.transitions().into_iter().filter(|t| t.kind == TransitionKind::Manual).count();
+    assert_eq!(manual, 2, "a pin and a drain: {:?}", world.daemon.transitions());
+}

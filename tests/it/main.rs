@@ -4,6 +4,7 @@ mod brain;
 mod cases;
 mod classifier;
 mod config;
+mod confirm;
 mod dataplane;
 mod docs;
 mod doctor;

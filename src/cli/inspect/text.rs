@@ -65,6 +65,7 @@ pub(super) fn status(status: &Status, now: Instant) -> String {
     section(&mut out, "Revisions", revisions::notices(status).into_iter());
     section(&mut out, "Alarms", status.alarms.iter().map(|line| (Mark::Look, clean(line))));
     section(&mut out, "Drift (not as wanted right now)", status.drift.iter().map(|line| (Mark::Look, clean(line))));
+    section(&mut out, "On trial", super::past::trial(status).into_iter());
     let errors = status.source.errors.iter().map(|line| (Mark::Look, clean(line)));
     section(&mut out, revisions::errors_title(&status.source), errors);
     for (title, body) in
@@ -118,6 +119,7 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     found.extend(revisions::findings(status));
     let rules = status.rules.iter();
     found.extend(rules.filter_map(|(name, rule)| Some((rule_mark(status, rule)?, rule_finding(name, rule)))));
+    found.extend(orders(status));
     found.extend(path_findings(status));
     let counted = [
         (status.source.errors.len(), "error", revisions::errors_noun(&status.source)),
@@ -137,6 +139,21 @@ fn last_change(status: &Status) -> Option<(Mark, String)> {
     let (mark, text) = outcome(last.outcome);
     let why = last.message.as_deref().map(|m| format!(" ({})", clean(m))).unwrap_or_default();
     (mark > Mark::Fine).then(|| (mark, format!("the last change {text}{why}")))
+}
+
+/// What people ordered by hand.
+fn orders(status: &Status) -> Vec<(Mark, String)> {
+    let left = |seconds| duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let pins = status.rules.iter().filter_map(|(name, rule)| {
+        let pin = rule.pinned.as_ref()?;
+        Some((
+            Mark::Look,
+            format!("rule {name} is pinned to {} for {} ({})", pin.to, left(pin.seconds), clean(&pin.reason)),
+        ))
+    });
+    let drained: Vec<&str> = status.paths.iter().filter(|(_, p)| p.drained).map(|(name, _)| name.as_str()).collect();
+    let drains = (!drained.is_empty()).then(|| (Mark::Look, format!("{} drained by hand", several("path", &drained))));
+    pins.chain(drains).collect()
 }
 
 fn path_findings(status: &Status) -> impl Iterator<Item = (Mark, String)> {

@@ -43,7 +43,7 @@ pub(super) fn clock_sane(facts: &Facts) -> Finding {
 }
 
 pub(super) fn time_zones(facts: &Facts) -> Finding {
-    if facts.settings.windows.is_empty() {
+    if facts.settings.guard.windows.is_empty() {
         return Finding::skipped("the settings have no change windows");
     }
     if facts.zones {

@@ -97,14 +97,14 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it on a site's router and waits until it has applied its configuration.
     pub fn start(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
-        let mut daemon = Self::new(lab, repository, site);
+        let mut daemon = Self::stopped(lab, repository, site);
         daemon.settle();
         daemon
     }
 
     /// The same with more settings.
     pub fn start_with(lab: &Arc<Lab>, repository: &Repository, site: &str, more: serde_json::Value) -> Self {
-        let mut daemon = Self::new(lab, repository, site);
+        let mut daemon = Self::stopped(lab, repository, site);
         daemon.more = more;
         daemon.settle();
         daemon
@@ -112,18 +112,24 @@ impl Daemon {
 
     /// Starts it on a site's router and waits for nothing.
     pub fn launched(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
-        let mut daemon = Self::new(lab, repository, site);
+        let mut daemon = Self::stopped(lab, repository, site);
         daemon.launch();
         daemon
     }
 
-    fn new(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
+    /// One that does not run yet.
+    pub fn stopped(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
         let place = tempfile::Builder::new().prefix("patronus-it-").tempdir().unwrap();
         for part in ["state", "run"] {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
         Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, more: serde_json::json!({}) }
+    }
+
+    /// Other settings for its next start.
+    pub fn set(&mut self, more: serde_json::Value) {
+        self.more = more;
     }
 
     /// The lab that it runs in.
@@ -140,6 +146,16 @@ impl Daemon {
     /// Starts the process and waits for nothing.
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs already");
+        let file = self.settings_file();
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let mut command = self.patronus(&["run", "--config"]);
+        command.arg(file).process_group(0).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
+    }
+
+    /// Its settings, written down.
+    pub fn settings_file(&self) -> PathBuf {
         // JSON is YAML.
         let mut settings = serde_json::json!({
             "site": self.site,
@@ -151,18 +167,9 @@ impl Daemon {
         for (field, value) in self.more.as_object().into_iter().flatten() {
             settings[field] = value.clone();
         }
-        let file = self.settings_file();
+        let file = self.place.path().join("patronus.yaml");
         fs::write(&file, settings.to_string()).unwrap();
-        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let mut command = self.patronus(&["run", "--config"]);
-        command.arg(file).process_group(0).stdin(Stdio::null());
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
-    }
-
-    /// Its settings.
-    pub fn settings_file(&self) -> PathBuf {
-        self.place.path().join("patronus.yaml")
+        file
     }
 
     /// The router that it runs on.

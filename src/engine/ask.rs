@@ -1,0 +1,69 @@
+//! What people ask of a change: that it stands, that it goes, that an older one comes back.
+
+use super::{Engine, activate, gate::Proposal};
+use crate::{config::Snapshot, guard::Who, revision::AttemptOutcome, store::Standing};
+
+type Answer = Result<String, String>;
+
+impl Engine {
+    /// `patronus confirm`.
+    pub(super) fn confirm(&mut self, who: &Who) -> Answer {
+        let Some((change, _)) = self.gate.waiting() else { return Err(NOTHING_WAITS.into()) };
+        let change = change.clone();
+        self.audit(who, "confirm", &change.line());
+        self.stands(&change, Standing::Confirmed, &format!("confirmed by {who}"));
+        Ok(format!("generation {} (revision {}) stands", change.generation, change.revision))
+    }
+
+    /// `patronus rollback`.
+    pub(super) async fn rollback(&mut self, who: &Who, to: Option<u64>) -> Answer {
+        match to {
+            None => self.undo(who).await,
+            Some(number) => self.restore(who, number).await,
+        }
+    }
+
+    async fn undo(&mut self, who: &Who) -> Answer {
+        let Some((change, _)) = self.gate.waiting() else { return Err(NOTHING_TO_UNDO.into()) };
+        let change = change.clone();
+        self.audit(who, "rollback", &change.line());
+        self.go_back(&format!("{who} said so"));
+        self.pass().await;
+        if self.gate.is_going_back() {
+            return Err("going back failed and is tried again: look at `patronus status`".into());
+        }
+        let back =
+            change.previous.map_or_else(|| "nothing of ours".to_owned(), |revision| format!("revision {revision}"));
+        Ok(format!("generation {} is undone; {back} is in force", change.generation))
+    }
+
+    /// The source still holds what was in force until now: it is not tried again until it changes.
+    async fn restore(&mut self, who: &Who, number: u64) -> Answer {
+        if let Some((change, _)) = self.gate.waiting() {
+            return Err(format!("{}; confirm it or undo it first", change.line()));
+        }
+        let found = self.router.ledger.generation_at(number);
+        let (found, files) =
+            found.ok_or_else(|| format!("there is no generation {number}: `patronus history` lists them"))?;
+        let snapshot = Snapshot { revision: found.revision.clone(), files, commit: None };
+        let active = activate(snapshot, Some(&self.origin.site), &self.origin.options)
+            .map_err(|error| format!("generation {number} is not valid any more: {}", error.lines().join("; ")))?;
+        self.audit(who, "rollback", &format!("to generation {}, revision {}", found.generation, found.revision));
+        self.gate.refused = None;
+        self.propose(Proposal::of_person(active, who.clone(), self.gate.timeout()));
+        if let Some((_, why)) = self.gate.held() {
+            return Err(format!("that has to wait: {why}"));
+        }
+        self.pass().await;
+        if self.active.as_ref().is_none_or(|active| active.revision != found.revision) {
+            return Err(self.gate.refused.take().unwrap_or_else(|| "look at `patronus status`".into()));
+        }
+        let reason = format!("{who} went back to generation {}", found.generation);
+        self.attempt_failed(AttemptOutcome::RolledBack, &reason, true);
+        Ok(format!("revision {} of generation {} is in force", found.revision, found.generation))
+    }
+}
+
+const NOTHING_WAITS: &str = "nothing waits for a confirmation: `patronus history` tells what became of the last change";
+const NOTHING_TO_UNDO: &str = "nothing waits for a confirmation. To go back further, name a generation: \
+    `patronus rollback --to N`; `patronus history` lists them";

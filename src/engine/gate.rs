@@ -1,0 +1,434 @@
+//! A new revision on trial: proposed, let in by the rails, in force until its evidence or its deadline.
+//!
+//! Invariant: one change at a time. While one is on trial every other revision waits. Repair and failover go on
+//! meanwhile, with the configuration that is on trial; going back is the ordinary pass with the one before it, against
+//! the kernel as it is then and with the paths in use then, so nothing that failover did in between is undone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use super::{Active, Engine, reach, router::Planned, status::ReconcileOutcome};
+use crate::{
+    apply,
+    clock::{self, Instant},
+    config::commit::{Commit, Signature},
+    guard::{
+        Deadline, Phase, Rules, Unconfirmed, Who,
+        gate::{Baseline, Judgement, Rounds},
+        patience,
+        rails::{self, Change, Refusal},
+        window,
+    },
+    health::{PathState, Sample},
+    revision::AttemptOutcome,
+    state::Way,
+    store::Standing,
+    units::Name,
+    validate::intent::Site,
+};
+
+/// The evidence is looked at so often.
+pub(super) const LOOK: Duration = Duration::from_millis(200);
+/// After a start the paths get so long to be measured before a new revision is tried: without figures nothing could
+/// be compared.
+const MEASURING: Duration = Duration::from_secs(10);
+
+/// Everything about new revisions.
+pub(super) struct Gate {
+    pub rules: Rules,
+    pub stage: Stage,
+    /// What comes back if the one on trial fails.
+    pub before: Option<Box<Active>>,
+    /// The revision that has to wait, and why.
+    pub held: Option<(Box<Proposal>, String)>,
+    pub started: Instant,
+    /// Why the last thing that a person wanted was not done.
+    pub refused: Option<String>,
+    /// The last revision that was told to wait, and why.
+    told: Option<(String, String)>,
+}
+
+/// A revision that wants to be put in force.
+pub(super) struct Proposal {
+    pub active: Active,
+    pub who: Who,
+    /// How long it may wait for its confirmation.
+    pub timeout: Duration,
+    /// Whether somebody said that a large change is meant.
+    pub allow_large: bool,
+    /// What answers before it, once that is known.
+    reached: Option<BTreeSet<String>>,
+    asking: Option<JoinHandle<BTreeSet<String>>>,
+}
+
+pub(super) enum Stage {
+    /// Nothing is on trial.
+    Idle,
+    /// The next pass puts it in force, if the rails let it in.
+    Proposed(Box<Proposed>),
+    /// It is in force, and waits.
+    Waiting(Box<Trial>),
+    /// The one before it is being put in force again.
+    Back(Box<Back>),
+}
+
+/// A change that is being undone.
+pub(super) struct Back {
+    pub change: Unconfirmed,
+    pub reason: String,
+    /// What it made of the site, if that is known.
+    pub undone: Option<Site>,
+}
+
+/// A configuration that the engine works with and that is not in the kernel yet.
+pub(super) struct Proposed {
+    pub who: Who,
+    pub timeout: Duration,
+    allow_large: bool,
+    pub baseline: Baseline,
+}
+
+/// A change in force with what is known since.
+pub(super) struct Trial {
+    pub change: Unconfirmed,
+    pub since: Instant,
+    pub rounds: BTreeMap<Name, Rounds>,
+    pub reached: BTreeSet<String>,
+    pub asking: Option<JoinHandle<BTreeSet<String>>>,
+    pub settled: bool,
+    pub cut_off: Option<Instant>,
+    pub next: Instant,
+    pub last: Judgement,
+}
+
+impl Trial {
+    pub(super) fn new(change: Unconfirmed, now: Instant) -> Box<Self> {
+        Box::new(Self {
+            change,
+            since: now,
+            rounds: BTreeMap::new(),
+            reached: BTreeSet::new(),
+            asking: None,
+            settled: false,
+            cut_off: None,
+            next: now,
+            last: Judgement::default(),
+        })
+    }
+}
+
+impl Proposal {
+    /// What the daemon found in its source.
+    pub(super) fn of_source(active: Active, timeout: Duration) -> Self {
+        let (who, allow_large) = active.commit.as_ref().map_or((Who::DAEMON, false), from_commit);
+        Self { active, who, timeout, allow_large, reached: None, asking: None }
+    }
+
+    /// What a person wants back; that it is large is meant.
+    pub(super) fn of_person(active: Active, who: Who, timeout: Duration) -> Self {
+        Self { active, who, timeout, allow_large: true, reached: Some(BTreeSet::new()), asking: None }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(rules: Rules, started: Instant) -> Self {
+        Self { rules, stage: Stage::Idle, before: None, held: None, started, refused: None, told: None }
+    }
+
+    /// How long the daemon's own changes may wait.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.rules.confirm.timeout
+    }
+
+    /// What comes back if the one on trial fails.
+    pub(super) fn before(&self) -> Option<&Active> {
+        self.before.as_deref()
+    }
+
+    /// The site whose place the next pass gives to another.
+    pub(super) fn replaced(&self) -> Option<&Site> {
+        match &self.stage {
+            Stage::Proposed(_) => self.before.as_ref().map(|before| &before.site),
+            Stage::Back(back) => back.undone.as_ref(),
+            Stage::Idle | Stage::Waiting(_) => None,
+        }
+    }
+
+    /// Whether what is in force may be undone still.
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(_) | Stage::Waiting(_))
+    }
+
+    /// Whether the next pass is to put a revision in force.
+    pub(super) const fn is_proposed(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(_))
+    }
+
+    /// Whether the configuration before is being put in force again.
+    pub(super) const fn is_going_back(&self) -> bool {
+        matches!(self.stage, Stage::Back(_))
+    }
+
+    /// The change that waits, with what speaks against it.
+    pub(super) fn waiting(&self) -> Option<(&Unconfirmed, &Judgement)> {
+        match &self.stage {
+            Stage::Waiting(trial) => Some((&trial.change, &trial.last)),
+            _ => None,
+        }
+    }
+
+    /// The revision that has to wait, and why.
+    pub(super) fn held(&self) -> Option<(&str, &str)> {
+        self.held.as_ref().map(|(proposal, why)| (proposal.active.revision.as_str(), why.as_str()))
+    }
+
+    /// When something has to be done.
+    pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let trial = if let Stage::Waiting(trial) = &self.stage { Some(trial.next) } else { None };
+        let held = self.held.as_ref().filter(|(proposal, _)| proposal.asking.is_some()).map(|_| now + LOOK);
+        trial.into_iter().chain(held).min()
+    }
+
+    /// Takes in a probe round that was sent since the change.
+    pub(super) fn note(&mut self, sample: &Sample, quorum: u32) {
+        if let Stage::Waiting(trial) = &mut self.stage
+            && sample.sent >= trial.since
+        {
+            trial.rounds.entry(sample.path.clone()).or_default().add(sample, quorum);
+        }
+    }
+}
+
+impl Engine {
+    /// Somebody wants another revision in force: at once, or when its time has come.
+    pub(super) fn propose(&mut self, mut proposal: Proposal) {
+        let same = self.active.as_ref().is_some_and(|old| old.site == proposal.active.site);
+        match self.not_now(&proposal) {
+            Some(why) if !same => self.hold(proposal, why),
+            _ if !same && proposal.reached.is_none() && !self.gate.rules.confirm.reach.is_empty() => {
+                proposal.asking.get_or_insert_with(|| tokio::spawn(reach::ask(self.gate.rules.confirm.reach.clone())));
+                self.hold(proposal, "what answers now is being looked at".into());
+            }
+            _ if self.gate.is_going_back() || self.gate.is_open() => {
+                self.hold(proposal, "another change is on trial".into());
+            }
+            _ => self.begin(proposal, same),
+        }
+    }
+
+    fn hold(&mut self, proposal: Proposal, why: String) {
+        let told = (proposal.active.revision.clone(), why.clone());
+        if self.gate.told.as_ref() != Some(&told) {
+            self.event("source", "", format!("revision {} waits: {why}", told.0), serde_json::Value::Null);
+            self.timers.publish = clock::now();
+            self.gate.told = Some(told);
+        }
+        self.gate.held = Some((Box::new(proposal), why));
+    }
+
+    /// Why a proposal has to wait, if it has to.
+    fn not_now(&self, proposal: &Proposal) -> Option<String> {
+        let now = clock::now();
+        if let Some((change, _)) = self.gate.waiting() {
+            return Some(change.line());
+        }
+        if self.gate.is_going_back() {
+            return Some("the revision before is being put in force again".into());
+        }
+        if !proposal.who.is_person()
+            && let Err(closed) = window::decide(&self.gate.rules.windows, clock::wall())
+        {
+            return Some(closed.to_string());
+        }
+        let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown);
+        let measuring = now.since(self.gate.started) < MEASURING
+            && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
+        measuring.then(|| "its paths are not measured yet".into())
+    }
+
+    /// Looks again at the revision that waits.
+    pub(super) fn retry_held(&mut self) {
+        let Some((mut proposal, why)) = self.gate.held.take() else { return };
+        if proposal.asking.as_ref().is_some_and(|asking| !asking.is_finished()) {
+            self.gate.held = Some((proposal, why));
+            return;
+        }
+        if let Some(asking) = proposal.asking.take() {
+            proposal.reached = Some(answer(asking));
+        }
+        self.propose(*proposal);
+    }
+
+    /// While a change is on trial the source holds another revision: the one before it again, perhaps.
+    pub(super) fn taken_back(&mut self, revision: &str) {
+        let before = self.gate.before.as_ref().is_some_and(|before| before.revision == revision);
+        if before && matches!(&self.gate.stage, Stage::Waiting(trial) if !trial.change.who.is_person()) {
+            self.go_back("the source holds the revision before it again");
+        }
+    }
+
+    /// The source holds another revision than the one that waits: that is not wanted any more.
+    pub(super) fn drop_held(&mut self, revision: &str) {
+        self.gate.held.take_if(|(held, _)| !held.who.is_person() && held.active.revision != revision);
+    }
+
+    /// Makes it the configuration that the next pass puts in force.
+    fn begin(&mut self, proposal: Proposal, same: bool) {
+        let Proposal { active, who, timeout, allow_large, reached, .. } = proposal;
+        if !who.is_person() && !self.offer(&active) {
+            return;
+        }
+        if !same {
+            let baseline = self.baseline(&active, reached.unwrap_or_default());
+            self.gate.before = self.active.take().map(Box::new);
+            self.gate.stage = Stage::Proposed(Box::new(Proposed { who, timeout, allow_large, baseline }));
+        }
+        self.work_with(active);
+    }
+
+    fn baseline(&self, new: &Active, reached: BTreeSet<String>) -> Baseline {
+        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let known = match &self.active {
+            Some(old) => Baseline::of(&old.site, &new.site, self.monitor.healths(), &self.selection),
+            None => Baseline::default(),
+        };
+        Baseline { ways, reached, ..known }
+    }
+
+    pub(super) fn protected_ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
+        match self.router.kernel.ways(&self.gate.rules.protected.prefixes) {
+            Ok(ways) => ways,
+            Err(error) => {
+                tracing::warn!("the ways to the protected networks cannot be looked up: {error}");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// What the rails say to the proposal that the pass is about to carry out.
+    pub(super) fn refusals(&self) -> Vec<Refusal> {
+        let (Stage::Proposed(proposed), Some(new)) = (&self.gate.stage, &self.active) else { return Vec::new() };
+        let (old, ways) = (self.gate.before.as_ref().map(|a| &a.site), self.protected_ways());
+        let change = Change { old, new: &new.site, facts: &self.observed.facts, ways: &ways };
+        rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
+    }
+
+    /// Before the first step of a pass.
+    pub(super) fn trial_begins(&self, planned: &Planned) -> Option<Unconfirmed> {
+        match &self.gate.stage {
+            Stage::Proposed(proposed) => self.note_trial(proposed, planned),
+            _ => None,
+        }
+    }
+
+    /// After the steps of a pass: a trial goes on from here, or is over. Gives what people shall be told of the pass.
+    pub(super) fn after_pass(
+        &mut self,
+        begun: Option<Unconfirmed>,
+        outcome: ReconcileOutcome,
+        message: Option<String>,
+    ) -> (ReconcileOutcome, Option<String>) {
+        let good = matches!(outcome, ReconcileOutcome::Applied | ReconcileOutcome::Unchanged);
+        match (std::mem::replace(&mut self.gate.stage, Stage::Idle), begun) {
+            (Stage::Proposed(proposed), Some(change)) if good => self.trial_waits(change, proposed.timeout),
+            (Stage::Proposed(proposed), Some(change)) => {
+                self.gate.stage = Stage::Proposed(proposed);
+                self.never_in_force(&change, outcome, message.as_deref().unwrap_or_default());
+            }
+            (Stage::Waiting(mut trial), _) => {
+                trial.settled = good;
+                self.gate.stage = Stage::Waiting(trial);
+            }
+            (Stage::Back(back), _) if good => {
+                self.is_back(&back.change, &back.reason);
+                return (ReconcileOutcome::RolledBack, Some(back.reason));
+            }
+            (Stage::Back(back), _) => {
+                let text = format!("{}; going back failed: {}", back.reason, message.unwrap_or_default());
+                self.router.ledger.end_generation(back.change.record, Standing::RollbackFailed, &text);
+                self.gate.stage = Stage::Back(back);
+                return (ReconcileOutcome::RollbackFailed, Some(text));
+            }
+            (other, _) => self.gate.stage = other,
+        }
+        (outcome, message)
+    }
+
+    fn trial_waits(&mut self, mut change: Unconfirmed, timeout: Duration) {
+        let now = clock::now();
+        self.audit(&change.who, "apply", &format!("generation {}, revision {}", change.generation, change.revision));
+        if timeout.is_zero() {
+            return self.stands(&change, Standing::Applied, "no confirmation was asked for");
+        }
+        let Some(active) = &self.active else { return };
+        change.deadline = Deadline::after(patience(timeout, &active.site), apply::place(), now, clock::wall());
+        change.phase = Phase::Waiting;
+        self.router.ledger.set_unconfirmed(&change);
+        self.event("confirm", "", change.line(), json!(change.baseline));
+        if !change.who.is_person() {
+            self.confirming();
+        }
+        let mut trial = Trial::new(change, now);
+        trial.settled = true;
+        self.gate.stage = Stage::Waiting(trial);
+    }
+
+    /// Its steps failed and were undone: the one before it goes on.
+    fn never_in_force(&mut self, change: &Unconfirmed, outcome: ReconcileOutcome, reason: &str) {
+        let standing =
+            if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
+        self.router.ledger.settle_unconfirmed(change, standing, Some(reason));
+        let outcome = match standing {
+            Standing::RolledBack => AttemptOutcome::RolledBack,
+            _ => AttemptOutcome::RollbackFailed,
+        };
+        self.turn_down(outcome, reason);
+    }
+
+    /// The proposal does not come in force.
+    pub(super) fn turn_down(&mut self, outcome: AttemptOutcome, reason: &str) {
+        let by_source = !matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person());
+        self.gate.stage = Stage::Idle;
+        self.active = None;
+        let before = self.gate.before.take();
+        if by_source {
+            self.attempt_failed(outcome, reason, before.is_some());
+        } else {
+            self.gate.refused = Some(reason.to_owned());
+        }
+        if let Some(before) = before {
+            self.work_with(*before);
+        }
+    }
+
+    /// Who did what.
+    pub(super) fn audit(&self, who: &Who, what: &str, detail: &str) {
+        self.router.ledger.audit(who, what, detail);
+    }
+}
+
+/// Who is behind a commit, and whether its trailer lets a large change pass.
+fn from_commit(commit: &Commit) -> (Who, bool) {
+    let signer = match &commit.signature {
+        Signature::Good { signer, .. } => Some(signer.clone()),
+        _ => None,
+    };
+    let allowed = commit.trailer("Patronus-Allow-Large").is_some_and(|value| value.trim().eq_ignore_ascii_case("yes"));
+    (Who::Daemon { author: Some(commit.author.clone()), signer }, allowed)
+}
+
+/// What a task that has ended found.
+pub(super) fn answer(asking: JoinHandle<BTreeSet<String>>) -> BTreeSet<String> {
+    asking.now_or_never().and_then(Result::ok).unwrap_or_default()
+}
+
+/// Why a plan could not be carried out, for the refusal of its revision.
+pub(super) fn reasons(refusals: &[Refusal]) -> String {
+    refusals.iter().map(Refusal::line).collect::<Vec<_>>().join("; ")
+}

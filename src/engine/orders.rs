@@ -1,0 +1,226 @@
+//! What people order by hand: a rule pinned to a path, a path drained; kept across restarts, ended by time.
+//!
+//! Invariant: an order that would leave a rule without a working path is refused, unless it is forced.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Engine;
+use crate::{
+    api::{Answer, Order},
+    clock::{self, Instant, Wall},
+    failover::{Drain, Overrides, Pin},
+    health::{Healths, PathState},
+    units::{Name, Span},
+    validate::intent::{Rule, Site},
+};
+
+/// Under which name the ledger keeps the orders.
+const ORDERS: &str = "orders";
+/// What is known of the paths is of use for so long after a restart.
+const FRESH: Duration = Duration::from_secs(600);
+
+/// Orders as they are kept: in wall-clock time, so that they survive a boot.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    pins: BTreeMap<Name, (Name, Wall, String)>,
+    drains: BTreeMap<Name, (Wall, bool)>,
+}
+
+/// What is known of the paths when the daemon stops; its moments count from the boot.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Warm {
+    at: Instant,
+    healths: Healths,
+}
+
+fn later(now: (Instant, Wall), at: Wall) -> Instant {
+    let micros = at.as_micros().saturating_sub(now.1.as_micros());
+    now.0 + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+fn wall_of(now: (Instant, Wall), at: Instant) -> Wall {
+    let (after, before) = (at.since(now.0).as_micros(), now.0.since(at).as_micros());
+    let micros = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
+    Wall::from_micros(now.1.as_micros().saturating_add(micros(after)).saturating_sub(micros(before)))
+}
+
+impl Kept {
+    fn of(orders: &Overrides, now: (Instant, Wall)) -> Self {
+        let pin = |p: &Pin| (p.to.clone(), wall_of(now, p.until), p.reason.clone());
+        Self {
+            pins: orders.pins.iter().map(|(rule, p)| (rule.clone(), pin(p))).collect(),
+            drains: orders.drains.iter().map(|(path, d)| (path.clone(), (wall_of(now, d.since), d.force))).collect(),
+        }
+    }
+
+    fn back(self, now: (Instant, Wall)) -> Overrides {
+        let pin = |(to, until, reason)| Pin { to, until: later(now, until), reason };
+        let drain = |(_, force)| Drain { since: now.0, force };
+        Overrides {
+            pins: self.pins.into_iter().map(|(rule, kept)| (rule, pin(kept))).collect(),
+            drains: self.drains.into_iter().map(|(path, kept)| (path, drain(kept))).collect(),
+        }
+    }
+}
+
+/// Why a path must not be drained: the rules that it is the last working path of.
+fn last_for<'a>(site: &'a Site, path: &Name, orders: &Overrides, healths: &Healths) -> Vec<&'a Name> {
+    let works = |m: &&Name| {
+        let state = healths.get(*m).map_or(PathState::Unknown, |h| h.state);
+        *m != path && !orders.drains.contains_key(*m) && matches!(state, PathState::Up | PathState::Degraded)
+    };
+    let last = |rule: &&Rule| rule.members.contains(path) && !rule.members.iter().any(|m| works(&m));
+    site.rules.values().filter(last).map(|rule| &rule.name).collect()
+}
+
+fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
+    let known: Vec<&str> = known.map(Name::as_str).collect();
+    if known.contains(&name.as_str()) {
+        return Ok(());
+    }
+    Err(format!("there is no {noun} {name}; there are: {}", known.join(", ")))
+}
+
+impl Engine {
+    /// Takes over the orders and the knowledge of an earlier process.
+    pub(super) fn recall_orders(&mut self) {
+        let now = (clock::now(), clock::wall());
+        if let Some(kept) = self.router.ledger.get::<Kept>(ORDERS) {
+            self.overrides = kept.back(now);
+            self.overrides.expire(now.0);
+        }
+        for (rule, pin) in &self.overrides.pins {
+            let left = Span::from(Duration::from_secs(pin.until.since(now.0).as_secs()));
+            self.event("manual", rule.as_str(), format!("{rule} stays pinned to {} for {left}", pin.to), json!(pin));
+        }
+    }
+
+    /// Takes over what an earlier process of this boot knew of the paths, unless that is too long ago.
+    pub(super) fn recall_health(&mut self) {
+        let now = clock::now();
+        if let Some(warm) = self.router.ledger.warm::<Warm>().filter(|w| now.since(w.at) < FRESH) {
+            self.monitor.remember(&warm.healths, now);
+        }
+    }
+
+    /// Remembers what is known of the paths, for a restart.
+    pub(super) fn keep_health(&self) {
+        let warm = Warm { at: clock::now(), healths: self.monitor.healths().clone() };
+        self.router.ledger.set_warm(&warm);
+    }
+
+    /// Ends orders whose time is over.
+    pub(super) fn expire_orders(&mut self, now: Instant) {
+        let over = self.overrides.expire(now);
+        for (rule, pin) in &over {
+            let message = format!("{rule} is no longer pinned to {}: the time is over", pin.to);
+            self.event("manual", rule.as_str(), message, json!(pin));
+        }
+        if !over.is_empty() {
+            self.keep_orders();
+        }
+    }
+
+    fn keep_orders(&self) {
+        self.router.ledger.put(ORDERS, &Kept::of(&self.overrides, (clock::now(), clock::wall())));
+    }
+
+    pub(super) async fn on_order(&mut self, order: Order, by: &str, reply: oneshot::Sender<Answer>) {
+        let answer = match self.obey(order, by) {
+            Ok(done) => {
+                self.keep_orders();
+                self.decide(clock::now()).await;
+                self.timers.publish = clock::now();
+                Answer::Done(done)
+            }
+            Err(refused) => Answer::Refused(refused),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn obey(&mut self, order: Order, by: &str) -> Result<String, String> {
+        let active = self.active.as_ref().ok_or("nothing is in force yet")?;
+        let (site, now) = (&active.site, clock::now());
+        let (subject, done) = match order {
+            Order::Failover { rule, to, seconds, reason } => {
+                named(&rule, "failover rule", site.rules.keys())?;
+                let members = site.rules.get(&rule).map(|r| r.members.as_slice()).unwrap_or_default();
+                named(&to, "path in this rule", members.iter())?;
+                let time = Duration::from_secs(seconds);
+                let down = self.monitor.healths().get(&to).is_some_and(|h| h.state == PathState::Down);
+                let but =
+                    if down { format!("; it is used when it is up again, since {to} is down") } else { String::new() };
+                let done = format!("{rule} is pinned to {to} for {} by {by}: {reason}{but}", Span::from(time));
+                self.overrides.pins.insert(rule.clone(), Pin { to, until: now + time, reason });
+                (rule, done)
+            }
+            Order::Failback { rule } => {
+                named(&rule, "failover rule", site.rules.keys())?;
+                let pinned = self.overrides.pins.remove(&rule).is_some();
+                let choice = self.selection.rules.get_mut(&rule);
+                let waiting = choice.is_some_and(|c| {
+                    c.hasten();
+                    c.recovering.is_some()
+                });
+                let done = match (pinned, waiting) {
+                    (_, true) => format!("{rule} returns now, by {by}"),
+                    (true, false) => {
+                        format!("{rule} is no longer pinned, by {by}; it returns when its path is fit for it")
+                    }
+                    (false, false) => {
+                        return Err(format!("{rule} is where it wants to be, or its path is not fit to return to"));
+                    }
+                };
+                (rule, done)
+            }
+            Order::Drain { path, force } => {
+                named(&path, "path", site.paths.keys())?;
+                let last = last_for(site, &path, &self.overrides, self.monitor.healths());
+                if !force && !last.is_empty() {
+                    let rules: Vec<&str> = last.iter().map(|r| r.as_str()).collect();
+                    let rules = rules.join(", ");
+                    return Err(format!(
+                        "{path} is the last path that works for {rules}: `--force` drains it all the same"
+                    ));
+                }
+                self.overrides.drains.insert(path.clone(), Drain { since: now, force });
+                let how = if force { ", even as the last path" } else { "" };
+                (path.clone(), format!("{path} is drained{how} by {by}, until `patronus undrain {path}`"))
+            }
+            Order::Undrain { path } => {
+                let was = self.overrides.drains.remove(&path);
+                was.ok_or_else(|| format!("{path} is not drained"))?;
+                (path.clone(), format!("{path} is no longer drained, by {by}"))
+            }
+        };
+        self.event("manual", subject.as_str(), done.clone(), json!({"by": by}));
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_keep_their_end_across_a_restart_and_a_boot() {
+        let name = |s: &str| s.parse::<Name>().unwrap();
+        let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
+        let mut orders = Overrides::default();
+        orders.pins.insert(name("r"), Pin { to: name("lte"), until: at(500), reason: "mast".into() });
+        orders.drains.insert(name("dsl"), Drain { since: at(90), force: true });
+        let kept = Kept::of(&orders, (at(100), Wall::from_micros(1_000_000_000)));
+        let text = serde_json::to_string(&kept).unwrap();
+        // Sixty seconds later by the wall clock, after a boot.
+        let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(1_060_000_000)));
+        assert_eq!(back.pins["r"].until, at(7 + 340));
+        assert!(back.drains["dsl"].force);
+        let mut late = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(9_000_000_000)));
+        assert_eq!(late.expire(at(7)).len(), 1, "its time went by meanwhile");
+    }
+}

@@ -1,0 +1,163 @@
+//! A change in force that does not stand yet: the evidence, the deadline, and the way back.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::{
+    Active, Engine, activate,
+    gate::{Back, LOOK, Stage, Trial, answer},
+    reach,
+};
+use crate::{
+    apply,
+    clock::{self, Instant},
+    config::Snapshot,
+    guard::{
+        Due, Phase, Unconfirmed, Who,
+        gate::{Evidence, Judgement, judge},
+    },
+    revision::AttemptOutcome,
+    store::Standing,
+};
+
+/// A router that is cut off for so long does not wait for the deadline.
+const CUT_OFF: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Looks at the evidence, at the deadline, and at what waits.
+    pub(super) fn watch_trial(&mut self, now: Instant) {
+        self.retry_held();
+        let Stage::Waiting(trial) = &self.gate.stage else { return };
+        if trial.next > now {
+            return;
+        }
+        let due = trial.change.deadline.due(&apply::place(), now);
+        let found = self.evidence();
+        let Stage::Waiting(trial) = &mut self.gate.stage else { return };
+        trial.next = now + LOOK;
+        trial.cut_off = if found.cut_off { trial.cut_off.or(Some(now)) } else { None };
+        let lost = trial.cut_off.is_some_and(|since| now.since(since) >= CUT_OFF);
+        trial.last = found;
+        let (change, reason, stands) = (trial.change.clone(), trial.last.reason(), trial.last.stands());
+        if change.who.is_person() {
+            if due == Due::Now {
+                self.go_back("nobody confirmed it in time");
+            }
+        } else if stands {
+            self.stands(&change, Standing::Confirmed, "the evidence is complete");
+        } else if lost || due == Due::Now {
+            self.go_back(&reason);
+        }
+    }
+
+    fn evidence(&mut self) -> Judgement {
+        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let Stage::Waiting(trial) = &mut self.gate.stage else { return Judgement::default() };
+        if trial.asking.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(asking) = trial.asking.take()
+        {
+            trial.reached.extend(answer(asking));
+        }
+        let missing: Vec<String> = trial.change.baseline.reached.difference(&trial.reached).cloned().collect();
+        if !missing.is_empty() && trial.asking.is_none() {
+            trial.asking = Some(tokio::spawn(reach::ask(missing)));
+        }
+        let Some(active) = &self.active else { return Judgement::default() };
+        let evidence = Evidence {
+            site: &active.site,
+            healths: self.monitor.healths(),
+            selection: &self.selection,
+            rounds: &trial.rounds,
+            ways: &ways,
+            reached: &trial.reached,
+            settled: trial.settled,
+        };
+        judge(&trial.change.baseline, &evidence)
+    }
+
+    /// The change stands.
+    pub(super) fn stands(&mut self, change: &Unconfirmed, standing: Standing, why: &str) {
+        self.gate.stage = Stage::Idle;
+        self.gate.before = None;
+        self.router.ledger.settle_unconfirmed(change, standing, Some(why));
+        self.now_in_force();
+        let text = format!("generation {} (revision {}) stands: {why}", change.generation, change.revision);
+        self.audit(&Who::DAEMON, "confirm", &text);
+        self.event("confirm", "", text, serde_json::Value::Null);
+        self.timers.publish = clock::now();
+    }
+
+    /// Puts the configuration before the one on trial in force again.
+    pub(super) fn go_back(&mut self, reason: &str) {
+        let Stage::Waiting(trial) = std::mem::replace(&mut self.gate.stage, Stage::Idle) else { return };
+        let change = trial.change;
+        let text = format!("generation {} (revision {}) is undone: {reason}", change.generation, change.revision);
+        self.warning("confirm", "", text, serde_json::Value::Null);
+        let before = self.gate.before.take();
+        self.back_to(change, before, reason);
+    }
+
+    /// Invariant: the record of the change stays until the kernel was read back, so that a kill on the way back is
+    /// no way out.
+    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str) {
+        let undone = self.active.take().or_else(|| self.on_trial()).map(|active| active.site);
+        self.gate.stage = Stage::Back(Box::new(Back { change, reason: reason.to_owned(), undone }));
+        match before {
+            Some(before) => self.work_with(*before),
+            None => self.active = None,
+        }
+        self.timers.pass_at(clock::now());
+    }
+
+    pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str) {
+        self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
+        self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
+        if !change.who.is_person() {
+            self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+        }
+    }
+
+    /// What an earlier process left on trial, and what is to be done about it.
+    pub(super) fn resume_trial(&mut self, change: Unconfirmed, before: Option<Active>) {
+        let before = before.map(Box::new);
+        match change.due(&apply::place(), clock::now()) {
+            Due::Elsewhere => {
+                let reason = "the machine went down before it was confirmed";
+                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
+                self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
+                if let Some(before) = before {
+                    self.work_with(*before);
+                }
+                self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+            }
+            // A daemon that died says nothing about the revision: it is tried again.
+            Due::Now if change.phase == Phase::Applying && !change.who.is_person() => {
+                let reason = "the daemon ended before it was in force";
+                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
+                if let Some(before) = before {
+                    self.work_with(*before);
+                }
+            }
+            Due::Now if change.phase == Phase::Applying => {
+                self.back_to(change, before, "whoever applied it ended before it was in force");
+            }
+            Due::Now => self.back_to(change, before, "nobody confirmed it in time"),
+            Due::In(_) => match self.on_trial() {
+                Some(active) => {
+                    self.gate.before = before;
+                    self.gate.stage = Stage::Waiting(Trial::new(change, clock::now()));
+                    self.work_with(active);
+                }
+                None => self.back_to(change, before, "its configuration cannot be read any more"),
+            },
+        }
+    }
+
+    /// The configuration on trial, as it was written down.
+    fn on_trial(&self) -> Option<Active> {
+        let found = self.router.ledger.in_force()?;
+        let snapshot = Snapshot { revision: found.revision, files: found.files, commit: None };
+        activate(snapshot, Some(&self.origin.site), &self.origin.options).ok()
+    }
+}

@@ -1,0 +1,156 @@
+//! The daemon's own changes: evidence, deadline, kill.
+
+use std::thread;
+
+use patronus::{
+    engine::status::Status,
+    health::PathState,
+    store::{Standing, read},
+};
+
+use super::{CHANGES, Change, SITE, World, harmless, ours};
+use crate::support::daemon::{Daemon, active};
+
+fn well(status: &Status) -> bool {
+    status.paths.len() == 2
+        && status.paths.values().all(|p| p.health.state == PathState::Up)
+        && active(status, "critical") == Some("fiber")
+}
+
+/// What the trial of the newest generation came to.
+fn standing(daemon: &Daemon) -> (String, Standing, String) {
+    let newest = read::generations(&daemon.state_dir(), 1).unwrap().pop().unwrap();
+    (newest.revision, newest.standing, newest.reason.unwrap_or_default())
+}
+
+fn wait_confirmed(daemon: &Daemon) -> Status {
+    daemon
+        .wait("a confirmed configuration and both paths", |s| s.unconfirmed.is_none() && s.waiting.is_none() && well(s))
+}
+
+/// Why a revision is not tried again.
+fn quarantine(status: &Status, revision: &str) -> Option<String> {
+    status.source.quarantine.iter().find(|q| q.revision == revision).map(|q| q.reason.clone())
+}
+
+/// Pushes a change and waits until it is undone and all is as it was.
+fn undoes_itself(world: &World, daemon: &mut Daemon, change: &Change, kill: bool) {
+    let before = wait_confirmed(daemon);
+    let (shown, good) = (ours(daemon), before.source.applied);
+    world.repository.write("site.yaml", &change.site());
+    let status = daemon.wait(&format!("{}: the trial", change.what), |s| s.unconfirmed.is_some());
+    let bad = status.unconfirmed.unwrap().revision;
+    if kill {
+        daemon.kill();
+        daemon.settle();
+    }
+    daemon.wait(&format!("{}: the way back", change.what), |s| {
+        s.unconfirmed.is_none() && s.source.applied == good && well(s)
+    });
+    let (revision, ended, reason) = standing(daemon);
+    eprintln!("{}: {reason}", change.what);
+    assert_eq!((revision, ended), (bad, Standing::RolledBack), "{}", change.what);
+    assert_eq!(ours(daemon), shown, "{}", change.what);
+    // It stands in the source still, and is not tried again.
+    let status = daemon.status();
+    let bad = standing(daemon).0;
+    assert!(status.unconfirmed.is_none() && quarantine(&status, &bad).is_some(), "{}", change.what);
+    world.repository.write("site.yaml", SITE);
+}
+
+/// A third of the changes in a lab of its own.
+fn a_third(third: usize) {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("2s"));
+    for (number, change) in CHANGES.iter().enumerate().filter(|(number, _)| number % 3 == third) {
+        undoes_itself(&world, &mut daemon, change, number % 2 == 1);
+    }
+    let before = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &harmless(third));
+    let status = daemon.wait("a harmless change", |s| s.source.applied != before && s.unconfirmed.is_none());
+    assert_eq!(
+        standing(&daemon),
+        (status.source.applied.clone().unwrap(), Standing::Confirmed, "the evidence is complete".into())
+    );
+    daemon.kill();
+    let again = daemon.settle();
+    assert_eq!(again.source.applied, status.source.applied, "what was confirmed stays");
+}
+
+#[test]
+fn twelve_changes_that_cut_the_router_off_undo_themselves_also_when_the_daemon_is_killed() {
+    let thirds = [0, 1, 2].map(|third| thread::spawn(move || a_third(third)));
+    for third in thirds {
+        third.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}
+
+#[test]
+fn the_checker_sees_a_router_that_stays_cut_off_without_the_gate() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("0s"));
+    daemon.wait("both paths", well);
+    world.repository.write("site.yaml", &CHANGES[1].site());
+    let down = |s: &Status| s.paths.values().all(|p| p.health.state == PathState::Down);
+    let status = daemon.wait("a router that is cut off", down);
+    assert!(status.unconfirmed.is_none(), "nobody asks");
+    assert_eq!(standing(&daemon).1, Standing::Applied);
+    daemon.kill();
+    daemon.settle();
+    daemon.wait("a router that is cut off still", down);
+}
+
+/// Another network namespace is to the journal what another boot is: a kernel without anything of ours.
+#[test]
+fn after_a_reboot_the_router_comes_up_with_what_was_in_force_before_the_change() {
+    let (world, again) = (World::new(), World::new());
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("60s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    let bad = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    assert!(daemon.sh("nft list table inet patronus").contains("policy_oops"));
+    daemon.kill();
+    let mut settings = again.settings("60s");
+    settings["stateDir"] = serde_json::json!(daemon.state_dir());
+    let router = Daemon::start_with(&again.lab, &world.repository, "berlin", settings);
+    let status = router.wait("the configuration before", |s| s.source.applied == good);
+    assert_eq!(quarantine(&status, &bad).as_deref(), Some("the machine went down before it was confirmed"));
+    assert!(!router.sh("nft list table inet patronus").contains("policy_oops"));
+}
+
+#[test]
+fn the_rails_and_the_windows_of_the_settings_hold_new_revisions_back_and_never_repair() {
+    let world = World::new();
+    let mut settings = world.settings("2s");
+    settings["protected"] = serde_json::json!({"interfaces": ["mgmt0"], "ports": [22]});
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", settings.clone());
+    let good = wait_confirmed(&daemon).source.applied;
+    let shown = ours(&daemon);
+    let ssh =
+        "    oops: {priority: 50, match: {protocol: tcp, destinationPorts: [22]}, action: {drop: true}}\n    voice:";
+    let refused = [
+        (SITE.replace("    voice:", ssh), "PAT0904"),
+        (SITE.replace("match: {source: [192.168.10.128/25]}", "match: {inInterface: mgmt0}"), "PAT0902"),
+        (SITE.replace("action: {path: fiber}", "action: {drop: true}"), "PAT0912"),
+    ];
+    for (text, code) in refused {
+        world.repository.write("site.yaml", &text);
+        let known = |s: &Status| s.source.quarantine.iter().any(|q| q.reason.contains(code));
+        let status = daemon.wait(code, |s| known(s) && s.reconcile.as_ref().is_some_and(|r| r.message.is_none()));
+        assert!(status.source.applied == good && status.unconfirmed.is_none(), "{code}");
+        assert_eq!(ours(&daemon), shown, "{code}");
+    }
+    world.repository.write("site.yaml", SITE);
+    daemon.kill();
+    // From here on it is never the time for a change.
+    settings["windows"] = serde_json::json!([{"kind": "deny"}]);
+    daemon.set(settings);
+    daemon.settle();
+    world.repository.write("site.yaml", &harmless(3));
+    let waits = |s: &Status| s.waiting.as_ref().is_some_and(|w| w.reason.contains("window"));
+    let status = daemon.wait("a revision that waits for its window", waits);
+    assert_eq!(status.source.applied, good);
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("the repair", |s| s.totals.drift.contains_key("nft"));
+    assert_eq!(ours(&daemon), shown, "repair is not frozen, and the revision waits still");
+}
