@@ -15,6 +15,9 @@ mod context;
 pub mod diff;
 pub mod doctor;
 pub mod drift;
+pub mod export;
+pub mod format;
+pub mod init;
 pub mod inspect;
 pub mod lab;
 mod orders;
@@ -123,7 +126,10 @@ enum Verb {
     Suspend(source::SuspendArgs),
     Resume(source::ResumeArgs),
     Reconcile(source::ReconcileArgs),
+    Export(export::Args),
     Schema(schema::Args),
+    Init(init::Args),
+    Fmt(format::Args),
     Test(test::Args),
     Failover(orders::FailoverArgs),
     Failback(orders::FailbackArgs),
@@ -199,7 +205,10 @@ fn run(verb: Verb) -> Outcome {
             Verb::Suspend(args) => source::suspend(args).await,
             Verb::Resume(args) => source::resume(args).await,
             Verb::Reconcile(args) => source::reconcile(args).await,
+            Verb::Export(args) => export::run(&args),
             Verb::Schema(args) => schema::run(&args),
+            Verb::Init(args) => init::run(&args),
+            Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
             Verb::Failover(args) => orders::failover(args).await,
             Verb::Failback(args) => orders::failback(args).await,
