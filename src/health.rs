@@ -17,10 +17,12 @@ use serde::{Deserialize, Serialize};
 mod band;
 pub mod estimate;
 mod track;
+mod vote;
 
 pub use band::Breach;
 pub use estimate::{Figures, Stats, points, score};
 use track::Track;
+use vote::{Jury, Service};
 pub(crate) use track::explain;
 
 use crate::{
@@ -175,6 +177,9 @@ pub struct Monitor {
     healths: Healths,
     measures: Measures,
     events: VecDeque<HealthEvent>,
+    jury: Jury,
+    /// Whether the observer was suspect when last looked.
+    blind: bool,
     /// No path falls silent before this moment. A sample only moves a path's own later, so that looking at all of
     /// them is needed when it comes, and not with each of a thousand samples a second.
     silence: Option<Instant>,
@@ -192,12 +197,21 @@ impl Monitor {
     /// Takes over new settings. A path whose probing and interface did not change keeps its history.
     pub fn reconfigure(&mut self, site: &Site, now: Instant) {
         self.tracks.retain(|name, _| site.paths.contains_key(name));
+        let gone: Vec<Name> = self.healths.keys().filter(|name| !site.paths.contains_key(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.jury.remove(name));
         self.healths.retain(|name, _| site.paths.contains_key(name));
         self.measures.retain(|name, _| site.paths.contains_key(name));
         for (name, path) in &site.paths {
-            match self.tracks.get_mut(name) {
+            let same = match self.tracks.get_mut(name) {
                 Some(track) => track.reconfigure(path, now),
-                None => drop(self.tracks.insert(name.clone(), Track::new(path, now))),
+                None => {
+                    self.tracks.insert(name.clone(), Track::new(path, now));
+                    false
+                }
+            };
+            if !same {
+                let services = path.probe.targets.iter().map(|t| Service::of(name, *t, &path.probe.method));
+                self.jury.begin(name, services);
             }
             self.look(name, now);
         }
@@ -205,10 +219,41 @@ impl Monitor {
 
     /// Takes in the result of a probe round. Samples of unknown paths are dropped.
     pub fn handle_sample(&mut self, sample: &Sample, now: Instant) {
-        if let Some(track) = self.tracks.get_mut(&sample.path) {
-            track.add(sample, now);
-            self.look(&sample.path, now);
+        let Some(track) = self.tracks.get_mut(&sample.path) else { return };
+        track.add(sample, now);
+        if track.is_ready() {
+            let targets = track.targets().iter();
+            let answered = |t: &IpAddr| sample.answers.iter().any(|(target, rtt)| target == t && rtt.is_some());
+            self.jury.add(&sample.path, targets.map(answered));
         }
+        self.weigh(&sample.path, now);
+        self.look(&sample.path, now);
+    }
+
+    /// Takes the vote from targets that are suspect now, and gives it back to those that are no more.
+    fn weigh(&mut self, path: &Name, now: Instant) {
+        let observer = self.jury.observer_is_suspect();
+        let concerned = if std::mem::replace(&mut self.blind, observer) == observer {
+            let suspects = self.jury.suspects(path);
+            if self.tracks.get(path).is_some_and(|t| t.suspects() == suspects) {
+                return;
+            }
+            self.jury.sharing(path)
+        } else {
+            self.tracks.keys().cloned().collect()
+        };
+        for name in concerned {
+            if let Some(track) = self.tracks.get_mut(&name) {
+                track.suspect(&self.jury.suspects(&name));
+                self.look(&name, now);
+            }
+        }
+    }
+
+    /// What a person should know of targets that are at fault themselves.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        self.jury.alarms()
     }
 
     /// Takes in whether a path's interface is there, up and has a carrier.
@@ -220,6 +265,10 @@ impl Monitor {
     pub fn set_link(&mut self, path: &Name, link: Link, now: Instant) {
         if let Some(track) = self.tracks.get_mut(path) {
             track.set_link(link);
+            if link != Link::Ready {
+                self.jury.clear(path);
+                self.weigh(path, now);
+            }
             self.look(path, now);
         }
     }
@@ -283,7 +332,9 @@ impl Monitor {
             let (to, reason) = (view.health.state, view.health.reason.clone());
             self.events.push_back(HealthEvent { path: name.clone(), from, to, reason, at: now });
         }
-        self.measures.insert(name.clone(), view.stats);
+        if let Some(stats) = view.stats {
+            self.measures.insert(name.clone(), stats);
+        }
         self.healths.insert(name.clone(), view.health);
     }
 }

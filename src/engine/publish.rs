@@ -78,6 +78,7 @@ impl Engine {
         let a = &self.alarms;
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.recorder.alarms());
+        all.extend(self.monitor.alarms());
         all.extend(self.drift.alarms(clock::now()));
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));

@@ -1,6 +1,6 @@
 //! The state machine of one path.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
 use super::{Breach, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
@@ -19,6 +19,8 @@ enum Cause {
     Link(Link),
     Unprobed,
     Lost,
+    /// No target has a vote: what was known stays.
+    Held,
     Recovering,
     Score,
 }
@@ -47,7 +49,8 @@ pub(super) struct Track {
 /// What a look at a track found.
 pub(super) struct View {
     pub health: PathHealth,
-    pub stats: Stats,
+    /// None when nothing new is known.
+    pub stats: Option<Stats>,
 }
 
 impl Track {
@@ -65,14 +68,30 @@ impl Track {
         }
     }
 
-    /// Takes over new settings. When the history does not fit them, the path begins anew.
-    pub fn reconfigure(&mut self, path: &Path, now: Instant) {
+    /// Takes over new settings. When the history does not fit them, the path begins anew. Whether it did not.
+    pub fn reconfigure(&mut self, path: &Path, now: Instant) -> bool {
         let same = self.path.probe == path.probe && self.path.interface == path.interface;
         if same {
             self.path = path.clone();
         } else {
             *self = Self { link: self.link, ..Self::new(path, now) };
         }
+        same
+    }
+
+    /// Whether its interface is there, up and has a carrier.
+    pub fn is_ready(&self) -> bool {
+        self.link == Link::Ready
+    }
+
+    /// What it probes.
+    pub fn targets(&self) -> &[IpAddr] {
+        &self.path.probe.targets
+    }
+
+    /// Which of its targets are suspect.
+    pub fn suspects(&self) -> Vec<bool> {
+        self.window.suspects()
     }
 
     pub const fn set_link(&mut self, link: Link) {
@@ -85,6 +104,11 @@ impl Track {
         if self.window.good_in_a_row() > 0 {
             self.good = self.good.max(Some(sample.sent));
         }
+    }
+
+    /// Takes the vote from targets that are suspect, in the order of the configuration.
+    pub fn suspect(&mut self, suspects: &[bool]) {
+        self.window.suspect(suspects);
     }
 
     /// Takes over the state that an earlier process knew.
@@ -106,6 +130,11 @@ impl Track {
     /// Looks at the path anew. `before` is what was published last.
     pub fn look(&mut self, before: Option<&PathHealth>, now: Instant) -> View {
         let (state, cause) = self.judge(before.map(|h| h.state), now);
+        if let (Cause::Held, Some(old)) = (cause, before) {
+            let reason = self.reason(cause, &self.window.stats(false));
+            self.cause = cause;
+            return View { health: PathHealth { reason, ..old.clone() }, stats: None };
+        }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
         let figures = self.window.stats(dead);
@@ -116,7 +145,7 @@ impl Track {
         };
         self.cause = cause;
         let since = before.filter(|old| old.state == state).map_or(now, |old| old.since);
-        View { health: self.health(state, shown, since, reason, &figures), stats: figures }
+        View { health: self.health(state, shown, since, reason, &figures), stats: Some(figures) }
     }
 
     fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause) {
@@ -135,6 +164,9 @@ impl Track {
     }
 
     fn judge_rounds(&mut self, before: Option<PathState>) -> (PathState, Cause) {
+        if self.window.is_void() {
+            return (before.unwrap_or(PathState::Unknown), Cause::Held);
+        }
         if self.window.lost_in_a_row() >= self.down_after() {
             self.need = self.up_after();
             return (PathState::Down, Cause::Lost);
@@ -224,6 +256,7 @@ impl Track {
             Cause::Link(_) => format!("no carrier on {interface}"),
             Cause::Unprobed => "not probed; the carrier is there".to_owned(),
             Cause::Lost => format!("{} rounds lost in a row", self.down_after()),
+            Cause::Held => "held: what it probes answers on no path".to_owned(),
             Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
             Cause::Score => explain(stats, &self.limits()),
         }
