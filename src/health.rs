@@ -16,14 +16,15 @@ use serde::{Deserialize, Serialize};
 
 mod band;
 pub mod estimate;
+pub mod load;
 mod track;
 mod vote;
 
 pub use band::Breach;
 pub use estimate::{Figures, Stats, points, score};
 use track::Track;
-use vote::{Jury, Service};
 pub(crate) use track::explain;
+use vote::{Jury, Service};
 
 use crate::{
     clock::Instant,
@@ -250,10 +251,19 @@ impl Monitor {
         }
     }
 
-    /// What a person should know of targets that are at fault themselves.
+    /// Takes in which share of its bandwidth a path uses, if it is busy with its own traffic.
+    pub fn set_busy(&mut self, path: &Name, busy: Option<f64>) {
+        if let Some(track) = self.tracks.get_mut(path) {
+            track.set_busy(busy);
+        }
+    }
+
+    /// What a person should know: targets that are at fault themselves, and paths that their own traffic slows down.
     #[must_use]
     pub fn alarms(&self) -> Vec<String> {
-        self.jury.alarms()
+        let congested = self.tracks.iter().filter(|(_, track)| track.is_congested());
+        let text = |name: &Name| self.healths.get(name).map(|h| format!("path {name} is {}", h.reason));
+        self.jury.alarms().into_iter().chain(congested.filter_map(|(name, _)| text(name))).collect()
     }
 
     /// Takes in whether a path's interface is there, up and has a carrier.

@@ -22,7 +22,10 @@ use crate::{
     api::Command,
     clock::{self, Instant},
     failover::{Overrides, Selection},
-    health::{Monitor, Sample},
+    health::{
+        Monitor, Sample,
+        load::{Meter, Use},
+    },
     kernel::{
         KernelEvent,
         linux::{Changes, Linux},
@@ -89,6 +92,8 @@ pub struct Engine {
     recorder: Recorder,
     /// Samples since the last published status.
     batch: Batch,
+    /// How busy each endpoint of a declared bandwidth is.
+    loads: BTreeMap<Name, (Use, Meter)>,
     active: Option<Active>,
     source: SourceStatus,
     reader: source::Reader,
@@ -175,6 +180,7 @@ impl Engine {
             origin: parts.origin,
             router: parts.router,
             batch: parts.recorder.batch(),
+            loads: BTreeMap::new(),
             recorder: parts.recorder,
             active: None,
             source,

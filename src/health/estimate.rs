@@ -280,9 +280,8 @@ impl Window {
 
     /// Whether a target has a vote in a round: it was not set aside, and is not under suspicion since before it.
     fn votes(&self, target: usize, round: &Round) -> bool {
-        let masked = || {
-            self.suspicion[target] != Suspicion::No && self.answered[target].is_none_or(|last| round.sent > last)
-        };
+        let masked =
+            || self.suspicion[target] != Suspicion::No && self.answered[target].is_none_or(|last| round.sent > last);
         match round.answers[target] {
             Answer::After(_) => true,
             Answer::Aside => false,

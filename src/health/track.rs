@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use super::{Breach, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
+use super::{Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -23,6 +23,8 @@ enum Cause {
     Held,
     Recovering,
     Score,
+    /// Slow from its own traffic, which does not count.
+    Congested,
 }
 
 /// The least time without any report after which the prober is called silent. A path that dies is found by the
@@ -44,6 +46,10 @@ pub(super) struct Track {
     breach: Breach,
     /// When the newest round was sent that the quorum answered.
     good: Option<Instant>,
+    /// The share of its bandwidth that is used, while it is busy.
+    busy: Option<f64>,
+    /// Latency and jitter when it was not.
+    calm: (Option<Duration>, Option<Duration>),
 }
 
 /// What a look at a track found.
@@ -65,6 +71,8 @@ impl Track {
             cause: Cause::Fresh,
             breach: Breach::default(),
             good: None,
+            busy: None,
+            calm: (None, None),
         }
     }
 
@@ -96,6 +104,16 @@ impl Track {
 
     pub const fn set_link(&mut self, link: Link) {
         self.link = link;
+    }
+
+    /// Takes in which share of its bandwidth is used, if it is busy.
+    pub const fn set_busy(&mut self, busy: Option<f64>) {
+        self.busy = busy;
+    }
+
+    /// Whether it is slow from its own traffic, and that does not count.
+    pub fn is_congested(&self) -> bool {
+        self.cause == Cause::Congested
     }
 
     pub fn add(&mut self, sample: &Sample, now: Instant) {
@@ -137,15 +155,16 @@ impl Track {
         }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
-        let figures = self.window.stats(dead);
+        let raw = self.window.stats(dead);
+        let figures = self.calmed(&raw);
         let shown = self.score(&figures, cause);
         let reason = match before {
             Some(old) if old.state == state && self.cause == cause => old.reason.clone(),
-            _ => self.reason(cause, &figures),
+            _ => self.reason(cause, &raw),
         };
         self.cause = cause;
         let since = before.filter(|old| old.state == state).map_or(now, |old| old.since);
-        View { health: self.health(state, shown, since, reason, &figures), stats: Some(figures) }
+        View { health: self.health(state, shown, since, reason, &raw), stats: Some(figures) }
     }
 
     fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause) {
@@ -182,9 +201,28 @@ impl Track {
         if std::mem::take(&mut self.need) > 0 {
             self.window.end_outage();
         }
-        let stats = self.window.stats(false);
+        let raw = self.window.stats(false);
+        if self.busy.is_none() {
+            self.calm = (raw.slow.latency, raw.slow.jitter);
+        }
+        let stats = self.calmed(&raw);
         self.breach = self.breach.after(&stats, &self.path.health);
-        (PathState::of(score(&stats, &self.limits())), Cause::Score)
+        let counts = score(&stats, &self.limits());
+        let cause = if counts > score(&raw, &self.limits()) { Cause::Congested } else { Cause::Score };
+        (PathState::of(counts), cause)
+    }
+
+    /// What was measured, with latency and jitter as they were before while the path is busy with its own traffic.
+    fn calmed(&self, raw: &Stats) -> Stats {
+        if self.busy.is_none() || self.path.probe.leave_when_busy {
+            return *raw;
+        }
+        let (latency, jitter) = self.calm;
+        let least =
+            |now: Option<Duration>, calm: Option<Duration>| now.map(|now| calm.map_or(now, |calm| now.min(calm)));
+        let calmed =
+            |f: &Figures| Figures { latency: least(f.latency, latency), jitter: least(f.jitter, jitter), ..*f };
+        Stats { slow: calmed(&raw.slow), fast: calmed(&raw.fast), dead: raw.dead }
     }
 
     /// What counts while nothing was measured.
@@ -221,7 +259,7 @@ impl Track {
 
     fn score(&self, stats: &Stats, cause: Cause) -> u8 {
         match cause {
-            Cause::Score => score(stats, &self.limits()),
+            Cause::Score | Cause::Congested => score(stats, &self.limits()),
             Cause::Unprobed => 100,
             Cause::Remembered(PathState::Up) => 80,
             Cause::Remembered(PathState::Degraded) => 50,
@@ -259,6 +297,11 @@ impl Track {
             Cause::Held => "held: what it probes answers on no path".to_owned(),
             Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
             Cause::Score => explain(stats, &self.limits()),
+            Cause::Congested => {
+                let percent = self.busy.unwrap_or_default() * 100.0;
+                let what = explain(stats, &self.limits());
+                format!("congested by its own traffic ({percent:.0}% of its bandwidth), which does not count: {what}")
+            }
         }
     }
 }

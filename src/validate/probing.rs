@@ -55,14 +55,11 @@ impl Default for Probe {
             up_after: 3,
             window: 20,
             size: 56,
-            busy_at: BUSY,
+            busy_at: Ratio::of(9, 10),
             leave_when_busy: false,
         }
     }
 }
-
-/// The share from which a path is busy.
-const BUSY: Ratio = Ratio::from_ppm_saturating(900_000);
 
 /// The shortest interval that doubt brings about.
 const DOUBT: Duration = Duration::from_millis(250);

@@ -5,6 +5,7 @@ mod cases;
 mod classifier;
 mod config;
 mod dataplane;
+mod detection;
 mod docs;
 mod failover;
 mod git;
