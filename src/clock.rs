@@ -57,6 +57,12 @@ impl Wall {
     pub const fn as_micros(self) -> i64 {
         self.0
     }
+
+    /// So long before.
+    #[must_use]
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(time.as_micros()).unwrap_or(i64::MAX)))
+    }
 }
 
 impl fmt::Display for Wall {

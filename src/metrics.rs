@@ -3,6 +3,8 @@
 //! Invariant: nothing is registered and nothing lingers. A path that left the configuration has no series in
 //! the next scrape, and a figure that is not known has no series at all, never 0.
 
+mod source;
+
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet, text::encode_registry},
@@ -80,6 +82,7 @@ impl Collector for Scrape {
         self.policies(e)?;
         self.rules(e)?;
         self.reconciles(e)?;
+        source::encode(&self.0, e)?;
         self.daemon(e)
     }
 }
@@ -251,32 +254,7 @@ impl Scrape {
     }
 
     fn daemon(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let source = &self.0.source;
         let one = |value: usize| [(vec![self.site()], value)];
-        let success = source.last_success.map(|at| (vec![self.site()], seconds(at)));
-        gauge(
-            e,
-            "patronus_source_last_success_timestamp_seconds",
-            "When the configuration was last read without an error.",
-            success,
-        )?;
-        gauge(
-            e,
-            "patronus_source_errors",
-            "Findings that keep the newest configuration from being applied.",
-            one(source.errors.len()),
-        )?;
-        let revision = |use_, revision: &'_ Option<String>| revision.clone().map(|r| (use_, r));
-        let revisions: Vec<_> =
-            revision("desired", &source.desired).into_iter().chain(revision("applied", &source.applied)).collect();
-        let rows =
-            revisions.iter().map(|(use_, r)| (vec![self.site(), ("use", *use_), ("revision", r.as_str())], 1_u32));
-        gauge(
-            e,
-            "patronus_config_revision_info",
-            "Revision of the configuration: the newest seen and the one in force.",
-            rows,
-        )?;
         counter(
             e,
             "patronus_store_lost_rows_total",

@@ -96,6 +96,8 @@ pub struct Settings {
     pub ranges: Ranges,
     /// What is done about changes that others make to our objects.
     pub drift: Modes,
+    /// Who may sign saved plans; with a file, none without a signature is carried out.
+    pub plan_signers: Option<PathBuf>,
     /// How long samples and events are kept; samples only as far as there is room.
     pub retention: Duration,
 }
@@ -126,6 +128,7 @@ impl Default for Settings {
             windows: Vec::new(),
             ranges: Ranges::default(),
             drift: Modes::default(),
+            plan_signers: None,
             retention: Duration::from_secs(30 * 86_400),
         }
     }
@@ -213,6 +216,8 @@ struct File {
     ranges: RangesFile,
     /// What is done about changes that others make to our objects: `repair`, `report` or `ignore` for each kind.
     drift: Modes,
+    /// Saved plans (`plan --out`, `apply FILE`).
+    plans: PlansFile,
     /// How long samples and events are kept. Default 30d.
     retention: Option<Span>,
 }
@@ -236,6 +241,15 @@ struct Listen {
     /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
     /// `none`. Default `none`; the usual port is 862.
     stamp: Option<String>,
+}
+
+/// Saved plans.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct PlansFile {
+    /// Who may sign them, in the format of `ssh-keygen(1)`; one without a signature is then refused. Default: anybody's
+    /// plan is taken.
+    allowed_signers: Option<PathBuf>,
 }
 
 /// Marks, tables, priorities and protocol number.
@@ -326,6 +340,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         windows: guard::windows(file.windows, document, found),
         ranges,
         drift: file.drift,
+        plan_signers: file.plans.allowed_signers,
         retention: file.retention.map_or(default.retention, Span::get),
     })
 }
@@ -411,7 +426,7 @@ mod tests {
             limits: {largestDeletion: 30%}\nconfirm: {timeout: 90s, reach: ['10.0.0.5:22']}\n\
             windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]\n\
             ranges: {targetMask: '0x00ff0000', policyMask: '0x0000ffff', tableBase: 300, priorityBase: 400, protocol: 99}\n\
-            retention: 7d\ndrift: {route: report, sysctl: ignore}\n";
+            retention: 7d\ndrift: {route: report, sysctl: ignore}\nplans: {allowedSigners: /s}\n";
         let settings = Settings::parse("p.yaml", text.as_bytes()).unwrap();
         assert_eq!(settings.socket, PathBuf::from("/r/patronus.sock"));
         assert_eq!(settings.ranges.target_mask.bits(), 0x00ff_0000);
@@ -423,6 +438,7 @@ mod tests {
         assert_eq!(settings.retention, Duration::from_secs(7 * 86_400));
         let drift = Modes { route: Mode::Report, sysctl: Mode::Ignore, ..Modes::default() };
         assert_eq!(settings.drift, drift);
+        assert_eq!(settings.plan_signers, Some(PathBuf::from("/s")));
         assert_eq!(settings.source, Some(Source::Dir("/etc/net".into())));
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -60,8 +60,28 @@ pub async fn ask<T: DeserializeOwned>(
     uri: &str,
     patience: Duration,
 ) -> Result<T, ClientError> {
+    exchange(socket, method, uri, Bytes::new(), patience).await
+}
+
+/// Asks for something with details, and waits for the whole answer.
+pub async fn tell<T: DeserializeOwned>(
+    socket: &Path,
+    uri: &str,
+    details: &serde_json::Value,
+    patience: Duration,
+) -> Result<T, ClientError> {
+    exchange(socket, Method::POST, uri, Bytes::from(details.to_string()), patience).await
+}
+
+async fn exchange<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    uri: &str,
+    body: Bytes,
+    patience: Duration,
+) -> Result<T, ClientError> {
     let whole = async {
-        let answer = send(socket, method, uri).await?;
+        let answer = send(socket, method, uri, body).await?;
         let code = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
         if code.is_success() { Ok(serde_json::from_slice(&body)?) } else { Err(refused(socket, code, &body)) }
@@ -71,7 +91,7 @@ pub async fn ask<T: DeserializeOwned>(
 
 /// Asks, and hands over each line of the answer until there are no more or `each` says stop.
 pub async fn lines(socket: &Path, uri: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
-    let mut answer = send(socket, Method::GET, uri).await?;
+    let mut answer = send(socket, Method::GET, uri, Bytes::new()).await?;
     if !answer.status().is_success() {
         let code = answer.status();
         return Err(refused(socket, code, &answer.into_body().collect().await?.to_bytes()));
@@ -90,12 +110,13 @@ pub async fn lines(socket: &Path, uri: &str, mut each: impl FnMut(&[u8]) -> bool
     Ok(())
 }
 
-async fn send(socket: &Path, method: Method, uri: &str) -> Result<Response<Incoming>, ClientError> {
+async fn send(socket: &Path, method: Method, uri: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| unreachable(socket, source))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the answer or with the process.
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(uri).header("host", "patronus").body(Empty::<Bytes>::new());
+    let request = Request::builder().method(method).uri(uri).header("host", "patronus");
+    let request = request.header("content-type", "application/json").body(Full::new(body));
     let request = request.map_err(|error| ClientError::Refused(error.to_string()))?;
     Ok(sender.send_request(request).await?)
 }

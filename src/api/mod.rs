@@ -20,8 +20,9 @@ mod health;
 mod metrics;
 mod peer;
 mod socket;
+mod source;
 
-pub use command::Command;
+pub use command::{Answer, Command, SourceCommand};
 pub use health::{Verdict, alive, ready};
 pub(crate) use socket::{Events, History};
 

@@ -21,6 +21,15 @@ use super::Failed;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(Option<UCred>);
 
+impl Peer {
+    /// The user's name, or the number of one without a name.
+    pub(super) fn name(self) -> String {
+        let Some(uid) = self.0.map(|peer| Uid::from_raw(peer.uid())) else { return "somebody".into() };
+        let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
+        name.unwrap_or_else(|| format!("uid {uid}"))
+    }
+}
+
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         Self(stream.io().peer_cred().ok())

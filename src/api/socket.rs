@@ -69,6 +69,7 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
         .route("/v1/reconcile", post(reconcile))
+        .merge(super::source::router())
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })

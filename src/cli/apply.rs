@@ -58,12 +58,14 @@ pub struct TeardownArgs {
 pub async fn apply(args: ApplyArgs) -> Outcome {
     let saved = saved::open(args.dir.as_deref())?;
     let dir = match &saved {
-        Some(saved) => saved.binding.directory.clone().map(PathBuf::from),
+        Some(opened) => opened.saved.binding.directory.clone().map(PathBuf::from),
         None => args.dir,
     };
     let mut settings = context::settings(&args.router, dir)?;
-    if let Some(saved) = &saved {
-        saved::adopt(saved, &mut settings)?;
+    let mut approver = None;
+    if let Some(opened) = &saved {
+        saved::adopt(&opened.saved, &mut settings)?;
+        approver = saved::approver(opened, &settings)?;
     }
     let active = context::configuration(&settings)?;
     let kernel = context::kernel()?;
@@ -72,8 +74,11 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
     let mut router = Router::new(kernel, context::ledger(&settings), settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     let mut made = plan::make(&router, &settings, active).await?;
-    if let Some(saved) = &saved {
-        saved::take(saved, &mut made, &settings)?;
+    if let Some(opened) = &saved {
+        saved::take(&opened.saved, &mut made, &settings)?;
+    }
+    if let Some(approver) = &approver {
+        tracing::warn!(%approver, "the plan is signed");
     }
     let Made { active, selection, planned, report, .. } = made;
     plan::print(&report, args.show)?;

@@ -9,19 +9,18 @@ use super::{Exit, Failure, Format, Outcome};
 use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
-    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status},
+    engine::status::{Event, Status},
     store::{Run, StoreError, read, read::Wanted},
     units::{Name, Span},
 };
 
 mod human;
+pub(super) mod revisions;
 mod text;
 
 pub(in crate::cli) use human::clean;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// A reconcile may wait for a transaction with its read-backs.
-const RECONCILE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, clap::Args)]
@@ -45,14 +44,6 @@ pub struct Records {
 /// Show whether all is well, and what is not
 #[derive(Debug, Clone, clap::Args)]
 pub struct StatusArgs {
-    /// The daemon.
-    #[command(flatten)]
-    pub daemon: Daemon,
-}
-
-/// Have the daemon read source and kernel again now, and wait for the outcome
-#[derive(Debug, Clone, clap::Args)]
-pub struct ReconcileArgs {
     /// The daemon.
     #[command(flatten)]
     pub daemon: Daemon,
@@ -162,18 +153,6 @@ pub async fn status(args: StatusArgs) -> Outcome {
     })
 }
 
-/// Runs `patronus reconcile`.
-pub async fn reconcile(args: ReconcileArgs) -> Outcome {
-    let asked = client::ask(&args.daemon.socket, Method::POST, "/v1/reconcile", RECONCILE_PATIENCE).await;
-    let done: ReconcileStatus = asked.map_err(|error| failure(&error))?;
-    let good = matches!(done.outcome, ReconcileOutcome::Unchanged | ReconcileOutcome::Applied);
-    match args.daemon.output {
-        Format::Json => print_json(&json!({"format_version": 1, "reconcile": done})),
-        Format::Text => print(&text::reconciled(&done)),
-    };
-    Ok(if good { Exit::Done } else { Exit::Error })
-}
-
 /// Runs `patronus get`.
 pub async fn get(args: GetArgs) -> Outcome {
     if args.kind == Kind::Events {
@@ -196,7 +175,7 @@ pub async fn get(args: GetArgs) -> Outcome {
         Kind::Paths => text::paths(&status, usize::MAX),
         Kind::Rules => text::rules(&status, usize::MAX),
         Kind::Policies => text::policies(&status, usize::MAX),
-        Kind::Source | Kind::Events => text::source(&status),
+        Kind::Source | Kind::Events => revisions::whole(&status),
     }))
 }
 
@@ -321,7 +300,7 @@ async fn or_records<T>(
     }
 }
 
-async fn fetch(daemon: &Daemon) -> Result<Status, Failure> {
+pub(super) async fn fetch(daemon: &Daemon) -> Result<Status, Failure> {
     client::ask(&daemon.socket, Method::GET, "/v1/status", PATIENCE).await.map_err(|error| failure(&error))
 }
 
@@ -348,12 +327,12 @@ fn print_events(events: &[Event], output: Format) -> Exit {
     }
 }
 
-fn print_json(value: &serde_json::Value) -> Exit {
+pub(super) fn print_json(value: &serde_json::Value) -> Exit {
     print(&format!("{value:#}\n"))
 }
 
 /// A reader that went away (`| head`) is no error.
-fn print(text: &str) -> Exit {
+pub(super) fn print(text: &str) -> Exit {
     writes(text);
     Exit::Done
 }

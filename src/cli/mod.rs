@@ -17,10 +17,12 @@ pub mod inspect;
 pub mod lab;
 pub mod plan;
 mod reference;
+pub mod restore;
 pub mod run;
 mod saved;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
 pub mod validate;
 
 /// What the process ends with.
@@ -101,6 +103,7 @@ enum Verb {
     Diff(diff::Args),
     Snapshot(snapshot::Args),
     Apply(apply::ApplyArgs),
+    Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
     Run(run::Args),
@@ -108,7 +111,10 @@ enum Verb {
     Get(inspect::GetArgs),
     Events(inspect::EventsArgs),
     History(inspect::HistoryArgs),
-    Reconcile(inspect::ReconcileArgs),
+    Source(source::SourceArgs),
+    Suspend(source::SuspendArgs),
+    Resume(source::ResumeArgs),
+    Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
@@ -162,14 +168,18 @@ fn run(verb: Verb) -> Outcome {
             Verb::Diff(args) => diff::run(&args),
             Verb::Snapshot(args) => snapshot::run(args).await,
             Verb::Apply(args) => apply::apply(args).await,
+            Verb::Restore(args) => restore::run(&args),
             Verb::Teardown(args) => apply::teardown(args).await,
+            Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
-            Verb::Run(args) => run::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,
             Verb::History(args) => inspect::history(args).await,
-            Verb::Reconcile(args) => inspect::reconcile(args).await,
+            Verb::Source(args) => source::source(args).await,
+            Verb::Suspend(args) => source::suspend(args).await,
+            Verb::Resume(args) => source::resume(args).await,
+            Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),

@@ -44,6 +44,7 @@ pub async fn run(args: Args) -> Outcome {
     let changes =
         Linux::subscribe(&settings.ranges).map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
     let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
+    ledger.forget_removed(crate::clock::wall().before(settings.retention));
     let mut router = Router::new(kernel, ledger, settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;
     let limits = Limits { retention: settings.retention, ..Limits::default() };

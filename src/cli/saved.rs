@@ -8,26 +8,64 @@ use std::{
 
 use super::{Exit, Failure, plan::Made};
 use crate::{
+    clock,
     plan::{
         saved::{self, Binding, MAX, Saved},
         text,
     },
     settings::Settings,
-    source::local::Local,
+    source::{
+        git::{Purpose, check_signature},
+        local::Local,
+    },
 };
 
+/// What a signature is made for.
+const PURPOSE: Purpose = Purpose { namespace: "patronus-plan", what: "plan" };
+
+/// A saved plan as it was read.
+pub struct Opened {
+    /// The plan.
+    pub saved: Saved,
+    file: PathBuf,
+    bytes: Vec<u8>,
+}
+
 /// A saved plan where one is named in place of a directory; YAML is configuration.
-pub fn open(path: Option<&Path>) -> Result<Option<Saved>, Failure> {
+pub fn open(path: Option<&Path>) -> Result<Option<Opened>, Failure> {
     let Some(path) = path.filter(|path| path.is_file() && !is_yaml(path)) else { return Ok(None) };
     let doing = || format!("cannot use {}", path.display());
     let mut bytes = Vec::new();
     let read = fs::File::open(path).and_then(|f| f.take(MAX as u64).read_to_end(&mut bytes));
     read.map_err(|e| Failure::error(doing(), &e))?;
-    Saved::parse(&bytes).map(Some).map_err(|e| Failure::error(doing(), &e))
+    let saved = Saved::parse(&bytes).map_err(|e| Failure::error(doing(), &e))?;
+    Ok(Some(Opened { saved, file: path.to_owned(), bytes }))
 }
 
 fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "yaml" || end == "yml")
+}
+
+/// Who signed the plan, where the settings ask for that; a plan without a good signature is refused then.
+pub fn approver(opened: &Opened, settings: &Settings) -> Result<Option<String>, Failure> {
+    let Some(signers) = &settings.plan_signers else { return Ok(None) };
+    let file = opened.file.display();
+    let refused = |why: String| {
+        let text = format!(
+            "this router takes signed plans only, and {why}; nothing was changed\n  \
+             sign it: ssh-keygen -Y sign -n {} -f KEY {file}",
+            PURPOSE.namespace
+        );
+        Failure::new(Exit::Error, text)
+    };
+    let mut name = opened.file.as_os_str().to_owned();
+    name.push(".sig");
+    let name = PathBuf::from(name);
+    let signature = fs::read(&name).map_err(|e| refused(format!("{} cannot be read: {e}", name.display())))?;
+    let now = jiff::Timestamp::from_microsecond(clock::wall().as_micros()).unwrap_or_default();
+    let found = check_signature(PURPOSE, signers, &signature, &opened.bytes, now);
+    let (signer, key) = found.map_err(|why| refused(format!("the signature of {file} is not good: {why}")))?;
+    Ok(Some(format!("{signer} ({key})")))
 }
 
 /// The settings as the plan was made for: its site, and its directory where one was named.

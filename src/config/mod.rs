@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 pub mod commit;
+pub mod gone;
 mod load;
 pub mod probe;
 pub mod scalars;

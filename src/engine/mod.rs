@@ -8,6 +8,8 @@ pub mod captured;
 mod drift;
 mod pass;
 mod publish;
+mod reader;
+mod revise;
 pub mod router;
 mod source;
 pub mod status;
@@ -32,6 +34,7 @@ use crate::{
     },
     plan::Step,
     probe::{ProbeError, Prober},
+    revision::{Note, Revisions},
     source::Watcher,
     state::Observed,
     store::{Batch, Recorder},
@@ -43,15 +46,13 @@ pub use self::status::ReconcileOutcome;
 pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
 use self::{
     router::Router,
-    status::{ReconcileStatus, SourceStatus, Status, Totals},
+    status::{ReconcileStatus, Status, Totals},
 };
 
 /// Notifications that come in a burst lead to one pass.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// A full pass happens at least this often, whatever the kernel says.
 const AUDIT: Duration = Duration::from_secs(60);
-/// The source is looked at this often even if nothing tells of a change.
-const SOURCE_AUDIT: Duration = Duration::from_secs(5);
 /// The status is published at least this often.
 const PUBLISH: Duration = Duration::from_secs(1);
 /// Counters and flows are read from the kernel this often.
@@ -95,8 +96,11 @@ pub struct Engine {
     /// How busy each endpoint of a declared bandwidth is.
     loads: BTreeMap<Name, (Use, Meter)>,
     active: Option<Active>,
-    source: SourceStatus,
-    reader: source::Reader,
+    revisions: Revisions,
+    trial: revise::Trial,
+    /// What an earlier process left to tell.
+    notes: Vec<Note>,
+    reader: reader::Reader,
     monitor: Monitor,
     selection: Selection,
     overrides: Overrides,
@@ -155,7 +159,7 @@ enum Wake {
     Kernel(KernelEvent),
     Sample(Sample),
     Source,
-    Reading(source::Reading),
+    Reading(reader::Reading),
     Command(Command),
     Time,
 }
@@ -165,14 +169,8 @@ impl Engine {
     pub fn new(parts: Parts) -> Result<Self, ProbeError> {
         let (sender, samples) = mpsc::channel(4096);
         let now = clock::now();
-        let source = SourceStatus {
-            location: parts.origin.dir.display().to_string(),
-            desired: None,
-            applied: None,
-            last_success: None,
-            errors: Vec::new(),
-        };
-        let blank = publish::blank(&parts.origin.site, source.clone());
+        let (revisions, notes) = revise::remembered(&parts.router.ledger);
+        let blank = publish::blank(&parts.origin);
         Ok(Self {
             selection: parts.router.remembered_selection().unwrap_or_default(),
             overrides: Overrides::default(),
@@ -183,8 +181,10 @@ impl Engine {
             loads: BTreeMap::new(),
             recorder: parts.recorder,
             active: None,
-            source,
-            reader: source::Reader::default(),
+            revisions,
+            trial: revise::Trial::default(),
+            notes,
+            reader: reader::Reader::default(),
             monitor: Monitor::default(),
             prober: Prober::with_clock(sender, parts.clock_synchronised)?,
             samples,
@@ -219,6 +219,8 @@ impl Engine {
     pub async fn run(mut self, mut wires: Wires) {
         let mut watcher = Watcher::new(&self.origin.dir);
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
+        let notes = std::mem::take(&mut self.notes);
+        self.tell("source", notes);
         self.start_from_last_good();
         loop {
             self.on_time(&mut watcher).await;
@@ -289,6 +291,7 @@ impl Engine {
         }
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
+            self.tend_revisions();
             self.look_around(now);
             self.publish();
         }
@@ -325,6 +328,8 @@ impl Engine {
                 self.reader.waiting.push(reply);
                 self.read_source_at(clock::now());
             }
+            Command::Fetch => self.read_source_at(clock::now()),
+            Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }
     }
 

@@ -35,7 +35,10 @@ impl Engine {
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok(planned) if planned.steps.is_empty() => self.nothing_to_do(&planned).await,
             Ok(planned) => self.carry_out(&planned).await,
-            Err(error) => (ReconcileOutcome::Refused, 0, Some(chain(&error))),
+            Err(error) => {
+                self.cannot_plan(&error);
+                (ReconcileOutcome::Refused, 0, Some(chain(&error)))
+            }
         };
         self.ended(begun, outcome, steps, message);
     }
@@ -64,7 +67,7 @@ impl Engine {
             self.warning("alarm", "journal", told.clone(), serde_json::Value::Null);
             self.alarms.start.push(told);
         }
-        self.source.applied = None;
+        self.doubt_revisions();
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
@@ -117,6 +120,7 @@ impl Engine {
             self.in_force();
             self.configure_probes();
         }
+        self.attempt_failed(outcome, message.as_deref());
         (outcome, report.steps, message)
     }
 

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Engine, PUBLISH,
+    Engine, Origin, PUBLISH,
     status::{PathStatus, PolicyStatus, RuleStatus, SourceStatus, Status, Totals},
 };
 use crate::{
     clock, desired, failover,
     plan::report::action_text,
+    revision::View,
     state::RouteValue,
     units::Name,
     validate::intent::{Action, Policy, Site},
@@ -25,16 +26,17 @@ pub(super) struct Probes {
 }
 
 /// A status before anything is known.
-pub(super) fn blank(site: &Name, source: SourceStatus) -> Status {
+pub(super) fn blank(origin: &Origin) -> Status {
     Status {
         format_version: FORMAT_VERSION,
         version: env!("CARGO_PKG_VERSION").into(),
-        site: site.clone(),
+        site: origin.site.clone(),
         pid: std::process::id(),
         started: clock::wall(),
         now: clock::now(),
         wall: clock::wall(),
-        source,
+        source: SourceStatus::of(origin.dir.display().to_string()),
+        conditions: Vec::new(),
         generation: 0,
         reconcile: None,
         change: None,
@@ -55,7 +57,10 @@ impl Engine {
     pub(super) fn publish(&mut self) {
         self.timers.publish = clock::now() + PUBLISH;
         self.recorder.samples(self.batch.take());
-        let mut status = blank(&self.origin.site, self.source.clone());
+        let mut status = blank(&self.origin);
+        status.source = self.source_status();
+        let view = View { failure: self.alarms.kernel.as_deref() };
+        status.conditions = self.revisions.conditions(view, clock::wall());
         status.started = self.started;
         status.generation = self.router.generation_of(&self.observed);
         status.reconcile.clone_from(&self.last);
@@ -77,6 +82,7 @@ impl Engine {
     fn alarms(&self) -> Vec<String> {
         let a = &self.alarms;
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
+        all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
         all.extend(self.monitor.alarms());
         all.extend(self.drift.alarms(clock::now()));

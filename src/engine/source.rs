@@ -1,18 +1,21 @@
-//! From the source to the site in force: reading, checking, keeping the last good state.
+//! From a snapshot to the site that this router is: loaded, checked, picked.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use tokio::{sync::oneshot, task::JoinHandle};
+use sha2::{Digest as _, Sha256};
 
-use super::{DEBOUNCE, Engine, SOURCE_AUDIT, status::ReconcileStatus};
 use crate::{
-    clock,
-    config::{self, Snapshot},
+    config::{self, Snapshot, commit::Commit},
     diag::{Diagnostic, Severity},
-    source::{self, SourceError, Watcher},
-    store::LastGood,
+    revision::Rhythm,
     units::Name,
     validate::{self, intent::Site},
+};
+
+/// A directory is looked at this often even if nothing tells of a change, and after a failure too: it costs nobody.
+pub(super) const DIRECTORY: Rhythm = {
+    let often = Duration::from_secs(5);
+    Rhythm { interval: often, retry: often, most: often, jitter: 0 }
 };
 
 /// Which site this router is, and where its configuration comes from.
@@ -31,6 +34,10 @@ pub struct Origin {
 pub struct Active {
     /// Its revision.
     pub revision: String,
+    /// The commit that it comes from; none for a directory.
+    pub commit: Option<Commit>,
+    /// The hash of what it means for this site: equal for revisions that differ only elsewhere.
+    pub content: String,
     /// Its files.
     pub files: BTreeMap<String, Vec<u8>>,
     /// The site that this router is.
@@ -92,187 +99,23 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
         None => None,
     };
     match found {
-        Some(site) => Ok(Active { revision: snapshot.revision, files: snapshot.files, site: site.clone(), warnings }),
+        Some(site) => Ok(Active {
+            revision: snapshot.revision,
+            commit: snapshot.commit,
+            content: content(site),
+            files: snapshot.files,
+            site: site.clone(),
+            warnings,
+        }),
         None => Err(ConfigError::NoSite(site.cloned(), intent.sites().keys().cloned().collect())),
     }
 }
 
-/// A tree that somebody writes to is looked at again after this time.
-const UNFINISHED: Duration = Duration::from_millis(250);
-
-/// What reading the source has come to.
-#[derive(Debug)]
-pub(super) enum Reading {
-    /// It could not be read.
-    Failed(SourceError),
-    /// It is the revision that is known already.
-    Known(String),
-    /// Another revision, checked.
-    Checked(String, Result<Box<Active>, ConfigError>),
-}
-
-/// Reads and checks the source aside: a large fleet takes seconds, and no probe waits for it.
-#[derive(Debug, Default)]
-pub(super) struct Reader {
-    task: Option<JoinHandle<Option<Reading>>>,
-    /// The revision that was refused last, if the errors in the status are about it.
-    refused: Option<String>,
-    /// Who waits for the pass after the next reading.
-    pub(super) waiting: Vec<oneshot::Sender<ReconcileStatus>>,
-}
-
-impl Reader {
-    fn begin(&mut self, origin: Origin, known: Vec<String>) {
-        self.task = Some(tokio::spawn(read(origin, known)));
-    }
-
-    /// The reading that is under way; never without one. Safe to drop: it goes on.
-    pub(super) async fn done(&mut self) -> Reading {
-        loop {
-            let Some(task) = &mut self.task else { return std::future::pending().await };
-            let result = task.await;
-            self.task = None;
-            if let Ok(Some(reading)) = result {
-                return reading;
-            }
-            tracing::error!("reading the source ended without a result; the next audit tries again");
-        }
-    }
-}
-
-async fn read(origin: Origin, known: Vec<String>) -> Option<Reading> {
-    let snapshot = match source::read_settled(&origin.dir).await {
-        Ok(snapshot) => snapshot,
-        Err(error) => return Some(Reading::Failed(error)),
-    };
-    let revision = snapshot.revision.clone();
-    if known.contains(&revision) {
-        return Some(Reading::Known(revision));
-    }
-    let check = move || activate(snapshot, Some(&origin.site), &origin.options);
-    let checked = tokio::task::spawn_blocking(check).await.ok()?;
-    Some(Reading::Checked(revision, checked.map(Box::new)))
-}
-
-impl Engine {
-    /// Before the source is read for the first time: what was in force before still is, whatever the source
-    /// says now.
-    pub(super) fn start_from_last_good(&mut self) {
-        let Some(good) = self.router.ledger.last_good() else { return };
-        match activate(
-            Snapshot { revision: good.revision, files: good.files, commit: None },
-            Some(&self.origin.site),
-            &self.origin.options,
-        ) {
-            Ok(active) => self.adopt(active),
-            Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
-        }
-    }
-
-    /// Begins to read the source, unless that is under way or somebody is writing it.
-    pub(super) fn read_source(&mut self, watcher: &Watcher, now: clock::Instant) {
-        if self.reader.task.is_some() || watcher.is_being_written(now) {
-            self.timers.source = now + UNFINISHED;
-            return;
-        }
-        self.timers.source = now + SOURCE_AUDIT;
-        let active = self.active.as_ref().map(|a| a.revision.clone());
-        let known = active.into_iter().chain(self.reader.refused.clone()).collect();
-        self.reader.begin(self.origin.clone(), known);
-    }
-
-    /// Takes what was read, unless somebody has begun to write meanwhile.
-    pub(super) async fn on_reading(&mut self, reading: Reading, watcher: &Watcher) {
-        let now = clock::now();
-        if watcher.is_being_written(now) {
-            self.timers.source = now + UNFINISHED;
-            return;
-        }
-        self.take_reading(reading);
-        if !self.reader.waiting.is_empty() {
-            self.pass().await;
-            for reply in std::mem::take(&mut self.reader.waiting) {
-                // Whoever asked may have gone away.
-                let _ = self.last.clone().map(|status| reply.send(status));
-            }
-        }
-    }
-
-    /// Puts a reading in force if it is another one and valid, else keeps what is in force and says why.
-    fn take_reading(&mut self, reading: Reading) {
-        match reading {
-            Reading::Failed(error) => return self.refuse(None, vec![chain(&error)]),
-            Reading::Known(revision) => self.take_known(revision),
-            Reading::Checked(revision, Ok(_)) if self.is_in_force(&revision) => self.take_known(revision),
-            Reading::Checked(revision, Ok(active)) => {
-                self.event("source", "", format!("revision {revision} is valid"), serde_json::Value::Null);
-                self.source.desired = Some(revision);
-                self.source.errors.clear();
-                self.adopt(*active);
-            }
-            Reading::Checked(revision, Err(error)) => self.refuse(Some(revision), error.lines()),
-        }
-        self.source.last_success = Some(clock::wall());
-    }
-
-    fn is_in_force(&self, revision: &str) -> bool {
-        self.active.as_ref().is_some_and(|a| a.revision == revision)
-    }
-
-    /// Back at what is in force, or still at what was refused.
-    fn take_known(&mut self, revision: String) {
-        if self.is_in_force(&revision) {
-            if !self.source.errors.is_empty() {
-                let text = format!("revision {revision} is what the source holds again; it is in force");
-                self.event("source", "", text, serde_json::Value::Null);
-            }
-            self.source.errors.clear();
-            self.reader.refused = None;
-            self.timers.publish = clock::now();
-        }
-        self.source.desired = Some(revision);
-    }
-
-    fn adopt(&mut self, active: Active) {
-        let now = clock::now();
-        self.reader.refused = None;
-        self.monitor.reconfigure(&active.site, now);
-        self.active = Some(active);
-        self.links_from_facts(now);
-        self.timers.pass_at(now);
-        self.timers.publish = now + DEBOUNCE;
-    }
-
-    fn refuse(&mut self, revision: Option<String>, errors: Vec<String>) {
-        if self.source.errors != errors {
-            let kept = self.active.as_ref().map_or_else(
-                || "nothing is in force yet".to_owned(),
-                |a| format!("revision {} stays in force", a.revision),
-            );
-            let which = revision.as_ref().map(|r| format!("revision {r}: ")).unwrap_or_default();
-            let first = errors.first().cloned().unwrap_or_default();
-            let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
-            self.warning("source", "", format!("{which}{first}{more}; {kept}"), serde_json::json!(errors));
-            self.timers.publish = clock::now();
-        }
-        self.reader.refused.clone_from(&revision);
-        self.source.desired = revision.or_else(|| self.source.desired.take());
-        self.source.errors = errors;
-    }
-
-    /// Remembers the configuration that was applied.
-    pub(super) fn in_force(&mut self) {
-        let Some(active) = &self.active else { return };
-        if self.source.applied.as_ref() == Some(&active.revision) {
-            return;
-        }
-        self.source.applied = Some(active.revision.clone());
-        self.router.ledger.set_last_good(&LastGood {
-            revision: active.revision.clone(),
-            at: clock::wall(),
-            files: active.files.clone(),
-        });
-    }
+fn content(site: &Site) -> String {
+    // Plain values have no way to fail.
+    let text = serde_json::to_vec(site).unwrap_or_default();
+    let beginning = Sha256::digest(text).iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    format!("{beginning:016x}")
 }
 
 /// An error with its causes on one line.

@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::{Instant, Wall},
+    config::commit::Commit,
     drift::How,
     failover::{Choice, TransitionKind},
     foreign::{Override, programs::Culprit},
     health::PathHealth,
+    revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
     units::Name,
 };
@@ -33,6 +35,9 @@ pub struct Status {
     pub wall: Wall,
     /// The source.
     pub source: SourceStatus,
+    /// `Ready`, `Reconciling`, `Stalled` and `SourceVerified`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
     /// Generation in force; 0 before the first apply.
     pub generation: u64,
     /// The last reconcile.
@@ -137,19 +142,61 @@ impl FightStatus {
     }
 }
 
-/// Where the configuration comes from and how that goes.
+/// Where the configuration comes from and how that goes: three revisions, never one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
-    /// The directory.
+    /// The directory or the repository.
     pub location: String,
-    /// Revision of the newest content seen.
+    /// Revision of what the source holds.
     pub desired: Option<String>,
+    /// What was tried last, and how that went.
+    #[serde(default)]
+    pub attempted: Option<Attempt>,
     /// Revision in force.
     pub applied: Option<String>,
+    /// The commits of `desired` and `applied`, if they are commits.
+    #[serde(default)]
+    pub commits: BTreeMap<String, Commit>,
+    /// The highest accepted commit: newer ones have to descend from it.
+    #[serde(default)]
+    pub highest: Option<String>,
+    /// Why what the source holds must not be tried, and what ends that.
+    #[serde(default)]
+    pub held: Option<Held>,
+    /// What failed and is not tried again by itself, oldest first.
+    #[serde(default)]
+    pub quarantine: Vec<Quarantined>,
+    /// Why no new revision is taken.
+    #[serde(default)]
+    pub suspended: Option<Suspension>,
+    /// Why the source cannot be read.
+    #[serde(default)]
+    pub trouble: Option<Trouble>,
     /// When the source was last read without error.
     pub last_success: Option<Wall>,
     /// Why the newest content is not in force; one line per finding.
     pub errors: Vec<String>,
+}
+
+impl SourceStatus {
+    /// A source of which nothing is known yet.
+    #[must_use]
+    pub const fn of(location: String) -> Self {
+        Self {
+            location,
+            desired: None,
+            attempted: None,
+            applied: None,
+            commits: BTreeMap::new(),
+            highest: None,
+            held: None,
+            quarantine: Vec::new(),
+            suspended: None,
+            trouble: None,
+            last_success: None,
+            errors: Vec::new(),
+        }
+    }
 }
 
 /// The last reconcile.
@@ -239,6 +286,9 @@ pub struct Totals {
     pub drift: BTreeMap<String, u64>,
     /// Transitions by rule and kind.
     pub transitions: BTreeMap<Name, BTreeMap<TransitionKind, u64>>,
+    /// Readings of the source that brought nothing to apply, by reason.
+    #[serde(default)]
+    pub source_errors: BTreeMap<String, u64>,
     /// Rows that the store could not take.
     pub store_lost_rows: u64,
 }

@@ -70,6 +70,20 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// The reason in one word, for metrics.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Limit { .. } => "limit",
+            Self::Name { .. } => "name",
+            Self::Empty { .. } => "empty",
+            Self::Unsettled { .. } => "unsettled",
+        }
+    }
+}
+
 /// Reads a directory (or one file) once.
 ///
 /// Hidden files and directories are passed over, as are files of other types than `*.yaml` and `*.yml`. Links to

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Generation, Journal, LastGood, NewGeneration, PlanRecord, Standing, StoreError, journal};
+use super::{Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError, journal};
 use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
     clock,
@@ -95,9 +95,23 @@ impl Ledger {
         self.read(Journal::last_good).flatten()
     }
 
-    /// Remembers the configuration in force.
+    /// Remembers the configuration in force, and what was written about sites that it no longer has.
     pub fn set_last_good(&self, good: &LastGood) {
+        if let Some(old) = self.last_good().filter(|old| old.files != good.files) {
+            self.write(|j| j.keep_removed(&old, good));
+        }
         self.write(|j| j.set_last_good(good));
+    }
+
+    /// What was written about sites that were removed since.
+    #[must_use]
+    pub fn removed(&self, since: clock::Wall) -> Vec<RemovedFile> {
+        self.read(|j| j.removed(since)).unwrap_or_default()
+    }
+
+    /// Forgets sites that were removed before.
+    pub fn forget_removed(&self, before: clock::Wall) {
+        self.write(|j| j.forget_removed(before));
     }
 
     /// The change that waits for its confirmation, if one does.

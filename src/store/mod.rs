@@ -23,6 +23,7 @@ mod ledger;
 pub mod read;
 mod recorder;
 mod records;
+mod removed;
 mod rows;
 mod schema;
 mod writer;
@@ -33,6 +34,7 @@ pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
 pub use ledger::Ledger;
 pub use recorder::{Limits, Recorder};
+pub use removed::RemovedFile;
 pub use rows::{HealthSample, Run, TransitionRecord};
 
 /// A database that could not be used.

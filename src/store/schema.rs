@@ -42,6 +42,7 @@ pub(super) const JOURNAL: &[&str] = &[
     CREATE TABLE remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ",
     super::generations::MIGRATION,
+    super::removed::MIGRATION,
 ];
 
 /// The records: large, batched, expendable.

@@ -244,7 +244,10 @@ fn the_reference_of_metrics_is_that_of_the_program() {
     let helps = text.lines().filter_map(|line| metric(line, "# HELP "));
     for (name, help) in helps {
         let kind = text.lines().filter_map(|line| metric(line, "# TYPE ")).find(|(n, _)| *n == name).unwrap().1;
-        let series = text.lines().find(|line| !line.starts_with('#') && line.starts_with(&name)).unwrap();
+        // A histogram's series have a suffix.
+        let exact = format!("{name}{{");
+        let of = |start: &str| text.lines().find(|line| !line.starts_with('#') && line.starts_with(start));
+        let series = of(&exact).or_else(|| of(&name)).unwrap();
         let labels = series.split('{').nth(1).and_then(|rest| rest.split('}').next()).unwrap_or_default();
         let labels: BTreeSet<String> =
             labels.split("\",").filter_map(|label| label.split('=').next()).map(|l| format!("`{l}`")).collect();

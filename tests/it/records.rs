@@ -20,6 +20,7 @@ use patronus::{
     health::PathState,
     metrics,
     plan::Step,
+    revision::{Held, HeldWhy, Suspension},
     state::{Fwmark, Stamp, State},
     store::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
@@ -49,7 +50,21 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// One path is down, so the rule is on its backup, and the way back has begun.
 /// A status in which every metric has a series.
 pub fn status() -> Status {
-    serde_json::from_str(include_str!("records/status.json")).unwrap()
+    let mut status: Status = serde_json::from_str(include_str!("records/status.json")).unwrap();
+    let at = Wall::from_micros(1_700_000_500_000_000);
+    let newest = "b".repeat(40);
+    status.source.held = Some(Held {
+        revision: newest.clone(),
+        why: HeldWhy::Diverged,
+        message: "the commit does not descend from the last accepted one".into(),
+        remedy: "push the branch as it was".into(),
+        since: at,
+    });
+    status.source.desired = Some(newest);
+    let until = Some(Wall::from_micros(1_700_003_600_000_000));
+    status.source.suspended = Some(Suspension { by: "root".into(), reason: "maintenance".into(), since: at, until });
+    status.totals.source_errors = BTreeMap::from([("invalid".to_owned(), 2), ("read".to_owned(), 1)]);
+    status
 }
 
 // Metrics.
@@ -101,7 +116,15 @@ fn metrics_say_what_the_status_says() {
         r#"patronus_failover_failback_remaining_seconds{site="berlin",rule="critical"} 30.0"#,
         r#"patronus_reconcile_total{site="berlin",result="rolled-back"} 1"#,
         r#"patronus_reconcile_duration_seconds_count{site="berlin"} 4"#,
-        r#"patronus_config_revision_info{site="berlin",use="applied",revision="9be01d2"} 1"#,
+        r#"patronus_config_revision_info{site="berlin",state="applied",revision="9be01d2"} 1"#,
+        r#"patronus_config_revision_info{site="berlin",state="attempted",revision="9be01d2"} 1"#,
+        r#"patronus_config_attempt_timestamp_seconds{site="berlin",outcome="applied"} 1700000940.0"#,
+        r#"patronus_source_errors_total{site="berlin",reason="invalid"} 2"#,
+        r#"patronus_source_held{site="berlin",reason="diverged"} 1"#,
+        r#"patronus_source_suspended{site="berlin"} 1"#,
+        r#"patronus_source_suspended_until_timestamp_seconds{site="berlin"} 1700003600.0"#,
+        r#"patronus_condition{site="berlin",type="Ready",status="True"} 1"#,
+        r#"patronus_condition{site="berlin",type="Ready",status="False"} 0"#,
         r#"patronus_build_info{site="berlin",version="0.1.0"} 1"#,
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
@@ -116,6 +139,15 @@ fn without_answers_there_is_no_latency_and_no_jitter() {
         assert!(!text.contains(&of_fiber), "{metric} of a silent path in\n{text}");
     }
     assert!(text.contains(r#"patronus_path_loss_ratio{site="berlin",path="fiber"} 1"#));
+}
+
+#[test]
+fn a_revision_that_is_gone_leaves_no_series() {
+    let mut status = status();
+    let old = "b".repeat(40);
+    assert!(metrics::render(&status).contains(&old));
+    status.source.desired.clone_from(&status.source.applied);
+    assert!(!metrics::render(&status).contains(&old));
 }
 
 #[test]

@@ -200,3 +200,72 @@ fn a_plan_against_a_captured_state_is_the_router_s_own() {
         assert!(plan("quiet.json", &quiet, "text").contains("Nothing to do"), "the same configuration and state");
     });
 }
+
+#[test]
+fn a_router_that_asks_for_signatures_takes_no_plan_without_a_good_one() {
+    in_netns(|| async {
+        let router = Router::new();
+        router.settings(&format!("plans: {{allowedSigners: {}}}\n", router.path("signers").display()));
+        let keygen = |words: &[&str]| {
+            let output = Command::new("ssh-keygen").args(words).current_dir(router.place.path()).output().unwrap();
+            assert!(output.status.success(), "{words:?}: {}", said(&output));
+        };
+        for key in ["ada", "eve"] {
+            keygen(&["-q", "-t", "ed25519", "-N", "", "-C", key, "-f", key]);
+        }
+        let public = fs::read_to_string(router.path("ada.pub")).unwrap();
+        fs::write(router.path("signers"), format!("ada@example.net namespaces=\"patronus-plan\" {public}")).unwrap();
+        let sign = |key: &str, namespace: &str| {
+            let _ = fs::remove_file(router.path("plan.json.sig"));
+            keygen(&["-q", "-Y", "sign", "-n", namespace, "-f", key, "plan.json"]);
+        };
+        router.good(&["plan", "--out", "plan.json"]);
+        let apply = ["apply", "plan.json", "--yes"];
+        let why = router.refused(&apply);
+        assert!(why.contains("takes signed plans only") && why.contains("ssh-keygen -Y sign"), "{why}");
+        sign("eve", "patronus-plan");
+        assert!(router.refused(&apply).contains("not in the file of allowed signers"));
+        sign("ada", "git");
+        assert!(router.refused(&apply).contains("made for `git`"), "a signed commit approves no plan");
+        sign("ada", "patronus-plan");
+        let plan = fs::read_to_string(router.path("plan.json")).unwrap();
+        fs::write(router.path("plan.json"), plan.replace("\"reason\": \"wanted", "\"reason\":  \"wanted")).unwrap();
+        assert!(router.refused(&apply).contains("the plan was changed after it was signed"));
+        fs::write(router.path("plan.json"), plan).unwrap();
+        let output = router.run(&apply);
+        assert!(output.status.success() && said(&output).contains("ada@example.net"), "{}", said(&output));
+    });
+}
+
+#[test]
+fn a_deleted_site_comes_back_as_it_was_written_and_over_nothing() {
+    in_netns(|| async {
+        let router = Router::new();
+        router.settings("");
+        let paris = SITE.replace("berlin", "paris").replace("192.168.10", "192.168.20");
+        let paris = format!("# The second one.\n{paris}");
+        router.git.write("sites/paris.yaml", &paris);
+        router.git.commit("paris");
+        router.good(&["apply", "--yes"]);
+        assert!(router.good(&["restore", "site"]).contains("No site was removed"));
+        fs::remove_file(router.git.path().join("sites/paris.yaml")).unwrap();
+        router.git.commit("no paris");
+        router.good(&["apply", "--yes"]);
+        let listed = router.good(&["restore", "site"]);
+        assert!(listed.starts_with("paris  ") && listed.contains("removed 20"), "{listed}");
+        let into = router.path("tree");
+        let back = ["restore", "site", "paris", "--into", into.to_str().unwrap()];
+        assert!(router.good(&back).contains("sites/paris.yaml"));
+        assert_eq!(fs::read_to_string(into.join("sites/paris.yaml")).unwrap(), paris, "comments and all");
+        let why = router.refused(&back);
+        assert!(why.contains("is there already and was left alone"), "{why}");
+        assert!(router.good(&["restore", "site", "paris", "--print"]).contains("# The second one."));
+        assert!(router.refused(&["restore", "site", "rome"]).contains("no site rome was removed"));
+        router.settings("retention: 0s\n");
+        assert!(router.refused(&["restore", "site", "paris"]).contains("within the retention"));
+        router.settings("");
+        router.git.write("sites/paris.yaml", &paris);
+        router.good(&["apply", "--yes"]);
+        assert!(router.good(&["restore", "site"]).contains("No site was removed"), "it is there again");
+    });
+}

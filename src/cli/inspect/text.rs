@@ -7,7 +7,10 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::human::{between, bytes, clean, count, duration, latency, plural, time};
+use super::{
+    human::{between, bytes, clean, count, duration, latency, plural, time},
+    revisions,
+};
 use crate::{
     clock::Instant,
     engine::status::{Event, ReconcileOutcome, ReconcileStatus, RuleStatus, Status},
@@ -18,7 +21,7 @@ use crate::{
 
 /// How bad something is; the order is the order of severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Mark {
+pub(super) enum Mark {
     Fine,
     Unknown,
     Look,
@@ -26,7 +29,7 @@ enum Mark {
 }
 
 impl Mark {
-    const fn symbol(self) -> &'static str {
+    pub(super) const fn symbol(self) -> &'static str {
         match self {
             Self::Fine => " ",
             Self::Unknown => "?",
@@ -44,7 +47,7 @@ impl Mark {
         colour.on_default().bold()
     }
 
-    fn paint(self, text: &str) -> String {
+    pub(super) fn paint(self, text: &str) -> String {
         let style = self.style();
         format!("{style}{text}{style:#}")
     }
@@ -53,23 +56,24 @@ impl Mark {
 /// Rows per table in the overview; `get` shows all.
 const ROWS: usize = 20;
 
-const DIM: Style = Style::new().dimmed();
+pub(super) const DIM: Style = Style::new().dimmed();
 const BOLD: Style = Style::new().bold();
 
 /// The whole status. `now` is the reader's time.
 pub(super) fn status(status: &Status, now: Instant) -> String {
     let mut out = verdict(status, now);
+    section(&mut out, "Revisions", revisions::notices(status).into_iter());
     section(&mut out, "Alarms", status.alarms.iter().map(|line| (Mark::Look, clean(line))));
     section(&mut out, "Drift (not as wanted right now)", status.drift.iter().map(|line| (Mark::Look, clean(line))));
     let errors = status.source.errors.iter().map(|line| (Mark::Look, clean(line)));
-    section(&mut out, "Errors in the newest configuration (not in force)", errors);
+    section(&mut out, revisions::errors_title(&status.source), errors);
     for (title, body) in
         [("Paths", paths(status, ROWS)), ("Rules", rules(status, ROWS)), ("Policies", policies(status, ROWS))]
     {
         let _ = write!(out, "\n{BOLD}{title}{BOLD:#}\n{body}");
     }
     out.push('\n');
-    out += &source(status);
+    out += &revisions::line(status);
     out += &daemon(status);
     out
 }
@@ -111,11 +115,12 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
         found.push((Mark::Broken, format!("the daemon hangs: this is its state of {} ago", duration(age))));
     }
     found.extend(last_change(status));
+    found.extend(revisions::findings(status));
     let rules = status.rules.iter();
     found.extend(rules.filter_map(|(name, rule)| Some((rule_mark(status, rule)?, rule_finding(name, rule)))));
     found.extend(path_findings(status));
     let counted = [
-        (status.source.errors.len(), "error", " in the newest configuration"),
+        (status.source.errors.len(), "error", revisions::errors_noun(&status.source)),
         (status.alarms.len(), "alarm", ""),
         (status.drift.len(), "object", " drifted"),
     ];
@@ -257,23 +262,6 @@ pub(super) fn policies(status: &Status, limit: usize) -> String {
     table(&[">PRIORITY", "POLICY", "ACTION", "PATH", ">FLOWS", ">PACKETS", ">BYTES"], rows, ("policies", limit))
 }
 
-/// Where the configuration comes from.
-pub(super) fn source(status: &Status) -> String {
-    let source = &status.source;
-    let applied =
-        source.applied.as_deref().map_or("nothing is in force".into(), |r| format!("revision {} in force", clean(r)));
-    let mut line = format!("Source  {}: {applied}, generation {}", clean(&source.location), status.generation);
-    if source.desired != source.applied
-        && let Some(desired) = &source.desired
-    {
-        let _ = write!(line, "; {} {}", Mark::Look.paint("newest is"), clean(desired));
-    }
-    let read = source
-        .last_success
-        .map_or("never read without an error".into(), |at| format!("read {} ago", duration(between(at, status.wall))));
-    format!("{line}; {read}\n")
-}
-
 fn daemon(status: &Status) -> String {
     let up = duration(between(status.started, status.wall));
     let ago = |r: &ReconcileStatus| duration(between(r.at, status.wall));
@@ -334,7 +322,11 @@ pub(super) fn history(runs: &[Run]) -> String {
 
 /// A table without borders; a mark before each row. A column whose title begins with `>` stands at the right.
 /// Beyond the limit the worst rows stay.
-fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what, limit): (&str, usize)) -> String {
+pub(super) fn table(
+    titles: &[&str],
+    rows: impl Iterator<Item = (Mark, Vec<String>)>,
+    (what, limit): (&str, usize),
+) -> String {
     let mut rows: Vec<_> = rows.collect();
     if rows.is_empty() {
         return format!("  {DIM}no {what}{DIM:#}\n");
@@ -364,19 +356,6 @@ fn table(titles: &[&str], rows: impl Iterator<Item = (Mark, Vec<String>)>, (what
         let _ = writeln!(out, "  {DIM}and {more} more, none worse: patronus get {what}{DIM:#}");
     }
     out
-}
-
-/// The outcome of a reconcile.
-pub fn reconciled(done: &ReconcileStatus) -> String {
-    let how = match done.outcome {
-        ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
-        ReconcileOutcome::Applied => "applied",
-        ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
-        ReconcileOutcome::RollbackFailed => "ROLLBACK FAILED, look at once",
-        ReconcileOutcome::Refused => "nothing was done",
-    };
-    let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
-    format!("{how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ mod signature;
 mod signers;
 mod spec;
 mod talk;
-mod tree;
+pub(super) mod tree;
 mod way;
 
 use std::{path::Path, sync::Arc};
@@ -39,6 +39,7 @@ use crate::{
 
 pub use self::{
     error::{GitError, Reason},
+    signature::{Purpose, check as check_signature},
     spec::{Address, Reference, Scheme, Secret, Spec, Verify},
     way::Way,
 };

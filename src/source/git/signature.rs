@@ -13,43 +13,60 @@ use ssh_key::{Algorithm, HashAlg, PublicKey, SshSig, public::KeyData};
 use super::{hostkey::fingerprint, signers::Signers, spec::Verify};
 use crate::config::commit::Signature;
 
-const NAMESPACE: &str = "git";
+/// What a signature is made for: `ssh-keygen -Y sign -n NAMESPACE`. One made for something else counts for nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose {
+    /// The namespace in the signature.
+    pub namespace: &'static str,
+    /// What is signed, for a person.
+    pub what: &'static str,
+}
+
+/// Commits.
+const COMMIT: Purpose = Purpose { namespace: "git", what: "commit" };
 
 /// Judges the signature of a commit.
 pub(super) fn judge(repository: &Repository, id: Oid, at: Timestamp, verify: &Verify) -> Signature {
     let Verify::Head(file) = verify else { return Signature::Off };
     let Ok((signature, content)) = repository.extract_signature(&id, None) else { return Signature::Missing };
-    match check(file, &signature, &content, at) {
+    match check(COMMIT, file, &signature, &content, at) {
         Ok((signer, key)) => Signature::Good { signer, key },
         Err(reason) => Signature::Bad { reason },
     }
 }
 
-/// Principal and fingerprint of who signed.
-fn check(file: &Path, signature: &[u8], content: &[u8], at: Timestamp) -> Result<(String, String), String> {
+/// Principal and fingerprint of who signed; an error says why that counts for nothing.
+pub fn check(
+    purpose: Purpose,
+    file: &Path,
+    signature: &[u8],
+    content: &[u8],
+    at: Timestamp,
+) -> Result<(String, String), String> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| format!("the allowed signers {} cannot be read: {error}", file.display()))?;
     if signature.starts_with(b"-----BEGIN PGP") {
         return Err("it is an OpenPGP signature; only SSH signatures are checked (git config gpg.format ssh)".into());
     }
     let signature = SshSig::from_pem(signature).map_err(|error| format!("it is no SSH signature: {error}"))?;
-    if signature.namespace() != NAMESPACE {
-        return Err(format!("it was made for `{}`, not for `{NAMESPACE}`", signature.namespace()));
+    if signature.namespace() != purpose.namespace {
+        return Err(format!("it was made for `{}`, not for `{}`", signature.namespace(), purpose.namespace));
     }
     let key = signature.public_key();
     let encoded = PublicKey::from(key.clone()).to_bytes().map_err(|error| format!("its key: {error}"))?;
     let print = fingerprint(&encoded);
     let whose = |why: String| format!("{why}; the key is {print}");
-    fits(&signature, content).map_err(whose)?;
-    let principal = Signers::parse(&text).find(key, at).map_err(whose)?.to_owned();
+    fits(purpose, &signature, content).map_err(whose)?;
+    let principal = Signers::parse(&text).find(key, at, purpose).map_err(whose)?.to_owned();
     Ok((principal, print))
 }
 
 /// Whether the signature belongs to what was signed.
-fn fits(signature: &SshSig, content: &[u8]) -> Result<(), String> {
-    let wrong = || "it does not fit the commit: the commit was changed after it was signed".to_owned();
+fn fits(purpose: Purpose, signature: &SshSig, content: &[u8]) -> Result<(), String> {
+    let Purpose { namespace, what } = purpose;
+    let wrong = || format!("it does not fit the {what}: the {what} was changed after it was signed");
     if let KeyData::Rsa(key) = signature.public_key() {
-        let signed = SshSig::signed_data(NAMESPACE, signature.hash_alg(), content)
+        let signed = SshSig::signed_data(namespace, signature.hash_alg(), content)
             .map_err(|error| format!("it is damaged: {error}"))?;
         let algorithm = match signature.algorithm() {
             Algorithm::Rsa { hash: Some(HashAlg::Sha256) } => &RSA_PKCS1_2048_8192_SHA256,
@@ -60,7 +77,7 @@ fn fits(signature: &SshSig, content: &[u8]) -> Result<(), String> {
         let key = RsaPublicKeyComponents { n, e };
         return key.verify(algorithm, &signed, signature.signature_bytes()).map_err(|_| wrong());
     }
-    PublicKey::from(signature.public_key().clone()).verify(NAMESPACE, content, signature).map_err(|error| match error {
+    PublicKey::from(signature.public_key().clone()).verify(namespace, content, signature).map_err(|error| match error {
         ssh_key::Error::AlgorithmUnsupported { algorithm } => {
             format!("signatures of type {algorithm} are not supported")
         }

@@ -5,10 +5,7 @@
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use ssh_key::public::{KeyData, PublicKey};
 
-use super::hostkey::matches_list;
-
-/// What signatures of commits are made for.
-const NAMESPACE: &str = "git";
+use super::{hostkey::matches_list, signature::Purpose};
 
 /// The lines of a file.
 #[derive(Debug, Default)]
@@ -45,10 +42,10 @@ impl Signers {
     }
 
     /// Who signs with this key at this time; an error says why nobody does.
-    pub(super) fn find(&self, key: &KeyData, at: Timestamp) -> Result<&str, String> {
+    pub(super) fn find(&self, key: &KeyData, at: Timestamp, purpose: Purpose) -> Result<&str, String> {
         let mut why = "the key is not in the file of allowed signers".to_owned();
         for entry in self.entries.iter().filter(|entry| entry.key == *key) {
-            match entry.refuses(at) {
+            match entry.refuses(at, purpose) {
                 None => return Ok(&entry.principals),
                 Some(reason) => why = format!("line {} of the allowed signers {reason}", entry.line),
             }
@@ -61,15 +58,16 @@ impl Signers {
 }
 
 impl Entry {
-    fn refuses(&self, at: Timestamp) -> Option<String> {
-        if self.namespaces.as_ref().is_some_and(|list| !matches_list(list, NAMESPACE)) {
-            return Some("is not for `git`".into());
+    fn refuses(&self, at: Timestamp, purpose: Purpose) -> Option<String> {
+        let Purpose { namespace, what } = purpose;
+        if self.namespaces.as_ref().is_some_and(|list| !matches_list(list, namespace)) {
+            return Some(format!("is not for `{namespace}`"));
         }
         if self.after.is_some_and(|after| at < after) {
-            return Some("is not valid yet at the time of the commit".into());
+            return Some(format!("is not valid yet at the time of the {what}"));
         }
         if self.before.is_some_and(|before| at > before) {
-            return Some("is not valid any more at the time of the commit".into());
+            return Some(format!("is not valid any more at the time of the {what}"));
         }
         None
     }
@@ -154,7 +152,9 @@ mod tests {
     fn find(line: &str) -> Result<String, String> {
         let key = PublicKey::from_openssh(KEY).unwrap();
         let at = "2026-06-01T00:00:00Z".parse().unwrap();
-        Signers::parse(&line.replace("KEY", KEY)).find(key.key_data(), at).map(str::to_owned)
+        Signers::parse(&line.replace("KEY", KEY))
+            .find(key.key_data(), at, Purpose { namespace: "git", what: "commit" })
+            .map(str::to_owned)
     }
 
     #[test]

@@ -23,7 +23,11 @@ const MAX_DIRECTORY: usize = 8 << 20;
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// The configuration files below `path` of a commit's tree.
-pub(super) fn files(repository: &Repository, root: Oid, path: &str) -> Result<BTreeMap<String, Vec<u8>>, GitError> {
+pub(in crate::source) fn files(
+    repository: &Repository,
+    root: Oid,
+    path: &str,
+) -> Result<BTreeMap<String, Vec<u8>>, GitError> {
     let mut walk = Walk { repository, files: BTreeMap::new(), entries: 0, bytes: 0 };
     let start = walk.start(root, path)?;
     walk.directory(start, "", 0)?;
@@ -164,6 +168,6 @@ fn limit(path: &str, limit: &str) -> GitError {
 
 fn corrupt(path: &str, error: &git2::Error) -> GitError {
     let place = if path.is_empty() { "the tree".to_owned() } else { plain(path) };
-    let message = format!("{place} cannot be read from the fetched repository: {}", error.message());
-    GitError::new(Reason::Corrupt, message, "the next fetch brings it again")
+    let message = format!("{place} cannot be read from the repository: {}", error.message());
+    GitError::new(Reason::Corrupt, message, "`git fsck` looks at a clone; a router's next fetch brings it again")
 }

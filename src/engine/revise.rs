@@ -1,0 +1,305 @@
+//! From a reading to the revision in force: taking it, trying it, going back.
+//!
+//! Invariant: while a revision is tried, the one that was in force is kept whole. When the attempt fails, the passes
+//! go on with it at once, drift repair included.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{
+    DEBOUNCE, Engine, activate,
+    reader::{Ask, Reading},
+    router::PlanError,
+    source::{Active, ConfigError, DIRECTORY, chain},
+    status::{ReconcileOutcome, SourceStatus},
+};
+use crate::{
+    api::{Answer, SourceCommand},
+    clock::{self, Instant},
+    config::Snapshot,
+    kernel::KernelError,
+    revision::{AttemptOutcome, Note, Revisions, Seen, Suspension, Triage},
+    source::Watcher,
+    store::{LastGood, Ledger},
+};
+
+/// A tree that somebody writes to is looked at again after this time.
+const UNFINISHED: Duration = Duration::from_millis(250);
+/// Under which name the ledger keeps what has to survive a restart.
+const REVISIONS: &str = "revisions";
+
+/// What an earlier process remembered, and what has to be told about it.
+pub(super) fn remembered(ledger: &Ledger) -> (Revisions, Vec<Note>) {
+    Revisions::remembered(ledger.get::<String>(REVISIONS).as_deref(), clock::wall())
+}
+
+/// What is being tried, and what it is to replace.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    /// Whether what the engine works with was never seen in force.
+    open: bool,
+    /// What was in force before.
+    fallback: Option<Active>,
+    /// What is written down of the revisions.
+    written: String,
+}
+
+impl Engine {
+    /// Before the source is read for the first time: what was in force before still is, whatever the source
+    /// says now.
+    pub(super) fn start_from_last_good(&mut self) {
+        let Some(good) = self.router.ledger.last_good() else { return };
+        let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
+        match activate(snapshot, Some(&self.origin.site), &self.origin.options) {
+            Ok(active) => self.work_with(active),
+            Err(error) => tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more"),
+        }
+    }
+
+    /// Begins to read the source, unless that is under way or somebody is writing it.
+    pub(super) fn read_source(&mut self, watcher: &Watcher, now: Instant) {
+        if self.reader.is_busy() || watcher.is_being_written(now) {
+            self.timers.source = now + UNFINISHED;
+            return;
+        }
+        let failures = self.revisions.trouble().map_or(0, |t| t.failures);
+        self.timers.source = now + DIRECTORY.wait(failures, dice());
+        let current = self.active.as_ref().map(|a| a.revision.clone());
+        self.reader.begin(self.origin.clone(), Ask { revisions: self.revisions.clone(), current });
+    }
+
+    /// Takes what was read, unless somebody has begun to write meanwhile.
+    pub(super) async fn on_reading(&mut self, reading: Reading, watcher: &Watcher) {
+        let now = clock::now();
+        if watcher.is_being_written(now) {
+            self.timers.source = now + UNFINISHED;
+            return;
+        }
+        self.take_reading(reading);
+        if !self.reader.waiting.is_empty() {
+            self.pass().await;
+            // Whoever is answered may look at once.
+            self.publish();
+            for reply in std::mem::take(&mut self.reader.waiting) {
+                // Whoever asked may have gone away.
+                let _ = self.last.clone().map(|status| reply.send(status));
+            }
+        }
+    }
+
+    fn take_reading(&mut self, reading: Reading) {
+        let now = clock::wall();
+        match reading {
+            Reading::Failed(error) => {
+                *self.totals.source_errors.entry(error.reason().into()).or_default() += 1;
+                let notes = self.revisions.unreadable(error.reason(), chain(&error), now);
+                let failures = self.revisions.trouble().map_or(1, |t| t.failures);
+                self.timers.source = clock::now() + DIRECTORY.wait(failures, dice());
+                self.tell("source", notes);
+            }
+            Reading::Read { revision, commit, checked } => {
+                let current = self.active.as_ref().map(|a| a.revision.clone());
+                let (triage, notes) = self.revisions.arrived(&revision, commit.as_ref(), current.as_deref(), now);
+                self.tell("source", notes);
+                match (triage, checked) {
+                    (Triage::Check, Some(checked)) => self.try_it(checked, current.as_deref()),
+                    // Somebody accepted it or resumed while it was read: now it has to be looked into.
+                    (Triage::Check, None) => self.read_source_at(clock::now()),
+                    _ => {}
+                }
+            }
+        }
+        self.write_down();
+    }
+
+    /// Tries what was checked if it is valid and may be tried, else keeps what is in force and says why.
+    fn try_it(&mut self, checked: Result<Box<Active>, ConfigError>, current: Option<&str>) {
+        let now = clock::wall();
+        let (adopt, notes) = match &checked {
+            Ok(active) => self.revisions.offer(&active.content, current, now),
+            Err(error) => {
+                *self.totals.source_errors.entry("invalid".into()).or_default() += 1;
+                (false, self.revisions.refused("", error.lines(), now))
+            }
+        };
+        self.tell("source", notes);
+        if let (true, Ok(active)) = (adopt, checked) {
+            if !self.trial.open {
+                self.trial.fallback = self.active.take();
+            }
+            self.trial.open = true;
+            self.work_with(*active);
+        }
+    }
+
+    fn work_with(&mut self, active: Active) {
+        let now = clock::now();
+        self.monitor.reconfigure(&active.site, now);
+        self.active = Some(active);
+        self.links_from_facts(now);
+        self.timers.pass_at(now);
+        self.timers.publish = now + DEBOUNCE;
+    }
+
+    /// The pass found the kernel as the configuration wants it, or made it so. One that waits for its confirmation
+    /// is not in force yet.
+    pub(super) fn in_force(&mut self) {
+        if !self.revisions.is_confirming() {
+            self.now_in_force();
+        }
+    }
+
+    fn now_in_force(&mut self) {
+        self.trial.open = false;
+        self.trial.fallback = None;
+        let Some(active) = &self.active else { return };
+        if self.revisions.applied().is_some_and(|seen| seen.revision == active.revision) {
+            return;
+        }
+        self.revisions.in_force(&active.revision, clock::wall());
+        self.router.ledger.set_last_good(&LastGood {
+            revision: active.revision.clone(),
+            at: clock::wall(),
+            files: active.files.clone(),
+        });
+        self.write_down();
+        // Another revision may have waited for this.
+        self.read_source_at(clock::now());
+    }
+
+    /// How the attempt at the revision that the engine works with went. `Confirming` keeps what was in force at
+    /// hand; a failure goes back to it, and the revision is quarantined.
+    pub(super) fn attempt_ended(&mut self, outcome: AttemptOutcome, reason: &str) {
+        let now = clock::wall();
+        match outcome {
+            AttemptOutcome::Pending => {}
+            AttemptOutcome::Confirming => self.revisions.confirming(now),
+            AttemptOutcome::Applied => self.now_in_force(),
+            _ if !self.trial.open => {}
+            _ => {
+                let fallback = self.trial.fallback.take();
+                let notes = self.revisions.failed(outcome, reason, fallback.is_some(), now);
+                self.tell("source", notes);
+                if let Some(fallback) = fallback {
+                    self.trial.open = false;
+                    self.work_with(fallback);
+                }
+            }
+        }
+        self.write_down();
+    }
+
+    /// A transaction failed: the revision that was being tried has failed with it.
+    pub(super) fn attempt_failed(&mut self, outcome: ReconcileOutcome, message: Option<&str>) {
+        let outcome = match outcome {
+            ReconcileOutcome::RolledBack => AttemptOutcome::RolledBack,
+            ReconcileOutcome::RollbackFailed => AttemptOutcome::RollbackFailed,
+            ReconcileOutcome::Unchanged | ReconcileOutcome::Applied | ReconcileOutcome::Refused => return,
+        };
+        self.attempt_ended(outcome, message.unwrap_or("no details"));
+    }
+
+    /// There is no plan. That is the revision's fault if the compiler or nft refuses it; a kernel that cannot be
+    /// looked at says nothing about it, and the next pass tries again.
+    pub(super) fn cannot_plan(&mut self, error: &PlanError) {
+        if matches!(error, PlanError::Compile(_) | PlanError::Kernel(KernelError::Nft { .. })) {
+            self.attempt_ended(AttemptOutcome::Failed, &chain(error));
+        }
+    }
+
+    /// What people ask of the source.
+    pub(super) fn on_source_command(&mut self, command: SourceCommand, by: &str, reply: oneshot::Sender<Answer>) {
+        let answer = match command {
+            SourceCommand::Accept(revision) => match self.revisions.accept(&revision, by) {
+                Ok(notes) => Answer::Done(self.say("source", notes)),
+                Err(refusal) => Answer::Refused(refusal.to_string()),
+            },
+            SourceCommand::Retry => match self.revisions.retry(by) {
+                Some(note) => Answer::Done(self.say("source", vec![note])),
+                None => Answer::Done("nothing is quarantined of what the source holds; it is read again now".into()),
+            },
+            SourceCommand::Suspend { reason, until } => {
+                let suspension = Suspension { by: by.into(), reason, since: clock::wall(), until };
+                let note = self.revisions.suspend(suspension);
+                Answer::Done(self.say("source", vec![note]))
+            }
+            SourceCommand::Resume => match self.revisions.resume(by) {
+                Some(note) => Answer::Done(self.say("source", vec![note])),
+                None => Answer::Done("nothing was suspended".into()),
+            },
+        };
+        self.write_down();
+        self.read_source_at(clock::now());
+        // Whoever asked may have gone away.
+        let _ = reply.send(answer);
+    }
+
+    /// A suspension ends by itself.
+    pub(super) fn tend_revisions(&mut self) {
+        if let Some(note) = self.revisions.tick(clock::wall()) {
+            self.tell("source", vec![note]);
+            self.write_down();
+            self.read_source_at(clock::now());
+        }
+    }
+
+    pub(super) fn tell(&mut self, kind: &str, notes: Vec<Note>) {
+        for note in notes {
+            if note.warning {
+                self.warning(kind, "", note.text, note.detail);
+            } else {
+                self.event(kind, "", note.text, note.detail);
+            }
+            self.timers.publish = clock::now();
+        }
+    }
+
+    /// The same, and the lines as a text.
+    fn say(&mut self, kind: &str, notes: Vec<Note>) -> String {
+        let text = notes.iter().map(|note| note.text.as_str()).collect::<Vec<_>>().join("; ");
+        self.tell(kind, notes);
+        text
+    }
+
+    /// The journal was begun anew: what is in force has to be found out and written down again.
+    pub(super) fn doubt_revisions(&mut self) {
+        self.revisions.doubt();
+        self.trial.written.clear();
+        self.write_down();
+    }
+
+    fn write_down(&mut self) {
+        let memory = self.revisions.memory();
+        if self.trial.written != memory {
+            self.router.ledger.put(REVISIONS, &memory);
+            self.trial.written = memory;
+        }
+    }
+
+    /// The source as the status shows it.
+    pub(super) fn source_status(&self) -> SourceStatus {
+        let r = &self.revisions;
+        let commits = [("desired", r.desired()), ("applied", r.applied())];
+        let commit = |(use_, seen): (&str, Option<&Seen>)| Some((use_.to_owned(), seen?.commit.clone()?));
+        SourceStatus {
+            desired: r.desired().map(|seen| seen.revision.clone()),
+            attempted: r.attempt().cloned(),
+            applied: r.applied().map(|seen| seen.revision.clone()),
+            commits: commits.into_iter().filter_map(commit).collect(),
+            highest: r.highest().map(str::to_owned),
+            held: r.held().cloned(),
+            quarantine: r.quarantined().to_vec(),
+            suspended: r.suspended().cloned(),
+            trouble: r.trouble().cloned(),
+            last_success: r.last_success(),
+            errors: r.errors(),
+            ..SourceStatus::of(self.origin.dir.display().to_string())
+        }
+    }
+}
+
+/// Any number; it spreads readings of many routers. The random end of an id is random enough.
+fn dice() -> u64 {
+    uuid::Uuid::now_v7().as_u64_pair().1.rotate_left(32)
+}
