@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 mod band;
 pub mod estimate;
 pub mod load;
+pub mod quality;
 mod track;
 mod vote;
 
@@ -317,6 +318,12 @@ impl Monitor {
     #[must_use]
     pub const fn measures(&self) -> &Measures {
         &self.measures
+    }
+
+    /// Round-trip times of a path's window; none without answers.
+    #[must_use]
+    pub fn spread(&self, path: &Name) -> Option<quality::Spread> {
+        self.tracks.get(path)?.spread()
     }
 
     /// Takes over what an earlier process knew of paths that were not measured since.

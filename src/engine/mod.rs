@@ -27,6 +27,7 @@ use crate::{
     health::{
         Monitor, Sample,
         load::{Meter, Use},
+        quality::Counts,
     },
     kernel::{
         KernelEvent,
@@ -110,7 +111,7 @@ pub struct Engine {
     samples: mpsc::Receiver<Sample>,
     observed: Observed,
     flows: BTreeMap<u32, u64>,
-    probes: BTreeMap<Name, publish::Probes>,
+    probes: BTreeMap<Name, Counts>,
     reasons: BTreeMap<Name, String>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,

@@ -10,7 +10,10 @@ use crate::{
     drift::How,
     failover::{Choice, TransitionKind},
     foreign::{Override, programs::Culprit},
-    health::PathHealth,
+    health::{
+        PathHealth,
+        quality::{Counts, Spread},
+    },
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
     units::Name,
@@ -243,6 +246,18 @@ pub struct PathStatus {
     pub probes_answered: u64,
     /// Probes that were not.
     pub probes_lost: u64,
+    /// How it is probed: `icmp`, `udp` and so on.
+    #[serde(default)]
+    pub method: String,
+    /// Round-trip times of the window; none without answers.
+    #[serde(default)]
+    pub spread: Option<Spread>,
+    /// What a call would sound like, 1 to 4.5; none without answers.
+    #[serde(default)]
+    pub mos: Option<f64>,
+    /// What was counted since the daemon started.
+    #[serde(default)]
+    pub counts: Counts,
 }
 
 /// One failover rule.

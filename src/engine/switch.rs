@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Engine, publish::Probes, status::Event};
+use super::{Engine, status::Event};
 use crate::{
     clock::{self, Instant},
     desired, failover,
@@ -26,10 +26,10 @@ const SECOND_SWEEP: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) fn take_sample(&mut self, sample: &Sample, now: Instant) {
-        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count() as u64;
-        let totals: &mut Probes = self.probes.entry(sample.path.clone()).or_default();
-        totals.answered += answered;
-        totals.lost += sample.answers.len() as u64 - answered;
+        match self.probes.get_mut(&sample.path) {
+            Some(counts) => counts.add(sample),
+            None => self.probes.entry(sample.path.clone()).or_default().add(sample),
+        }
         self.look_at_load(&sample.path, now);
         self.monitor.handle_sample(sample, now);
         if let Some(health) = self.monitor.healths().get(&sample.path) {

@@ -26,7 +26,7 @@ use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
+use super::{Sample, quality::Spread};
 use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
@@ -340,6 +340,12 @@ impl Window {
         let answered = votes().filter(|(t, r)| matches!(r.answers[*t], Answer::After(_))).count();
         let lost = votes().filter(|(t, r)| r.answers[*t] == Answer::Lost && self.votes(*t, r)).count();
         if answered == 0 && !self.rounds.is_empty() { Ratio::ONE } else { Ratio::of(lost, lost + answered) }
+    }
+
+    /// All round-trip times, of all targets.
+    pub fn spread(&self) -> Option<Spread> {
+        let answers = self.rounds.iter().flat_map(|r| r.answers.iter());
+        Spread::of(answers.filter_map(|a| if let Answer::After(rtt) = a { Some(*rtt) } else { None }).collect())
     }
 
     /// Mean round-trip time and jitter of the median target, and the same for the newest rounds.

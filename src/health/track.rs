@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use super::{Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
+use super::{
+    Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, quality::Spread, score,
+};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -95,6 +97,11 @@ impl Track {
     /// What it probes.
     pub fn targets(&self) -> &[IpAddr] {
         &self.path.probe.targets
+    }
+
+    /// Round-trip times of its window.
+    pub fn spread(&self) -> Option<Spread> {
+        self.window.spread()
     }
 
     /// Which of its targets are suspect.
