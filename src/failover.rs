@@ -231,5 +231,18 @@ pub fn views(inputs: &Inputs<'_>, rule: &Rule, choice: &Choice, now: Instant) ->
     rule.members.iter().zip(&mut memories).map(view).collect()
 }
 
+/// How a rule regarded its paths when it last decided.
+pub fn standings<'a>(
+    inputs: &'a Inputs<'a>,
+    rule: &'a Rule,
+    choice: &'a Choice,
+) -> impl Iterator<Item = (&'a Name, Standing)> {
+    choice.members.iter().map(|memory| {
+        let drained = inputs.overrides.drains.contains_key(&memory.path);
+        let disabled = inputs.healths.get(&memory.path).is_some_and(|h| h.disabled);
+        (&memory.path, candidate::standing(memory.state, drained, disabled, rule, memory).0)
+    })
+}
+
 #[cfg(test)]
 mod tests;

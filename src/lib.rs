@@ -35,6 +35,7 @@ pub mod validate;
 pub mod failover;
 pub mod health;
 pub mod probe;
+pub mod prove;
 
 pub mod desired;
 pub mod state;
@@ -50,6 +51,8 @@ pub mod apply;
 pub mod guard;
 
 pub mod engine;
+
+pub mod doctor;
 
 pub mod api;
 pub mod metrics;

@@ -67,7 +67,8 @@ pub async fn apply(args: ApplyArgs) -> Outcome {
         saved::adopt(&opened.saved, &mut settings)?;
         approver = saved::approver(opened, &settings)?;
     }
-    let active = context::configuration(&settings)?;
+    let active = context::configuration(&settings).await?;
+    context::signed(&active)?;
     let kernel = context::kernel()?;
     context::privilege("apply")?;
     let _lock = context::lock(&settings, "apply")?;

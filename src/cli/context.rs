@@ -10,8 +10,9 @@ use super::{Exit, Failure};
 use crate::{
     apply::{Outcome as Applied, Recovery},
     clock,
+    config::{Snapshot, commit::Signature},
     diag::{self, Diagnostic},
-    engine::{self, Active, ConfigError, Origin, router::Router},
+    engine::{self, Active, ConfigError, Origin, Whence, router::Router},
     failover::{self, Selection},
     health::{Healths, Measures},
     kernel::{
@@ -20,7 +21,10 @@ use crate::{
         lock::{Lock, LockError},
     },
     settings::{Settings, Source},
-    source,
+    source::{
+        self,
+        git::{Follower, GitError, Reason, Way},
+    },
     store::{self, LastGood, Ledger},
     units::Name,
     validate::{self, intent::Site},
@@ -60,14 +64,12 @@ pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Fai
     Ok(settings)
 }
 
-fn directory(settings: &Settings) -> Result<&Path, Failure> {
+/// Where the configuration comes from.
+fn whence(settings: &Settings) -> Result<Whence, Failure> {
     let missing = "no configuration: name a directory, or give the settings a `source: {dir: PATH}`";
     match &settings.source {
-        Some(Source::Dir(dir)) => Ok(dir),
-        Some(Source::Git(spec)) => {
-            let text = format!("{} cannot be followed yet: name a directory", spec.url);
-            Err(Failure::new(Exit::Settings, text))
-        }
+        Some(Source::Dir(dir)) => Ok(Whence::Dir(dir.clone())),
+        Some(Source::Git(spec)) => Ok(Whence::Git(Follower::new((**spec).clone(), &settings.state_dir))),
         None => Err(Failure::new(Exit::Settings, missing)),
     }
 }
@@ -77,7 +79,7 @@ pub fn origin(settings: &Settings) -> Result<Origin, Failure> {
     let missing = "which site is this router? Give the settings a `site: NAME`, or add --site NAME";
     Ok(Origin {
         site: settings.site.clone().ok_or_else(|| Failure::new(Exit::Settings, missing))?,
-        dir: directory(settings)?.to_owned(),
+        source: whence(settings)?,
         options: settings.check_options(),
     })
 }
@@ -87,17 +89,24 @@ pub fn nameless() -> Name {
     "this-router".parse().unwrap_or_else(|_| unreachable!("a constant name is valid"))
 }
 
-/// Reads and checks the configuration; prints what it finds to standard error.
-pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
-    let dir = directory(settings)?;
-    let snapshot = source::read(dir).map_err(|error| Failure::error("cannot read the configuration", &error))?;
+/// Reads and checks the configuration; prints what it finds to standard error. Of a repository it is what was fetched
+/// last; only if that is nothing, it is fetched now.
+pub async fn configuration(settings: &Settings) -> Result<Active, Failure> {
+    let unreadable = |error: &dyn std::error::Error| Failure::error("cannot read the configuration", error);
+    let (snapshot, place) = match whence(settings)? {
+        Whence::Dir(dir) => (source::read(&dir).map_err(|error| unreadable(&error))?, dir.display().to_string()),
+        Whence::Git(follower) => {
+            let snapshot = fetched(&follower).await.map_err(|error| unreadable(&error))?;
+            let place = format!("{} at {}", follower.spec().url, snapshot.revision);
+            (snapshot, place)
+        }
+    };
     activate(snapshot, settings).map_err(|error| match error {
         ConfigError::Invalid(config, found) => {
             show(&found, &config);
             let errors = found.iter().filter(|d| d.severity == diag::Severity::Error).count();
             let plural = if errors == 1 { "" } else { "s" };
-            let text = format!("{} has {errors} error{plural}; nothing was changed", dir.display());
-            Failure::new(Exit::Config, text)
+            Failure::new(Exit::Config, format!("{place} has {errors} error{plural}; nothing was changed"))
         }
         ConfigError::NoSite(..) => {
             let lines = error.lines().join("\n");
@@ -106,7 +115,25 @@ pub fn configuration(settings: &Settings) -> Result<Active, Failure> {
     })
 }
 
-fn activate(snapshot: crate::config::Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
+async fn fetched(follower: &Follower) -> Result<Snapshot, GitError> {
+    match follower.stored(None).await {
+        Err(error) if error.reason == Reason::Empty => Ok(follower.fetch(vec![Way::default()], None).await?.snapshot),
+        known => known,
+    }
+}
+
+/// Says no to a commit that must not be put in force, whoever asks.
+pub fn signed(active: &Active) -> Result<(), Failure> {
+    let why = match active.commit.as_ref().map(|commit| &commit.signature) {
+        Some(Signature::Missing) => "it is not signed",
+        Some(Signature::Bad { reason }) => reason,
+        _ => return Ok(()),
+    };
+    let text = format!("the settings ask for signed commits, and {} must not be applied: {why}", active.revision);
+    Err(Failure::new(Exit::Config, text))
+}
+
+pub fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, ConfigError> {
     engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
 }
 
@@ -231,7 +258,7 @@ pub fn in_force(memory: &Memory, settings: &Settings, new: &Active) -> Option<Ac
     if good.revision == new.revision && good.files == new.files {
         return Some(new.clone());
     }
-    let snapshot = crate::config::Snapshot { revision: good.revision, files: good.files, commit: None };
+    let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
     activate(snapshot, settings).ok()
 }
 

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub mod apply;
 mod context;
 pub mod diff;
+pub mod doctor;
 pub mod drift;
 pub mod inspect;
 pub mod lab;
@@ -23,6 +24,7 @@ mod saved;
 pub mod schema;
 pub mod snapshot;
 pub mod source;
+pub mod test;
 pub mod validate;
 
 /// What the process ends with.
@@ -106,6 +108,7 @@ enum Verb {
     Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
+    Doctor(doctor::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
     Get(inspect::GetArgs),
@@ -116,6 +119,7 @@ enum Verb {
     Resume(source::ResumeArgs),
     Reconcile(source::ReconcileArgs),
     Schema(schema::Args),
+    Test(test::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -172,6 +176,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
+            Verb::Doctor(args) => doctor::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,
             Verb::Events(args) => inspect::events(args).await,
@@ -181,6 +186,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Resume(args) => source::resume(args).await,
             Verb::Reconcile(args) => source::reconcile(args).await,
             Verb::Schema(args) => schema::run(&args),
+            Verb::Test(args) => test::run(&args),
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

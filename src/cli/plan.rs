@@ -78,7 +78,7 @@ pub async fn run(args: Args) -> Outcome {
         return finish(&args, &made);
     }
     let settings = context::settings(&args.router, args.dir.clone())?;
-    let active = context::configuration(&settings)?;
+    let active = context::configuration(&settings).await?;
     let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges)
         .treating_drift(settings.drift);
     // Whoever holds the lock settles interrupted changes himself.
@@ -108,7 +108,7 @@ async fn against(args: &Args, file: &Path) -> Result<Made, Failure> {
     let mut settings = context::settings(&args.router, args.dir.clone())?;
     settings.ranges = captured.ranges;
     settings.site.get_or_insert_with(|| captured.site.clone());
-    let active = context::configuration(&settings)?;
+    let active = context::configuration(&settings).await?;
     if active.site.name != captured.site {
         let text = format!("{} is of site {}, the plan is for {}", file.display(), captured.site, active.site.name);
         return Err(Failure::new(Exit::Usage, text));

@@ -114,7 +114,8 @@ pub fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn binding(made: &Made, directory: Option<&Path>, settings: &Settings) -> Binding {
     let planned_dir = directory.or_else(|| settings.directory());
-    let commit = planned_dir.and_then(|dir| Local::around(dir).ok().flatten()?.head());
+    let fetched = made.active.commit.as_ref().filter(|_| directory.is_none()).map(|commit| commit.id.clone());
+    let commit = fetched.or_else(|| planned_dir.and_then(|dir| Local::around(dir).ok().flatten()?.head()));
     Binding {
         site: made.active.site.name.clone(),
         directory: directory.map(|dir| dir.to_string_lossy().into_owned()),

@@ -144,6 +144,10 @@ impl Loader {
     /// Types one document, once for each set of variables that applies to it.
     fn document(&mut self, number: usize) {
         let Some(kind) = self.kinds[number] else { return };
+        if kind == Kind::FailoverTest {
+            self.config.trials.push(number);
+            return;
+        }
         let value = self.config.documents[number].value.clone();
         if !value.get("spec").is_some_and(vars::uses) {
             self.object(number, kind, &value, None);
@@ -355,7 +359,7 @@ impl Loader {
     fn push(&mut self, kind: Kind, name: Name, scope: Scope, value: &Value, at: Place) -> bool {
         let place = self.config.documents[at.document].value_at(&at.spec);
         let added = match kind {
-            Kind::Site => return false,
+            Kind::Site | Kind::FailoverTest => return false,
             Kind::Path => add(&mut self.config.paths, name, scope, value, at),
             Kind::FailoverRule => add(&mut self.config.rules, name, scope, value, at),
             Kind::SlaClass => add(&mut self.config.sla_classes, name, scope, value, at),

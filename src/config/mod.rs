@@ -11,6 +11,7 @@ mod load;
 pub mod probe;
 pub mod scalars;
 pub mod schema;
+pub mod trial;
 pub mod types;
 mod unread;
 pub mod vars;
@@ -122,6 +123,8 @@ pub struct Config {
     /// Policies, inline ones included.
     pub policies: Vec<Object<PolicySpec>>,
     documents: Vec<Document>,
+    /// Documents that are tests of failover rules, which nothing here reads.
+    trials: Vec<usize>,
     sources: Sources,
     broken: BTreeSet<(Kind, String)>,
     unread: Unread,
@@ -133,6 +136,11 @@ impl Config {
     #[must_use]
     pub const fn sources(&self) -> &Sources {
         &self.sources
+    }
+
+    /// The documents that are tests of failover rules.
+    pub fn trials(&self) -> impl Iterator<Item = &Document> {
+        self.trials.iter().map(|number| &self.documents[*number])
     }
 
     /// The names of all sites, those included that could not be read whole.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     scalars,
+    trial::TestSpec,
     types::{FailoverSpec, Metadata, PathSpec, PolicySpec, SiteSpec, SlaSpec},
 };
 use crate::diag::{Code, listed, suggest};
@@ -30,11 +31,14 @@ pub enum Kind {
     SlaClass,
     /// Which traffic, and where it goes.
     Policy,
+    /// A test of failover rules; no part of the configuration.
+    FailoverTest,
 }
 
 impl Kind {
     /// All kinds in the order of the reference.
-    pub const ALL: [Self; 5] = [Self::Site, Self::Path, Self::FailoverRule, Self::SlaClass, Self::Policy];
+    pub const ALL: [Self; 6] =
+        [Self::Site, Self::Path, Self::FailoverRule, Self::SlaClass, Self::Policy, Self::FailoverTest];
 
     /// The word in `kind:`.
     #[must_use]
@@ -45,6 +49,7 @@ impl Kind {
             Self::FailoverRule => "FailoverRule",
             Self::SlaClass => "SlaClass",
             Self::Policy => "Policy",
+            Self::FailoverTest => "FailoverTest",
         }
     }
 
@@ -57,6 +62,7 @@ impl Kind {
             Self::FailoverRule => "failover rule",
             Self::SlaClass => "SLA class",
             Self::Policy => "policy",
+            Self::FailoverTest => "failover test",
         }
     }
 }
@@ -119,6 +125,7 @@ fn document(kind: Kind) -> Value {
         Kind::FailoverRule => generate::<FailoverSpec>(),
         Kind::SlaClass => generate::<SlaSpec>(),
         Kind::Policy => generate::<PolicySpec>(),
+        Kind::FailoverTest => generate::<TestSpec>(),
     };
     let description = spec["description"].clone();
     json!({

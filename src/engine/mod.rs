@@ -14,6 +14,7 @@ pub mod router;
 mod source;
 pub mod status;
 mod switch;
+mod ways;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -42,7 +43,7 @@ use crate::{
     units::Name,
 };
 
-pub use self::source::{Active, ConfigError, Origin, activate};
+pub use self::source::{Active, ConfigError, Origin, Whence, activate};
 pub use self::status::ReconcileOutcome;
 pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
 use self::{
@@ -58,6 +59,8 @@ const AUDIT: Duration = Duration::from_secs(60);
 const PUBLISH: Duration = Duration::from_secs(1);
 /// Counters and flows are read from the kernel this often.
 const COUNT: Duration = Duration::from_secs(10);
+/// A link that came up gets its addresses and neighbours before a remote is asked over it.
+const LINK_SETTLES: Duration = Duration::from_millis(300);
 /// First wait after a pass that failed; it doubles up to [`AUDIT`].
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -218,7 +221,7 @@ impl Engine {
 
     /// Runs until told to stop. The data plane stays as it is when it ends.
     pub async fn run(mut self, mut wires: Wires) {
-        let mut watcher = Watcher::new(&self.origin.dir);
+        let mut watcher = self.origin.watcher();
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         let notes = std::mem::take(&mut self.notes);
         self.tell("source", notes);
@@ -304,6 +307,9 @@ impl Engine {
             KernelEvent::Link { name, up, carrier } => {
                 self.link_changed(&name, up, carrier, now);
                 self.decide(now).await;
+                if up && carrier && self.origin.is_remote() && self.revisions.trouble().is_some() {
+                    self.read_source_at(now + LINK_SETTLES);
+                }
             }
             KernelEvent::Touched(touch) => return self.note_touch(touch),
             KernelEvent::Changed(_) => {}
@@ -335,6 +341,7 @@ impl Engine {
     }
 
     fn read_source_at(&mut self, at: Instant) {
+        self.reader.again |= self.reader.is_busy();
         self.timers.source = at;
     }
 }

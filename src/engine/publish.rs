@@ -29,7 +29,7 @@ pub(super) fn blank(origin: &Origin) -> Status {
         started: clock::wall(),
         now: clock::now(),
         wall: clock::wall(),
-        source: SourceStatus::of(origin.dir.display().to_string()),
+        source: SourceStatus::of(origin.location()),
         conditions: Vec::new(),
         generation: 0,
         reconcile: None,

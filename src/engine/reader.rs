@@ -4,12 +4,12 @@
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Active, ConfigError, Origin, activate, status::ReconcileStatus};
+use super::{Active, ConfigError, Origin, activate, source::Whence, status::ReconcileStatus};
 use crate::{
     clock,
     config::{Snapshot, commit::Commit},
     revision::{Revisions, Triage},
-    source::{self, SourceError},
+    source::{self, SourceError, git::Way},
 };
 
 /// What reading the source has come to.
@@ -23,6 +23,8 @@ pub(super) enum Reading {
         revision: String,
         /// The commit, if it is one.
         commit: Option<Commit>,
+        /// The way that it came, if it was fetched.
+        via: Option<String>,
         /// What was found in it; none if there was no need to look.
         checked: Option<Result<Box<Active>, ConfigError>>,
     },
@@ -34,12 +36,18 @@ pub(super) struct Ask {
     pub revisions: Revisions,
     /// The revision that the engine works with.
     pub current: Option<String>,
+    /// The ways that lead to a remote, in the order in which they are tried.
+    pub ways: Vec<Way>,
 }
 
 /// Reads and checks the source aside.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     task: Option<JoinHandle<Option<Reading>>>,
+    /// Somebody asked while a reading was under way: what was new then may not be in it.
+    pub(super) again: bool,
+    /// The way by which the source was fetched last.
+    pub(super) via: Option<String>,
     /// Who waits for the pass after the next reading.
     pub(super) waiting: Vec<oneshot::Sender<ReconcileStatus>>,
 }
@@ -68,22 +76,33 @@ impl Reader {
     }
 }
 
-/// The newest content of the source.
-async fn snapshot(origin: &Origin, _highest: Option<&str>) -> Result<Snapshot, SourceError> {
-    source::read_settled(&origin.dir).await
+/// The newest content of the source, and the way that it came.
+async fn snapshot(origin: &Origin, ask: &mut Ask) -> Result<(Snapshot, Option<String>), SourceError> {
+    match &origin.source {
+        Whence::Dir(dir) => Ok((source::read_settled(dir).await?, None)),
+        Whence::Git(follower) => {
+            let highest = ask.revisions.highest().map(str::to_owned);
+            let fetched = follower.fetch(std::mem::take(&mut ask.ways), highest).await?;
+            let via = fetched.way.name().to_owned();
+            for (way, error) in fetched.failed {
+                tracing::warn!(over = way.name(), used = via, "the source could not be fetched: {error}");
+            }
+            Ok((fetched.snapshot, Some(via)))
+        }
+    }
 }
 
-async fn read(origin: Origin, ask: Ask) -> Option<Reading> {
-    let snapshot = match snapshot(&origin, ask.revisions.highest()).await {
-        Ok(snapshot) => snapshot,
+async fn read(origin: Origin, mut ask: Ask) -> Option<Reading> {
+    let (snapshot, via) = match snapshot(&origin, &mut ask).await {
+        Ok(found) => found,
         Err(error) => return Some(Reading::Failed(error)),
     };
     let (revision, commit) = (snapshot.revision.clone(), snapshot.commit.clone());
     let triage = ask.revisions.triage(&revision, commit.as_ref(), ask.current.as_deref(), clock::wall());
     if triage != Triage::Check {
-        return Some(Reading::Read { revision, commit, checked: None });
+        return Some(Reading::Read { revision, commit, via, checked: None });
     }
     let check = move || activate(snapshot, Some(&origin.site), &origin.options);
     let checked = tokio::task::spawn_blocking(check).await.ok()?;
-    Some(Reading::Read { revision, commit, checked: Some(checked.map(Box::new)) })
+    Some(Reading::Read { revision, commit, via, checked: Some(checked.map(Box::new)) })
 }

@@ -11,7 +11,7 @@ use super::{
     DEBOUNCE, Engine, activate,
     reader::{Ask, Reading},
     router::PlanError,
-    source::{Active, ConfigError, DIRECTORY, chain},
+    source::{Active, ConfigError, chain},
     status::{ReconcileOutcome, SourceStatus},
 };
 use crate::{
@@ -64,9 +64,9 @@ impl Engine {
             return;
         }
         let failures = self.revisions.trouble().map_or(0, |t| t.failures);
-        self.timers.source = now + DIRECTORY.wait(failures, dice());
+        self.timers.source = now + self.origin.rhythm().wait(failures, dice());
         let current = self.active.as_ref().map(|a| a.revision.clone());
-        self.reader.begin(self.origin.clone(), Ask { revisions: self.revisions.clone(), current });
+        self.reader.begin(self.origin.clone(), Ask { revisions: self.revisions.clone(), current, ways: self.ways() });
     }
 
     /// Takes what was read, unless somebody has begun to write meanwhile.
@@ -77,7 +77,9 @@ impl Engine {
             return;
         }
         self.take_reading(reading);
-        if !self.reader.waiting.is_empty() {
+        if std::mem::take(&mut self.reader.again) {
+            self.read_source_at(now);
+        } else if !self.reader.waiting.is_empty() {
             self.pass().await;
             // Whoever is answered may look at once.
             self.publish();
@@ -95,10 +97,11 @@ impl Engine {
                 *self.totals.source_errors.entry(error.reason().into()).or_default() += 1;
                 let notes = self.revisions.unreadable(error.reason(), chain(&error), now);
                 let failures = self.revisions.trouble().map_or(1, |t| t.failures);
-                self.timers.source = clock::now() + DIRECTORY.wait(failures, dice());
+                self.timers.source = clock::now() + self.origin.rhythm().wait(failures, dice());
                 self.tell("source", notes);
             }
-            Reading::Read { revision, commit, checked } => {
+            Reading::Read { revision, commit, via, checked } => {
+                self.reader.via = via;
                 let current = self.active.as_ref().map(|a| a.revision.clone());
                 let (triage, notes) = self.revisions.arrived(&revision, commit.as_ref(), current.as_deref(), now);
                 self.tell("source", notes);
@@ -294,7 +297,8 @@ impl Engine {
             trouble: r.trouble().cloned(),
             last_success: r.last_success(),
             errors: r.errors(),
-            ..SourceStatus::of(self.origin.dir.display().to_string())
+            via: self.reader.via.clone(),
+            ..SourceStatus::of(self.origin.location())
         }
     }
 }

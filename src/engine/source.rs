@@ -8,25 +8,78 @@ use crate::{
     config::{self, Snapshot, commit::Commit},
     diag::{Diagnostic, Severity},
     revision::Rhythm,
+    source::{Watcher, git::Follower},
     units::Name,
     validate::{self, intent::Site},
 };
 
 /// A directory is looked at this often even if nothing tells of a change, and after a failure too: it costs nobody.
-pub(super) const DIRECTORY: Rhythm = {
+const DIRECTORY: Rhythm = {
     let often = Duration::from_secs(5);
     Rhythm { interval: often, retry: often, most: often, jitter: 0 }
 };
+/// First wait after a fetch that failed; it doubles.
+const RETRY: Duration = Duration::from_secs(5);
+/// Longest wait after fetches that failed, unless the interval is longer.
+const MOST: Duration = Duration::from_secs(300);
 
 /// Which site this router is, and where its configuration comes from.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The site.
     pub site: Name,
-    /// The directory.
-    pub dir: PathBuf,
+    /// Where the configuration comes from.
+    pub source: Whence,
     /// What the settings say that bears on the configuration.
     pub options: validate::Options,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub enum Whence {
+    /// A directory that is watched.
+    Dir(PathBuf),
+    /// A repository that is fetched.
+    Git(Follower),
+}
+
+impl Origin {
+    /// How often the source is read.
+    pub(super) fn rhythm(&self) -> Rhythm {
+        match &self.source {
+            Whence::Dir(_) => DIRECTORY,
+            Whence::Git(follower) => {
+                let spec = follower.spec();
+                Rhythm {
+                    interval: spec.interval,
+                    retry: RETRY.min(spec.interval),
+                    most: MOST.max(spec.interval),
+                    jitter: spec.jitter.ppm() / 10_000,
+                }
+            }
+        }
+    }
+
+    /// How the source is called.
+    pub(super) fn location(&self) -> String {
+        match &self.source {
+            Whence::Dir(dir) => dir.display().to_string(),
+            Whence::Git(follower) => format!("{}, {}", follower.spec().url, follower.spec().reference),
+        }
+    }
+
+    /// Something that tells when the source may have changed; nothing tells of a repository.
+    pub(super) fn watcher(&self) -> Watcher {
+        match &self.source {
+            Whence::Dir(dir) => Watcher::new(dir),
+            Whence::Git(_) => Watcher::of_nothing(),
+        }
+    }
+
+    /// Whether a link that comes up may make the source readable.
+    pub(super) const fn is_remote(&self) -> bool {
+        matches!(self.source, Whence::Git(_))
+    }
 }
 
 /// A configuration in force or about to be.

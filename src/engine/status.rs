@@ -175,6 +175,9 @@ pub struct SourceStatus {
     /// Why the source cannot be read.
     #[serde(default)]
     pub trouble: Option<Trouble>,
+    /// The way by which it was fetched last: `the usual way`, or a path; none for a directory.
+    #[serde(default)]
+    pub via: Option<String>,
     /// When the source was last read without error.
     pub last_success: Option<Wall>,
     /// Why the newest content is not in force; one line per finding.
@@ -196,6 +199,7 @@ impl SourceStatus {
             quarantine: Vec::new(),
             suspended: None,
             trouble: None,
+            via: None,
             last_success: None,
             errors: Vec::new(),
         }

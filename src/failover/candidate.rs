@@ -193,7 +193,7 @@ impl<'a> Candidate<'a> {
     }
 }
 
-fn standing(
+pub(super) fn standing(
     state: PathState,
     drained: bool,
     disabled: bool,

@@ -24,7 +24,7 @@ pub struct Memory {
     /// The path.
     pub path: Name,
     /// Its state under the rule's thresholds when last looked at.
-    state: PathState,
+    pub(super) state: PathState,
     /// It was down and has not worked since.
     fallen: bool,
     /// Since when it works again after it was down.

@@ -62,6 +62,9 @@ pub enum SourceError {
         /// The directory.
         path: PathBuf,
     },
+    /// A repository cannot be followed.
+    #[error(transparent)]
+    Git(#[from] git::GitError),
     /// The tree goes on changing.
     #[error("{path} has been changing for {} ms: waiting until it is written completely", (SETTLE * SETTLE_ROUNDS).as_millis())]
     Unsettled {
@@ -80,6 +83,7 @@ impl SourceError {
             Self::Name { .. } => "name",
             Self::Empty { .. } => "empty",
             Self::Unsettled { .. } => "unsettled",
+            Self::Git(error) => error.reason.label(),
         }
     }
 }

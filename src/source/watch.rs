@@ -27,7 +27,8 @@ type Writing = Arc<Mutex<BTreeMap<PathBuf, Instant>>>;
 /// Watches a directory, also while it does not exist or is replaced by another of the same name.
 #[derive(Debug)]
 pub struct Watcher {
-    root: PathBuf,
+    /// Nothing: it never tells of a change.
+    root: Option<PathBuf>,
     events: mpsc::Receiver<()>,
     notifier: Option<RecommendedWatcher>,
     sender: mpsc::Sender<()>,
@@ -41,17 +42,20 @@ impl Watcher {
     /// Begins to watch. Without inotify (limits reached) it goes on by [`Watcher::refresh`] alone.
     #[must_use]
     pub fn new(root: &Path) -> Self {
+        Self::of(Some(root.to_owned()))
+    }
+
+    /// Watches nothing, for a source that nobody can tell of.
+    #[must_use]
+    pub fn of_nothing() -> Self {
+        Self::of(None)
+    }
+
+    fn of(root: Option<PathBuf>) -> Self {
         // One waiting wake-up is enough: it carries no meaning.
         let (sender, events) = mpsc::channel(1);
-        let mut watcher = Self {
-            root: root.to_owned(),
-            events,
-            notifier: None,
-            sender,
-            watched: None,
-            writing: Writing::default(),
-            warned: false,
-        };
+        let mut watcher =
+            Self { root, events, notifier: None, sender, watched: None, writing: Writing::default(), warned: false };
         watcher.refresh();
         watcher
     }
@@ -74,16 +78,17 @@ impl Watcher {
 
     /// Watches again what stands at the path now, if it is not what was watched. Returns whether it is another.
     pub fn refresh(&mut self) -> bool {
-        let now = identity(&self.root);
+        let Some(root) = self.root.clone() else { return false };
+        let now = identity(&root);
         if now == self.watched && self.notifier.is_some() {
             return false;
         }
-        match self.watch() {
+        match self.watch(&root) {
             Ok(notifier) => (self.notifier, self.warned) = (Some(notifier), false),
             Err(error) => {
                 self.notifier = None;
                 if !std::mem::replace(&mut self.warned, true) {
-                    tracing::warn!(directory = %self.root.display(), %error, "cannot watch the source; it is read at every audit");
+                    tracing::warn!(directory = %root.display(), %error, "cannot watch the source; it is read at every audit");
                 }
             }
         }
@@ -92,7 +97,7 @@ impl Watcher {
         changed
     }
 
-    fn watch(&self) -> notify::Result<RecommendedWatcher> {
+    fn watch(&self, root: &Path) -> notify::Result<RecommendedWatcher> {
         let (sender, writing) = (self.sender.clone(), Arc::clone(&self.writing));
         writing.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut notifier = notify::recommended_watcher(move |event: notify::Result<Event>| {
@@ -100,11 +105,11 @@ impl Watcher {
                 let _ = sender.try_send(());
             }
         })?;
-        if let Some(parent) = self.root.parent().filter(|p| p.is_dir()) {
+        if let Some(parent) = root.parent().filter(|p| p.is_dir()) {
             notifier.watch(parent, RecursiveMode::NonRecursive)?;
         }
-        if self.root.exists() {
-            notifier.watch(&self.root, RecursiveMode::Recursive)?;
+        if root.exists() {
+            notifier.watch(root, RecursiveMode::Recursive)?;
         }
         Ok(notifier)
     }

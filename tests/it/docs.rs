@@ -232,6 +232,21 @@ fn the_reference_of_verbs_is_that_of_the_program() {
 }
 
 #[test]
+fn the_reference_of_the_doctor_has_every_check() {
+    let mut out =
+        "# What the doctor looks at\n\nGenerated from the program. `patronus doctor` makes these checks, one line \
+        each, and says what to do about what is not ok.\nIt changes nothing: what has to be tried is tried in an empty \
+        network namespace. Exit status 1 if a check fails, 0 if not;\n`warn` works and may bite later, `skipped` could \
+        not be made, with the reason. `--output json` has `format_version`, `checks`\n(`id`, `verdict`, `says`, \
+        `remedies`) and `summary`; the names of the checks stay.\n\n| check | is ok when |\n|---|---|\n"
+            .to_owned();
+    for check in patronus::doctor::CHECKS {
+        let _ = writeln!(out, "| `{}` | {} |", check.id, check.about);
+    }
+    generated("docs/reference/doctor.md", &out);
+}
+
+#[test]
 fn the_reference_of_metrics_is_that_of_the_program() {
     let text = metrics::render(&super::records::status());
     let mut out =

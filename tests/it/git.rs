@@ -1,5 +1,6 @@
 //! A Git repository as the source: real git pushes, real servers offer, and every way in which that goes wrong.
 
+mod daemon;
 mod faults;
 mod trees;
 

@@ -11,14 +11,14 @@ use patronus::engine::status::Status;
 use crate::support::daemon::{Daemon, Repository};
 
 /// One small site with quick probes.
-const SITE: &str = include_str!("reconcile/site.yaml");
+pub const SITE: &str = include_str!("reconcile/site.yaml");
 
 fn repository() -> Repository {
     Repository::new(&[("site.yaml", SITE)])
 }
 
 /// Everything that is ours, as `ip` and `nft` show it, without what changes with every apply.
-fn ours(daemon: &Daemon) -> String {
+pub fn ours(daemon: &Daemon) -> String {
     daemon.sh("nft -s list table inet patronus 2>/dev/null | grep -v 'comment \"generation' || true
          (ip -4 rule show; ip -6 rule show) | grep 'proto 157' | sort || true
          for table in $(seq 20001 20012); do
@@ -29,7 +29,7 @@ fn ours(daemon: &Daemon) -> String {
            ipv4/conf/wan0/src_valid_mark ipv4/conf/wan0/ignore_routes_with_linkdown")
 }
 
-fn all_up(status: &Status) -> bool {
+pub fn all_up(status: &Status) -> bool {
     status.paths.len() == 2 && status.paths.values().all(|p| p.health.state == patronus::health::PathState::Up)
 }
 

@@ -101,7 +101,9 @@ pub(super) fn line(status: &Status) -> String {
 
 fn read(status: &Status) -> String {
     let ago = |at| duration(between(at, status.wall));
-    status.source.last_success.map_or("never read without an error".into(), |at| format!("read {} ago", ago(at)))
+    let via = status.source.via.as_ref().map(|via| format!(" over {}", clean(via))).unwrap_or_default();
+    let read = |at| format!("read {} ago{via}", ago(at));
+    status.source.last_success.map_or("never read without an error".into(), read)
 }
 
 /// All of it, for `patronus source` and `get source`.

@@ -7,6 +7,7 @@
 mod conntrack;
 mod events;
 mod link;
+mod neighbours;
 mod nft;
 pub mod processes;
 mod route;
@@ -15,11 +16,13 @@ mod socket;
 mod surroundings;
 mod sysctl;
 mod tables;
+mod trial;
 mod way;
 mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -28,7 +31,7 @@ use ipnet::IpNet;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 
-pub use self::events::Changes;
+pub use self::{events::Changes, trial::in_empty_namespace};
 use self::{
     link::Links,
     nft::Nft,
@@ -148,6 +151,17 @@ impl Linux {
             chains: surroundings::chains(&self.netfilter)?,
             flowtables: surroundings::flowtables(&self.netfilter)?,
         })
+    }
+
+    /// Neighbours on the links: whether the kernel believes that they are there.
+    pub fn neighbours(&self) -> Result<BTreeMap<(IfName, IpAddr), bool>, KernelError> {
+        neighbours::list(&self.route, &link::list(&self.route)?.names)
+    }
+
+    /// What `nft --version` says.
+    #[must_use]
+    pub fn nft_version(&self) -> Option<String> {
+        self.nft.version()
     }
 
     /// Whether this process did what a notification tells of.
@@ -370,10 +384,15 @@ impl Kernel for Linux {
 #[must_use]
 pub fn has_net_admin() -> bool {
     const CAP_NET_ADMIN: u32 = 12;
+    capabilities() & (1 << CAP_NET_ADMIN) != 0
+}
+
+/// The effective capabilities of this process, as bits.
+#[must_use]
+pub fn capabilities() -> u64 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let set = set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    set.is_some_and(|set| set & (1 << CAP_NET_ADMIN) != 0)
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default()
 }
 
 fn privilege(doing: &str) -> KernelError {

@@ -115,6 +115,12 @@ impl Nft {
         Some(format!("{program} {length} {inode} {}.{} {}", file.ctime(), file.ctime_nsec(), release.trim()))
     }
 
+    /// What it says of its version.
+    pub(super) fn version(&self) -> Option<String> {
+        let output = Command::new(&self.program).arg("--version").output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// Replaces the whole table in one transaction. Counters go on from their present values; what passes while
     /// `nft` runs, some milliseconds, is forwarded and not counted.
     pub(super) async fn load(&self, channel: &Channel, source: &str, stamp: &Stamp) -> Result<(), KernelError> {

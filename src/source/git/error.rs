@@ -111,7 +111,7 @@ impl fmt::Display for Reason {
 
 /// Why a repository could not be fetched or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}: {remedy}")]
+#[error("{message}; {remedy}")]
 pub struct GitError {
     /// Which kind of failure.
     pub reason: Reason,

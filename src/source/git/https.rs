@@ -3,7 +3,7 @@
 //! Invariant: no answer but 200 reaches libgit2, a redirect is never followed, and the password goes to the host of the
 //! settings only. The path on 127.0.0.1 is secret, so that nobody else on this machine can use the relay to read.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, io, path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
@@ -15,6 +15,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
@@ -260,35 +261,50 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, GitError> {
 }
 
 /// Why a certificate was not accepted, in words.
-fn insecure(host: &str, error: &std::io::Error) -> GitError {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    let (why, remedy) = match cause {
-        Some(rustls::Error::InvalidCertificate(fault)) => match fault {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                ("it has expired", "its operator has to renew it; or this router's clock is wrong: timedatectl")
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                ("it is not valid yet", "this router's clock is probably wrong: timedatectl")
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                ("it is for another name", "check the host in the address, and who answers there")
-            }
-            CertificateError::UnknownIssuer => {
-                ("no authority that is trusted here has signed it", "give the authority's certificate as `ca: FILE`")
-            }
-            _ => ("it is not acceptable", "ask the server's operator"),
-        },
-        Some(_) => ("no agreement on TLS", "the port may belong to another service"),
-        None => return disconnected(host, error),
+fn insecure(host: &str, error: &io::Error) -> GitError {
+    let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
+        return disconnected(host, error);
     };
-    let detail = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
-    GitError::new(Reason::Tls, format!("the certificate of {host}: {why}{detail}"), remedy)
+    let (why, remedy) = match cause {
+        rustls::Error::InvalidCertificate(fault) => unacceptable(fault),
+        other => (format!("no agreement on TLS ({other})"), "the port may belong to another service"),
+    };
+    GitError::new(Reason::Tls, format!("the certificate of {host}: {why}"), remedy)
+}
+
+fn unacceptable(fault: &CertificateError) -> (String, &'static str) {
+    let clock = "this router's clock is probably wrong: timedatectl";
+    match fault {
+        CertificateError::Expired => ("it has expired".into(), "its operator has to renew it; or the clock is wrong"),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            let at = i64::try_from(not_after.as_secs()).ok().and_then(|at| Timestamp::from_second(at).ok());
+            let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
+            let remedy = "its operator has to renew it; or this router's clock is wrong: timedatectl";
+            (format!("it has expired{at}"), remedy)
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            ("it is not valid yet".into(), clock)
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            (format!("it is for another name ({fault})"), "check the host in the address, and who answers there")
+        }
+        CertificateError::UnknownIssuer => {
+            let why = "no authority that is trusted here has signed it";
+            (why.into(), "give the authority's certificate as `ca: FILE`")
+        }
+        other => (format!("it is not acceptable ({other})"), "ask the server's operator"),
+    }
 }
 
 fn disconnected(host: &str, error: &dyn std::error::Error) -> GitError {
-    let mut message = format!("{host} ended the connection too early: {error}");
-    if let Some(cause) = error.source() {
-        message.push_str(&format!(" ({cause})"));
-    }
+    let early = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    let cause = error.source();
+    let message = match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
+        Some(cause) if early(cause) => format!("{host} ended the connection too early, in the middle of an answer"),
+        _ => {
+            let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+            format!("{host} ended the connection too early: {error}{cause}")
+        }
+    };
     GitError::new(Reason::Disconnected, message, "it is tried again")
 }

@@ -85,9 +85,8 @@ impl Seen {
 
     fn timeout(&self, route: &Route) -> GitError {
         let doing = *self.doing.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.received.load(Ordering::Relaxed);
         let message = format!(
-            "{}:{} was not done within {} s over {}; it was {doing}, {bytes} bytes had come",
+            "{}:{} was not done within {} s over {}; it was {doing}",
             route.host,
             route.port,
             route.timeout.as_secs_f32(),

@@ -181,6 +181,9 @@ impl<'a> Talk<'a> {
                 let remedy = "make one without a passphrase: ssh-keygen -t ed25519 -N '' -f FILE";
                 (Reason::Settings, "needs a private key, and that of `credentials` cannot be used", remedy)
             }
+            (_, ErrorCode::Auth) if has("Failed getting response") => {
+                (Reason::Disconnected, "ended the connection too early", "it is tried again")
+            }
             (_, ErrorCode::Auth) => (Reason::Authentication, "does not let us in", "check `credentials`"),
             (_, ErrorCode::Owner) => {
                 let remedy = "it must belong to the user of the daemon: chown -R";

@@ -1,4 +1,5 @@
-//! By which way packets to the remote leave: the main table's, or one uplink's with mark, device and source.
+//! By which way packets to the remote leave: as all traffic of this router does, or by one path with mark, device and
+//! source.
 
 use std::{
     io,
@@ -12,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 /// A way out of this router.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Way {
-    /// The path's name; `None` = whatever the main table says.
+    /// The path's name; `None` = the way of the router's own traffic.
     pub path: Option<String>,
     /// Its mark.
     pub mark: Option<u32>,
@@ -26,7 +27,7 @@ impl Way {
     /// How people call it.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.path.as_deref().unwrap_or("main table")
+        self.path.as_deref().unwrap_or("the usual way")
     }
 
     /// Connects to the first address that answers.
@@ -44,6 +45,9 @@ impl Way {
     }
 
     fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+        if to.ip().is_loopback() && self.path.is_some() {
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no path leads to this machine itself"));
+        }
         let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;

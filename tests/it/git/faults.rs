@@ -14,7 +14,7 @@ use crate::support::{
 type Fault<'a> = (&'a str, Spec, Reason, &'a [&'a str]);
 
 fn http(team: &Team, path: &str) -> Spec {
-    Spec { timeout: Duration::from_secs(2), ..spec(team, &format!("https://127.0.0.1/{path}")) }
+    Spec { timeout: Duration::from_secs(1), ..spec(team, &format!("https://127.0.0.1/{path}")) }
 }
 
 fn ssh(team: &Team) -> Spec {
@@ -39,9 +39,13 @@ fn every_fault_of_a_remote_has_its_reason_and_leaves_what_was_there() {
         team.write("large.yaml", &format!("# {}\n", team.sh("head -c 60000 /dev/urandom | base64 -w0")));
         team.push("more");
         let mut seen = Vec::new();
-        for (name, spec, reason, words) in web(&team).into_iter().chain(shell(&team)).chain(tls(&team)) {
+        // The last of them brings everything that there is, and the others would have nothing to fetch after it.
+        let commit = Spec { reference: Reference::Commit("1".repeat(40)), ..http(&team, "git/network.git") };
+        let last = ("a commit that is gone", commit, Reason::NoSuchReference, &["commit 1111"][..]);
+        for (name, spec, reason, words) in web(&team).into_iter().chain(shell(&team)).chain(tls(&team)).chain([last]) {
             let begin = std::time::Instant::now();
-            let error = Follower::new(spec, state.path()).fetch(vec![Way::default()], None).await.unwrap_err();
+            let result = Follower::new(spec, state.path()).fetch(vec![Way::default()], None).await;
+            let Err(error) = result else { panic!("{name}: it was fetched") };
             assert_eq!(error.reason, reason, "{name}: {error}");
             for word in words {
                 assert!(error.to_string().contains(word), "{name}: `{word}` is not in: {error}");
@@ -65,7 +69,6 @@ fn web(team: &Team) -> Vec<Fault<'_>> {
     let wrong = Spec { secret: Some(Secret::File(team.path("token"))), ..at("private/network.git") };
     let lost = Spec { secret: Some(Secret::File("/nonexistent/token".into())), ..at("private/network.git") };
     let branch = Spec { reference: Reference::Branch("gone".into()), ..at("git/network.git") };
-    let commit = Spec { reference: Reference::Commit("1".repeat(40)), ..at("git/network.git") };
     vec![
         ("401 without credentials", at("private/network.git"), Reason::Authentication, &["401", "give the source"]),
         ("401 with a wrong token", wrong, Reason::Authentication, &["401", "renew the token"]),
@@ -82,19 +85,13 @@ fn web(team: &Team) -> Vec<Fault<'_>> {
         ),
         ("a downgrade", at("downgrade/network.git"), Reason::Redirect, &["302", "http://127.0.0.1/git"]),
         ("a branch that is gone", branch, Reason::NoSuchReference, &["branch gone", "git ls-remote"]),
-        ("a commit that is gone", commit, Reason::NoSuchReference, &["commit 1111"]),
         ("an empty repository", at("git/empty.git"), Reason::Empty, &["is empty"]),
         ("a portal", at("login/network.git"), Reason::Corrupt, &["no Git"]),
         ("garbage", at("garbage/network.git"), Reason::Corrupt, &["no Git"]),
         ("a truncated pack", at("truncated/network.git"), Reason::Corrupt, &["damaged"]),
         ("a pack with a wrong byte", at("flipped/network.git"), Reason::Corrupt, &["damaged"]),
         ("a connection that is cut", at("cut/network.git"), Reason::Disconnected, &["too early"]),
-        (
-            "a server that hangs in the pack",
-            at("hanging/network.git"),
-            Reason::Timeout,
-            &["receiving", "bytes had come"],
-        ),
+        ("a server that hangs in the pack", at("hanging/network.git"), Reason::Timeout, &["receiving", "within 1 s"]),
         ("a server that says nothing", at("silent/network.git"), Reason::Timeout, &["waiting for the answer"]),
         ("a server that drips", at("slow/network.git"), Reason::Timeout, &["receiving"]),
     ]
@@ -108,14 +105,14 @@ fn tls(team: &Team) -> Vec<Fault<'_>> {
     vec![
         ("a certificate of another authority", other, Reason::Tls, &["no authority that is trusted", "ca: FILE"]),
         ("an authority that is not there", none, Reason::Settings, &["/nonexistent/ca.pem cannot be used"]),
-        ("a certificate that has expired", at(1), Reason::Tls, &["it has expired", "timedatectl"]),
+        ("a certificate that has expired", at(1), Reason::Tls, &["it has expired at 2021", "timedatectl"]),
         ("a certificate for another name", at(2), Reason::Tls, &["for another name"]),
         ("a port that speaks no TLS", at(2222), Reason::Tls, &["another service"]),
         (
             "a port that nobody listens on",
             at(3),
             Reason::Unreachable,
-            &["cannot connect to 127.0.0.1:3 over main table"],
+            &["cannot connect to 127.0.0.1:3 over the usual way"],
         ),
         ("a network without a route", spec(team, "https://192.0.2.1/n.git"), Reason::Unreachable, &["192.0.2.1:443"]),
         ("a name without an address", name, Reason::Dns, &["git.invalid has no address", "/etc/resolv.conf"]),

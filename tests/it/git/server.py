@@ -41,6 +41,7 @@ class Forge(BaseHTTPRequestHandler):
 
     def serve(self):
         _, how, path = self.path.split("/", 2)
+        how = told() if how == "told" else how
         port = self.server.server_address[1]
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         first = self.command == "GET"
@@ -116,12 +117,28 @@ class Forge(BaseHTTPRequestHandler):
         return [header for header in headers if header[0] in ("Content-Type", "Cache-Control")], answer
 
 
+def told():
+    """The behaviour that a file names, so that a server can change while somebody follows it."""
+    with open(f"{ROOT}/behaviour", encoding="ascii") as file:
+        return file.read().strip()
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def get_request(self):
+        if os.path.exists(f"{ROOT}/behaviour"):
+            name = told() if told() in ("expired", "wrong-name") else "good"
+            self.context.load_cert_chain(f"{TLS}/{name}.pem", f"{TLS}/server.key")
+        stream, address = super().get_request()
+        return self.context.wrap_socket(stream, server_side=True, do_handshake_on_connect=False), address
+
+
 def listen(port, certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{TLS}/{certificate}.pem", f"{TLS}/server.key")
-    server = ThreadingHTTPServer((ADDRESS, port), Forge)
-    server.daemon_threads = True
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server = Server((ADDRESS, port), Forge)
+    server.context = context
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 

@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::TcpStream,
+    net::{IpAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use patronus::lab::{Lab, Node};
 use tempfile::TempDir;
 
 /// What the servers need beside the repository.
@@ -103,28 +104,38 @@ impl Team {
 
     /// A private sshd on 127.0.0.1:`port`, with a new host key in `known_hosts`; who has `router` may log in.
     pub fn sshd(&self, port: u16) -> Server {
+        Server::start(self.sshd_command("127.0.0.1", port), port)
+    }
+
+    /// The same at another address, to be started elsewhere.
+    pub fn sshd_command(&self, address: &str, port: u16) -> Command {
         // OpenSSH insists on this directory, wherever its configuration stands.
         fs::create_dir_all("/run/sshd").unwrap();
         let root = self.root().display();
         self.sh(&format!(
             "rm -f host{port} host{port}.pub && ssh-keygen -q -t ed25519 -N '' -f host{port} && cp router.pub authorized && \
-             printf 'Port {port}\\nListenAddress 127.0.0.1\\nHostKey {root}/host{port}\\nPidFile none\\nUsePAM no\\n\
+             printf 'Port {port}\\nListenAddress {address}\\nHostKey {root}/host{port}\\nPidFile none\\nUsePAM no\\n\
              StrictModes no\\nAuthorizedKeysFile {root}/authorized\\nPasswordAuthentication no\\n\
              KbdInteractiveAuthentication no\\nPermitRootLogin prohibit-password\\n' > sshd{port}.conf && \
-             printf '[127.0.0.1]:{port} ' > known_hosts && cat host{port}.pub >> known_hosts",
+             printf '[{address}]:{port} ' > known_hosts && cat host{port}.pub >> known_hosts",
         ));
         let mut command = Command::new("/usr/sbin/sshd");
         command.args(["-D", "-e", "-f"]).arg(self.path(&format!("sshd{port}.conf")));
-        Server::start(command, port)
+        command
     }
 
     /// `git http-backend` over TLS, one port for each certificate of `tests/it/git/tls`.
     pub fn https(&self, address: &str, listen: &[(u16, &str)]) -> Server {
+        Server::start_that_says_ready(self.https_command(address, listen))
+    }
+
+    /// The same, to be started elsewhere.
+    pub fn https_command(&self, address: &str, listen: &[(u16, &str)]) -> Command {
         let mut command = Command::new("python3");
         command.arg(format!("{FIXTURES}/server.py")).arg(self.root()).arg(format!("{FIXTURES}/tls")).arg(address);
         command.args(listen.iter().map(|(port, certificate)| format!("{port}={certificate}")));
         command.envs(self.env());
-        Server::start_that_says_ready(command)
+        command
     }
 }
 
@@ -137,6 +148,20 @@ pub fn authority(name: &str) -> PathBuf {
 pub struct Server(Child);
 
 impl Server {
+    /// One that runs on a node of a lab, once it listens there.
+    pub fn on(lab: &Lab, node: &Node, mut command: Command, at: (&str, u16)) -> Self {
+        // Without a pipe the server of https would see the end of its input.
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Self(lab.spawn_in(node, command).unwrap());
+        let at: (IpAddr, u16) = (at.0.parse().unwrap(), at.1);
+        let start = Instant::now();
+        while lab.thread_in(node, move || TcpStream::connect(at)).join().unwrap().unwrap().is_err() {
+            assert!(start.elapsed() < super::daemon::PATIENCE, "nobody listens at {at:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
     fn start(mut command: Command, port: u16) -> Self {
         let server = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let start = Instant::now();

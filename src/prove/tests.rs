@@ -1,0 +1,1 @@
+//! Stories of a world, and the seeded simulation.

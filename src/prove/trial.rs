@@ -1,0 +1,402 @@
+//! Tests of failover rules, as files beside the configuration describe them.
+//!
+//! [`run`] plays each test and says, at the place in its file, what did not come as expected, what came instead, and the
+//! reason that the rule itself gave for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use serde::Deserialize as _;
+
+use super::{
+    Series, SeriesError, Weather, World,
+    verdict::{self, Place},
+};
+use crate::{
+    clock::Instant,
+    config::{
+        Config,
+        schema::{self, Kind},
+        trial::{DeedSpec, ExpectSpec, SeriesSpec, TestSpec},
+        yaml::Document,
+    },
+    diag::{self, Code, Diagnostic, suggest},
+    failover::{Drain, Pin},
+    health::Link,
+    units::{Name, Ratio, Span},
+    validate::intent::{Intent, Site},
+};
+
+/// How one test went.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The file.
+    pub file: String,
+    /// Its name.
+    pub name: String,
+    /// What is wrong with it, or with the rules; empty if it passed.
+    pub found: Vec<Diagnostic>,
+    /// For how long it played on its own clock.
+    pub played: Duration,
+    /// Rules that left a path in it: site and rule.
+    pub exercised: BTreeSet<(Name, Name)>,
+    /// Decisions that were taken.
+    pub decisions: u64,
+}
+
+/// Longest test.
+const LONGEST: Duration = Duration::from_secs(7 * 86_400);
+
+/// Runs the tests of a configuration that are in files that `wanted` takes.
+pub fn run(config: &Config, intent: &Intent, wanted: impl Fn(&str) -> bool) -> Vec<Outcome> {
+    config.trials().filter(|document| wanted(&document.file)).map(|document| one(config, intent, document)).collect()
+}
+
+/// Rules that no test makes leave a path, as warnings at their place. A rule of many sites needs one of them.
+#[must_use]
+pub fn unexercised(config: &Config, intent: &Intent, outcomes: &[Outcome]) -> Vec<Diagnostic> {
+    let seen: BTreeSet<&(Name, Name)> = outcomes.iter().flat_map(|o| &o.exercised).collect();
+    let all = intent.sites().values().flat_map(|site| site.rules.keys().map(move |rule| (&site.name, rule)));
+    let mut places: BTreeMap<diag::Span, (&Name, bool)> = BTreeMap::new();
+    for (site, rule) in all {
+        if let Some(at) = verdict::rule_at(config, intent, site, rule) {
+            places.entry(at).or_insert((rule, false)).1 |= seen.contains(&(site.clone(), rule.clone()));
+        }
+    }
+    let bare = places.into_iter().filter(|(_, (_, exercised))| !exercised);
+    let found = bare.map(|(at, (rule, _))| {
+        let message = format!("no test makes the rule `{rule}` leave a path");
+        Diagnostic::warning(Code::Unexercised, message).at(at).help("write a test in which its primary fails")
+    });
+    found.collect()
+}
+
+fn one(config: &Config, intent: &Intent, document: &Document) -> Outcome {
+    let name = document.value.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or("?");
+    let mut outcome = Outcome {
+        file: document.file.to_string(),
+        name: name.to_owned(),
+        found: Vec::new(),
+        played: Duration::ZERO,
+        exercised: BTreeSet::new(),
+        decisions: 0,
+    };
+    match Trial::read(intent, document) {
+        Ok(trial) => trial.play(config, intent, &mut outcome),
+        Err(found) => outcome.found = found,
+    }
+    diag::sort(&mut outcome.found);
+    outcome
+}
+
+/// A test that makes sense.
+struct Trial<'a> {
+    document: &'a Document,
+    site: &'a Site,
+    spec: TestSpec,
+    sky: Sky<'a>,
+    ends: Duration,
+}
+
+fn bad(at: diag::Span, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(Code::BrokenTest, message).at(at).help(help)
+}
+
+/// A finding about a name that is not there.
+fn no_such<'n>(at: diag::Span, noun: &str, name: &Name, known: impl Iterator<Item = &'n Name>) -> Diagnostic {
+    let known: Vec<&str> = known.map(Name::as_str).collect();
+    let help = match suggest(name.as_str(), known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => format!("there is no {noun} here"),
+        None => format!("there are {}", diag::listed(&known, 10)),
+    };
+    bad(at, format!("there is no {noun} `{name}`"), help)
+}
+
+impl<'a> Trial<'a> {
+    fn read(intent: &'a Intent, document: &'a Document) -> Result<Self, Vec<Diagnostic>> {
+        let problems = schema::of(Kind::FailoverTest).problems(&document.value);
+        if !problems.is_empty() {
+            let shown = |p: &schema::Problem| {
+                let at = if p.on_key { document.key_at(&p.pointer) } else { document.value_at(&p.pointer) };
+                let found = Diagnostic::error(p.code, p.message.clone()).at(at);
+                match &p.help {
+                    Some(help) => found.help(help.clone()),
+                    None => found,
+                }
+            };
+            return Err(problems.iter().map(shown).collect());
+        }
+        let spec = TestSpec::deserialize(&document.value["spec"])
+            .map_err(|e| vec![bad(document.value_at("/spec"), e.to_string(), "correct it")])?;
+        let Some(site) = intent.sites().get(&spec.site) else {
+            return Err(vec![no_such(document.value_at("/spec/site"), "site", &spec.site, intent.sites().keys())]);
+        };
+        let mut found = Vec::new();
+        let sky = Sky::read(document, site, &spec, &mut found);
+        deeds(document, site, &spec.actions, &mut found);
+        expectations(document, site, &spec.expect, &mut found);
+        let moments = spec.expect.iter().flat_map(|e| {
+            let at = e.at.map_or(Duration::ZERO, Span::get);
+            [at + e.within.map_or(Duration::ZERO, Span::get), e.until.map_or(at, Span::get)]
+        });
+        let last = moments.chain(spec.actions.iter().map(|a| a.at.get())).max().unwrap_or_default();
+        let ends = spec.duration.map_or(last, Span::get).max(last);
+        if ends > LONGEST {
+            let at = document.value_at("/spec");
+            found.push(bad(at, "the test plays for more than a week", "shorten it, or split it"));
+        }
+        if found.is_empty() { Ok(Self { document, site, spec, sky, ends }) } else { Err(found) }
+    }
+
+    fn play(self, config: &Config, intent: &Intent, outcome: &mut Outcome) {
+        let Self { document, site, spec, sky, ends } = self;
+        let mut deeds: Vec<&DeedSpec> = spec.actions.iter().collect();
+        deeds.sort_by_key(|deed| deed.at.get());
+        let mut world = World::new(site, sky);
+        for deed in deeds {
+            world.play_until(deed.at.get());
+            act(&mut world, deed);
+            world.decide();
+        }
+        world.play_until(ends);
+        let story = world.into_story();
+        outcome.played = ends;
+        outcome.decisions = story.decisions;
+        let left = story.transitions.iter().filter(|(_, t)| t.from.is_some() && t.from != t.to);
+        outcome.exercised = left.map(|(_, t)| (site.name.clone(), t.rule.clone())).collect();
+        let place = Place { config, intent, document, site, ends };
+        let each = spec.expect.iter().enumerate();
+        outcome.found.extend(each.filter_map(|(n, expected)| verdict::judge(&place, &story, n, expected)));
+    }
+}
+
+fn act(world: &mut World<'_, Sky<'_>>, deed: &DeedSpec) {
+    let now: Instant = world.now();
+    if let (Some(rule), Some(to)) = (&deed.failover, &deed.to) {
+        let until = now + deed.lasts.map_or(Duration::from_secs(3600), Span::get);
+        world.overrides.pins.insert(rule.clone(), Pin { to: to.clone(), until, reason: "the test says so".into() });
+    }
+    if let Some(rule) = &deed.failback {
+        world.overrides.pins.remove(rule);
+        if let Some(choice) = world.selection().rules.get_mut(rule) {
+            choice.hasten();
+        }
+    }
+    if let Some(path) = &deed.drain {
+        world.overrides.drains.insert(path.clone(), Drain { since: now, force: deed.force });
+    }
+    if let Some(path) = &deed.undrain {
+        world.overrides.drains.remove(path);
+    }
+}
+
+fn deeds(document: &Document, site: &Site, deeds: &[DeedSpec], found: &mut Vec<Diagnostic>) {
+    for (n, deed) in deeds.iter().enumerate() {
+        let at = |field: &str| document.value_at(&format!("/spec/actions/{n}{field}"));
+        let kinds = [&deed.failover, &deed.failback, &deed.drain, &deed.undrain];
+        if kinds.iter().filter(|k| k.is_some()).count() != 1 {
+            let help = "write exactly one of `failover`, `failback`, `drain` and `undrain`";
+            found.push(bad(at(""), "an action does one thing", help));
+            continue;
+        }
+        for (field, rule) in [("/failover", &deed.failover), ("/failback", &deed.failback)] {
+            if let Some(rule) = rule.as_ref().filter(|rule| !site.rules.contains_key(*rule)) {
+                found.push(no_such(at(field), "failover rule", rule, site.rules.keys()));
+            }
+        }
+        for (field, path) in [("/to", &deed.to), ("/drain", &deed.drain), ("/undrain", &deed.undrain)] {
+            if let Some(path) = path.as_ref().filter(|path| !site.paths.contains_key(*path)) {
+                found.push(no_such(at(field), "path", path, site.paths.keys()));
+            }
+        }
+        if deed.failover.is_some() != deed.to.is_some() {
+            found.push(bad(at(""), "`failover` and `to` go together", "write `failover: RULE, to: PATH, for: 2h`"));
+        }
+    }
+}
+
+fn expectations(document: &Document, site: &Site, all: &[ExpectSpec], found: &mut Vec<Diagnostic>) {
+    for (n, e) in all.iter().enumerate() {
+        let at = |field: &str| document.value_at(&format!("/spec/expect/{n}{field}"));
+        if let Some(policy) = e.policy.as_ref().filter(|p| !site.policies.iter().any(|q| q.name == **p)) {
+            found.push(no_such(at("/policy"), "policy", policy, site.policies.iter().map(|p| &p.name)));
+        }
+        if let Some(rule) = e.rule.as_ref().filter(|rule| !site.rules.contains_key(*rule)) {
+            found.push(no_such(at("/rule"), "failover rule", rule, site.rules.keys()));
+        }
+        let none = e.state.is_none() && e.path.as_ref().is_some_and(|p| p.as_str() == "none");
+        if let Some(path) = e.path.as_ref().filter(|path| !none && !site.paths.contains_key(*path)) {
+            found.push(no_such(at("/path"), "path", path, site.paths.keys()));
+        }
+        if let Some((message, help)) = senseless(e) {
+            found.push(bad(at(""), message, help));
+        }
+    }
+}
+
+/// What is wrong with the shape of an expectation.
+fn senseless(e: &ExpectSpec) -> Option<(&'static str, &'static str)> {
+    let (user, path) = (e.policy.is_some() || e.rule.is_some(), e.path.is_some());
+    if e.within.is_some() && e.until.is_some() {
+        return Some((
+            "`within` and `until` exclude each other",
+            "`within: 10s` is a time to come; `until: 60s` is how long it lasts",
+        ));
+    }
+    if e.until.is_some_and(|until| until.get() < e.at.map_or(Duration::ZERO, Span::get)) {
+        return Some(("`until` lies before `at`", "write the later moment, counted from the beginning of the test"));
+    }
+    if e.policy.is_some() && e.rule.is_some() {
+        return Some(("`policy` and `rule` exclude each other", "name the one whose path is meant"));
+    }
+    match (&e.event, &e.state) {
+        (Some(_), Some(_)) => Some(("`event` and `state` exclude each other", "write two expectations")),
+        (Some(_), None) if e.rule.is_none() => Some(("an event is one of a `rule`", "name the rule")),
+        (None, Some(_)) if !path || e.policy.is_some() => Some((
+            "a `state` is one of a `path`",
+            "name the path, and the `rule` if the state is held, damped or drained",
+        )),
+        (None, None) if !(user && path) => Some((
+            "nothing is expected",
+            "write `policy` or `rule` with `path`, `path` with `state`, or `event` with `rule`",
+        )),
+        (None, _) if e.count.is_some() || e.flows.is_some() => {
+            Some(("`count` and `flows` belong to an `event`", "name the event"))
+        }
+        _ => None,
+    }
+}
+
+/// The weather that a test describes.
+struct Sky<'a> {
+    site: &'a Site,
+    step: Duration,
+    paths: BTreeMap<&'a Name, PathSky>,
+}
+
+struct PathSky {
+    rtt: Series<Span>,
+    jitter: Series<Span>,
+    loss: Series<Ratio>,
+    carrier: Series<Link>,
+    /// Loss that is due, in parts per million; a probe is lost when it reaches a whole one.
+    due: u32,
+    round: Option<(Duration, bool)>,
+    late: bool,
+}
+
+impl Default for PathSky {
+    fn default() -> Self {
+        Self {
+            rtt: Series::constant(Span::from_millis(20)),
+            jitter: Series::constant(Span::from_millis(0)),
+            loss: Series::constant(Ratio::ZERO),
+            carrier: Series::constant(Link::Ready),
+            due: 0,
+            round: None,
+            late: false,
+        }
+    }
+}
+
+/// Takes over a series where one is given.
+fn set<T>(
+    text: Option<&str>,
+    series: &mut Series<T>,
+    read: impl Fn(&str) -> Result<Series<T>, SeriesError>,
+) -> Result<(), SeriesError> {
+    if let Some(text) = text {
+        *series = read(text)?;
+    }
+    Ok(())
+}
+
+fn link(word: &str) -> Result<Link, SeriesError> {
+    match word {
+        "up" => Ok(Link::Ready),
+        "down" => Ok(Link::NoCarrier),
+        "disabled" => Ok(Link::Disabled),
+        "missing" => Ok(Link::Missing),
+        _ => Err(SeriesError(format!("`{word}` is no state of a carrier: `up`, `down`, `disabled` or `missing`"))),
+    }
+}
+
+impl<'a> Sky<'a> {
+    fn read(document: &Document, site: &'a Site, spec: &TestSpec, found: &mut Vec<Diagnostic>) -> Self {
+        let step = spec.step.map_or(Duration::from_secs(1), Span::get);
+        if step.is_zero() {
+            found.push(bad(document.value_at("/spec/step"), "a step takes time", "write `step: 1s`"));
+        }
+        let mut paths = BTreeMap::new();
+        for (name, series) in &spec.paths {
+            let pointer = format!("/spec/paths/{name}");
+            match site.paths.get_key_value(name) {
+                Some((name, _)) => {
+                    paths.insert(name, PathSky::read(document, &pointer, series, found));
+                }
+                None => found.push(no_such(document.key_at(&pointer), "path", name, site.paths.keys())),
+            }
+        }
+        for name in site.paths.keys() {
+            paths.entry(name).or_default();
+        }
+        Self { site, step: step.max(Duration::from_millis(1)), paths }
+    }
+
+    fn step_at(&self, at: Duration) -> u64 {
+        u64::try_from(at.as_nanos() / self.step.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl PathSky {
+    fn read(document: &Document, pointer: &str, spec: &SeriesSpec, found: &mut Vec<Diagnostic>) -> Self {
+        let mut sky = Self::default();
+        let mut read = |field: &str, result: Result<(), SeriesError>, help: &str| {
+            if let Err(error) = result {
+                found.push(bad(document.value_at(&format!("{pointer}/{field}")), error.to_string(), help));
+            }
+        };
+        let help = "write values and how many steps each lasts: `20ms x60 400ms x30`";
+        read("rtt", set(spec.rtt.as_deref(), &mut sky.rtt, Series::parse), help);
+        read("jitter", set(spec.jitter.as_deref(), &mut sky.jitter, Series::parse), help);
+        let help = "write values and how many steps each lasts: `0% x10 40% x20`";
+        read("loss", set(spec.loss.as_deref(), &mut sky.loss, Series::parse), help);
+        let links = |text: &str| Series::parse_with(text, link);
+        read("carrier", set(spec.carrier.as_deref(), &mut sky.carrier, links), "write `up x30 down x5 up`");
+        sky
+    }
+}
+
+impl Weather for Sky<'_> {
+    fn answer(&mut self, path: &Name, _: IpAddr, at: Duration) -> Option<Duration> {
+        let step = self.step_at(at);
+        let name = self.site.paths.get_key_value(path)?.0;
+        let sky = self.paths.get_mut(name)?;
+        // What is lost is lost for all targets of a round.
+        let lost = match sky.round {
+            Some((when, lost)) if when == at => lost,
+            _ => {
+                sky.due += sky.loss.at(step).ppm();
+                sky.late = !sky.late;
+                let lost = sky.due >= Ratio::ONE.ppm();
+                sky.due -= if lost { Ratio::ONE.ppm() } else { 0 };
+                sky.round = Some((at, lost));
+                lost
+            }
+        };
+        let late = if sky.late { sky.jitter.at(step).get() } else { Duration::ZERO };
+        (!lost).then(|| sky.rtt.at(step).get() + late)
+    }
+
+    fn links(&self, path: &Name) -> Vec<(Duration, Link)> {
+        let Some(sky) = self.paths.get(path) else { return Vec::new() };
+        let first = (Duration::ZERO, sky.carrier.at(0));
+        let at = |step: u64| self.step.saturating_mul(u32::try_from(step).unwrap_or(u32::MAX));
+        let changes = sky.carrier.changes().map(|(step, link)| (at(step), link));
+        std::iter::once(first).chain(changes).filter(|(at, link)| !at.is_zero() || *link != Link::Ready).collect()
+    }
+}
