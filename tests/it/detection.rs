@@ -8,11 +8,11 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use patronus::{
-    engine::status::Status,
+    engine::status::{Event, Status},
     health::PathState,
     lab::{Fault, Flow, FlowSpec, Lab, Node},
 };
@@ -214,6 +214,18 @@ impl World {
         }
     }
 
+    /// How long after a moment a path was called bad, by its own record: a status comes once a second only.
+    fn left_after(&self, method: &str, broken: Instant) -> Duration {
+        let begun = (SystemTime::now() - broken.elapsed()).duration_since(UNIX_EPOCH).unwrap();
+        let at = |e: &Event| Duration::from_micros(u64::try_from(e.at.as_micros()).unwrap());
+        let bad =
+            |e: &Event| ["is down", "is degraded"].iter().any(|s| e.message.starts_with(&format!("{method} {s}")));
+        let fits = |e: &Event| e.subject == method && bad(e) && at(e) >= begun;
+        self.daemon.wait_event("path", fits);
+        let all = self.daemon.events(Some("path"));
+        all.iter().filter(|e| fits(e)).map(|e| at(e) - begun).min().unwrap()
+    }
+
     /// Waits until each method has its verdict, after some more rounds of each path; how long each took to find the
     /// fault.
     fn watch(&self, case: &Case, broken: &BTreeMap<&'static str, Instant>) -> BTreeMap<&'static str, Duration> {
@@ -223,7 +235,7 @@ impl World {
         loop {
             let status = self.daemon.status();
             for (method, _) in METHODS {
-                if verdict(&status, method) != Verdict::Quiet {
+                if verdict(&status, method) == Verdict::Congested {
                     found.entry(method).or_insert_with(|| broken[method].elapsed());
                 }
             }
@@ -231,7 +243,9 @@ impl World {
             let enough = |m: &str| probes(&status, m) >= probes(&before, m) + if m == "gateway" { 10 } else { 30 };
             let right = |m: &str| verdict(&status, m) == (case.finds)(m);
             if METHODS.iter().all(|(m, _)| enough(m) && right(m)) {
-                found.retain(|m, _| (case.finds)(m) != Verdict::Quiet);
+                found.retain(|m, _| (case.finds)(m) == Verdict::Congested);
+                let finders = METHODS.iter().map(|(m, _)| *m).filter(|m| (case.finds)(m) == Verdict::Found);
+                found.extend(finders.map(|m| (m, self.left_after(m, broken[m]))));
                 return found;
             }
             let wrong: Vec<String> = METHODS
