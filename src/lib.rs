@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!              effects                 pure                 pure                  pure
-//!  directory -> source --Snapshot--> config --Config--> validate --Intent-------> desired --State--+
+//!  dir, git -> source --Snapshot--> config --Config--> validate --Intent-------> desired --State--+
 //!                                                                                  ^               v
 //!  network --> probe --Sample--> health --Healths--> failover --Selection----------+              plan --Steps--> apply
 //!                                                                                                  ^                |

@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod webhook;
 
 use std::{
     io::Read as _,
@@ -35,7 +36,7 @@ use crate::{
     validate,
 };
 
-pub use self::guard::Confirm;
+pub use self::{guard::Confirm, webhook::Webhook};
 
 /// Where the settings are read from when nothing else is said.
 pub const PATH: &str = "/etc/patronus/patronus.yaml";
@@ -80,6 +81,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Where STAMP is answered; `None` = nowhere.
     pub stamp: Option<SocketAddr>,
+    /// The webhook of a forge; `None` = nobody listens.
+    pub webhook: Option<Webhook>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
@@ -120,6 +123,7 @@ impl Default for Settings {
             runtime_dir: "/run/patronus".into(),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
+            webhook: None,
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             protected: Protected::default(),
@@ -199,6 +203,8 @@ struct File {
     runtime_dir: Option<PathBuf>,
     /// Addresses that are listened on.
     listen: Option<Listen>,
+    /// The webhook of a forge.
+    webhook: Option<webhook::WebhookFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -241,6 +247,8 @@ struct Listen {
     /// Address and port where STAMP (RFC 8762) is answered, so that other routers can measure the path to this one, or
     /// `none`. Default `none`; the usual port is 862.
     stamp: Option<String>,
+    /// Address and port of the webhook of a forge, or `none`. Default `none`; it needs a `webhook` with its secret.
+    webhook: Option<String>,
 }
 
 /// Saved plans.
@@ -323,6 +331,11 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => default.stamp,
         Some(text) => address(&text, ("/listen/stamp", "0.0.0.0:862", "[::]:862"), document, found)?,
     };
+    let hook = match listen.webhook {
+        Some(text) => address(&text, ("/listen/webhook", "0.0.0.0:9470", "[::]:9470"), document, found)?,
+        None => None,
+    };
+    let webhook = webhook::build(hook, file.webhook, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
     let runtime_dir = file.runtime_dir.unwrap_or(default.runtime_dir);
     Some(Settings {
@@ -333,6 +346,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         runtime_dir,
         metrics,
         stamp,
+        webhook,
         clock_synchronised: file.clock_synchronised,
         protected: file.protected.build(),
         limits: file.limits.build(),

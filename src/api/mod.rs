@@ -21,10 +21,12 @@ mod metrics;
 mod peer;
 mod socket;
 mod source;
+mod webhook;
 
 pub use command::{Answer, Command, SourceCommand};
 pub use health::{Verdict, alive, ready};
 pub(crate) use socket::{Events, History};
+pub use webhook::{Hooks, WebhookListener, webhook};
 
 /// What the listeners need of the daemon.
 #[derive(Debug, Clone)]
@@ -77,6 +79,17 @@ pub enum ApiError {
     Group {
         /// Its name.
         name: String,
+    },
+    /// The webhook listener.
+    #[error("cannot listen for webhooks on {address}{hint}")]
+    Webhook {
+        /// Where.
+        address: SocketAddr,
+        /// What to do, if known.
+        hint: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// The metrics listener.
     #[error("cannot listen for metrics on {address}{hint}")]

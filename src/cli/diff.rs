@@ -157,7 +157,10 @@ fn invalid(args: &Args, base: &Loaded, head: &Loaded) -> Outcome {
             diag::terminal(&head.found, sources, true) + &left.concat() + &end
         }
         Form::Markdown => {
-            let shown = diag::terminal(&head.found, sources, false);
+            // What is only a warning would take the room of what has to be mended.
+            let errors_only: Vec<Diagnostic> =
+                head.found.iter().filter(|d| d.severity == Severity::Error).cloned().collect();
+            let shown = diag::terminal(&errors_only, sources, false);
             markdown::refused(&base.label, &head.label, errors, &left, &shown)
         }
         Form::Json => {

@@ -18,9 +18,12 @@ use crate::{
     kernel::linux::Linux,
     probe::Reflector,
     settings::Settings,
+    source::git::read_secret,
     store::{Limits, Recorder},
 };
 
+/// A webhook's secret that can be guessed is none.
+const SHORTEST_SECRET: usize = 16;
 /// A status older than this means that the loop hangs; it is published every second.
 const MAX_AGE: Duration = Duration::from_secs(15);
 
@@ -53,11 +56,20 @@ pub async fn run(args: Args) -> Outcome {
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
     let clock_synchronised = settings.clock_synchronised;
-    let parts = Parts { origin, router, recorder: recorder.clone(), alarms: Vec::new(), clock_synchronised };
+    let hooks = Arc::new(api::Hooks::default());
+    let parts = Parts {
+        origin,
+        router,
+        recorder: recorder.clone(),
+        alarms: Vec::new(),
+        clock_synchronised,
+        hooks: Arc::clone(&hooks),
+    };
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
     let reflector = reflector(&settings, &mut alarms);
+    let forge = webhook(&settings, state.commands.clone(), hooks, &mut alarms).await;
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);
     let supervisor = tokio::spawn(supervise(engine.status()));
@@ -65,7 +77,7 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop((listeners, reflector));
+    drop((listeners, reflector, forge));
     Ok(Exit::Done)
 }
 
@@ -74,6 +86,26 @@ fn reflector(settings: &Settings, alarms: &mut Vec<String>) -> Option<Reflector>
     let at = settings.stamp?;
     let told = |error| alarms.push(Failure::error(format!("cannot answer STAMP at {at}"), &error).message);
     Reflector::start(at, settings.clock_synchronised).map_err(told).ok()
+}
+
+/// Listens for the forge's webhook, if the settings say so. Without it the source is read at its interval.
+async fn webhook(
+    settings: &Settings,
+    commands: mpsc::Sender<api::Command>,
+    hooks: Arc<api::Hooks>,
+    alarms: &mut Vec<String>,
+) -> Option<api::WebhookListener> {
+    let hook = settings.webhook.as_ref()?;
+    let mut told = |error: &dyn std::error::Error| {
+        alarms.push(Failure::error("nobody listens for the webhook", error).message);
+        tracing::error!("{}", alarms.last().map_or("", String::as_str));
+    };
+    let secret = read_secret(&hook.secret).map_err(|error| told(&error)).ok()?;
+    if secret.len() < SHORTEST_SECRET {
+        alarms.push(format!("nobody listens for the webhook: its secret has fewer than {SHORTEST_SECRET} characters"));
+        return None;
+    }
+    api::webhook(hook.address, secret, commands, hooks).await.map_err(|error| told(&error)).ok()
 }
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.

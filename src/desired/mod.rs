@@ -87,6 +87,8 @@ pub fn compile(site: &Site, inputs: Inputs<'_>) -> Result<Compiled, CompileError
     state.objects.extend(sysctl::sysctls(site, &inputs));
     let source = nft::render(site, &inputs, &allocations)?;
     state.objects.insert(Key::Nft, Value::Nft(NftTable { canonical: "".into(), source: source.into() }));
+    // Made at once a map fills its nodes; grown in order it leaves them half empty, and this one is kept.
+    state.objects = state.objects.into_iter().collect();
     Ok(Compiled { state, allocations })
 }
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    api::Command,
+    api::{Command, Hooks},
     clock::{self, Instant},
     failover::{Overrides, Selection},
     health::{
@@ -76,6 +76,8 @@ pub struct Parts {
     pub alarms: Vec<String>,
     /// Whether the wall clock is kept on UTC.
     pub clock_synchronised: bool,
+    /// Requests of forges, counted.
+    pub hooks: Arc<Hooks>,
 }
 
 /// What connects the engine to the world around it.
@@ -102,6 +104,7 @@ pub struct Engine {
     active: Option<Active>,
     revisions: Revisions,
     trial: revise::Trial,
+    hooks: Arc<Hooks>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
     reader: reader::Reader,
@@ -187,6 +190,7 @@ impl Engine {
             active: None,
             revisions,
             trial: revise::Trial::default(),
+            hooks: parts.hooks,
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),

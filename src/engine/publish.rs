@@ -63,6 +63,7 @@ impl Engine {
         status.fights = self.drift.fights(status.now);
         status.overrides = self.drift.overrides().to_vec();
         status.totals = self.totals.clone();
+        status.totals.webhook = self.hooks.counts();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
         if let Some(active) = &self.active {

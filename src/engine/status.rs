@@ -308,6 +308,9 @@ pub struct Totals {
     /// Readings of the source that brought nothing to apply, by reason.
     #[serde(default)]
     pub source_errors: BTreeMap<String, u64>,
+    /// Requests to the webhook, by result.
+    #[serde(default)]
+    pub webhook: BTreeMap<String, u64>,
     /// Rows that the store could not take.
     pub store_lost_rows: u64,
 }

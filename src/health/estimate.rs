@@ -171,7 +171,7 @@ impl Window {
             targets: probe.targets.clone(),
             quorum: (probe.quorum as usize).clamp(1, probe.targets.len().max(1)),
             capacity: (probe.window as usize).max(1),
-            rounds: VecDeque::new(),
+            rounds: VecDeque::with_capacity(probe.window as usize + 1),
             jitter: vec![Jitter::default(); probe.targets.len()],
             suspicion: vec![Suspicion::No; probe.targets.len()],
             answered: vec![None; probe.targets.len()],

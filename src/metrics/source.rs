@@ -26,6 +26,13 @@ pub(super) fn encode(status: &Status, e: &mut DescriptorEncoder<'_>) -> std::fmt
         "Readings of the source that brought nothing to apply since the daemon started, by reason.",
         errors,
     )?;
+    let hooks = status.totals.webhook.iter().map(|(result, n)| (vec![site, ("result", result.as_str())], *n));
+    counter(
+        e,
+        "patronus_webhook_requests_total",
+        "Requests to the webhook of the forge since the daemon started, by result.",
+        hooks,
+    )?;
     let one = |value: usize| [(vec![site], value)];
     gauge(
         e,

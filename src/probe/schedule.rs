@@ -10,6 +10,12 @@ use std::{
 
 use crate::{clock::Instant, units::Name};
 
+/// Rounds of paths that are probed each second or more seldom begin at multiples of this: a thousand paths wake the
+/// processor a hundred times a second, and ten probes in a row are no burst.
+const GRID: u64 = 10_000_000;
+/// The shortest interval that keeps to the grid.
+const SELDOM: Duration = Duration::from_secs(1);
+
 /// The fractional part of the golden ratio, in 2^-64.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -39,7 +45,8 @@ impl Schedule {
         self.remove(path);
         let phase = (u128::from(self.placed.wrapping_mul(GOLDEN)) * interval.as_nanos()) >> 64;
         self.placed += 1;
-        let next = now + Duration::from_nanos(u64::try_from(phase).unwrap_or(0));
+        let at = (now + Duration::from_nanos(u64::try_from(phase).unwrap_or(0))).as_nanos();
+        let next = Instant::from_nanos(if interval < SELDOM { at } else { at.next_multiple_of(GRID) });
         self.entries.insert(path.clone(), Entry { interval, pace: interval, next, last: None });
         self.due.insert((next, path.clone()));
     }

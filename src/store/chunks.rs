@@ -233,6 +233,11 @@ impl Chunks {
         self.samples = 0;
     }
 
+    /// Begins anew, since the rows that would go on are gone; how many samples that cost.
+    pub fn restart(&mut self) -> usize {
+        std::mem::take(self).samples
+    }
+
     /// Drops the oldest rows until no more samples than this wait; how many samples that cost.
     pub fn shed(&mut self, most: usize) -> usize {
         let before = self.samples;
@@ -339,5 +344,8 @@ mod tests {
         assert_eq!(chunks.shed(5), 10);
         chunks.add(&steady(20));
         assert_eq!(rows(&chunks).len(), 1, "what follows a loss begins whole");
+        assert_eq!(chunks.restart(), 1);
+        chunks.add(&steady(21));
+        assert_eq!(rows(&chunks).len(), 1, "and so does what follows another file");
     }
 }

@@ -153,7 +153,7 @@ fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     db.pragma_update(None, "synchronous", "normal").map_err(err())?;
     db.pragma_update(None, "journal_size_limit", 4 << 20).map_err(err())?;
     // Written much and read hardly ever; in KiB, and the page cache of the kernel holds the rest.
-    db.pragma_update(None, "cache_size", -256).map_err(err())?;
+    db.pragma_update(None, "cache_size", -64).map_err(err())?;
     schema::migrate(&mut db, file, migrations)?;
     Ok(db)
 }

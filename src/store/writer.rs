@@ -146,6 +146,7 @@ impl Writer {
         let Some(open) = &self.open else { return Ok(()) };
         if inode(&self.file) != Some(open.inode) {
             self.open = None;
+            self.begin_anew();
             self.told(format!("{} was deleted while in use; a new one was begun", self.file.display()));
         } else if !has_magic(&self.file) {
             self.open = None;
@@ -159,9 +160,16 @@ impl Writer {
     fn replace(&mut self, result: &Result<(), StoreError>) -> Result<(), StoreError> {
         self.open = None;
         let aside = move_aside(&self.file, clock::wall())?;
+        self.begin_anew();
         let why = result.as_ref().err().map(StoreError::chain).unwrap_or_default();
         self.told(format!("the records were damaged ({why}); they are now {}, new ones were begun", aside.display()));
         Ok(())
+    }
+
+    /// Samples that wait are told as differences to rows that are gone.
+    fn begin_anew(&mut self) {
+        let lost = self.chunks.restart();
+        self.shared.lost.fetch_add(lost as u64, Ordering::Relaxed);
     }
 
     fn told(&self, text: String) {

@@ -19,37 +19,52 @@ use super::{
 
 /// Until the first passes are over and the windows are full.
 const WARM: Duration = Duration::from_secs(25);
-const TIME: Duration = Duration::from_secs(15);
+/// Processor time is taken over so many stretches of this length.
+const STRETCHES: usize = 5;
+const STRETCH: Duration = Duration::from_secs(4);
 
 struct Figures {
-    cpu: f64,
-    rss: f64,
+    cpu: Vec<f64>,
+    memory: Memory,
     scrapes: Vec<f64>,
+}
+
+/// Resident memory in megabytes: all of it, and what is not pages of files (the program's own code, mostly).
+#[derive(Clone, Copy)]
+struct Memory {
+    all: f64,
+    anonymous: f64,
 }
 
 /// One daemon after the other, since each wants the processor for itself.
 pub fn run() -> Vec<Row> {
-    let small: Vec<_> = [0, 100].into_iter().map(|n| thread::spawn(move || measure(n))).collect();
-    let mut small = small.into_iter().map(|side| side.join().expect("the measurement"));
+    let alone = |paths, targets| thread::spawn(move || measure(paths, targets));
+    let small: Vec<_> = [0, 100].into_iter().map(|paths| alone(paths, 1)).collect();
+    let mut small = small.into_iter().map(|side| side.join().expect("the measurement").memory);
     let (none, hundred) = (small.next().expect("one"), small.next().expect("two"));
-    let thousand = thread::spawn(|| measure(1000)).join().expect("the measurement");
+    let thousand = alone(1000, 1).join().expect("the measurement");
+    let threefold = alone(1000, 3).join().expect("the measurement");
+    let one = |figure: &str, value, bound| Row::new(figure, "MB", vec![value], bound);
     vec![
-        Row::new("daemon, 1,000 paths probed at 1 s: one core", "%", vec![thousand.cpu * 100.0], Bound::Most(10.0)),
-        Row::new("daemon, 1,000 paths: resident", "MB", vec![thousand.rss], Bound::Most(60.0)),
-        Row::new("daemon, no path: resident", "MB", vec![none.rss], Bound::None),
-        Row::new("daemon, 100 paths over none: resident", "MB", vec![hundred.rss - none.rss], Bound::Most(1.0)),
+        Row::new("daemon, 1,000 paths probed at 1 s: one core", "%", thousand.cpu, Bound::Most(10.0)),
+        one("daemon, 1,000 paths: resident", thousand.memory.all, Bound::Most(60.0)),
+        one("daemon, no path: resident", none.all, Bound::None),
+        one("daemon, 100 paths over none: resident", hundred.all - none.all, Bound::Most(1.0)),
+        one("- of it anonymous", hundred.anonymous - none.anonymous, Bound::None),
         Row::new("/metrics of 1,000 paths over HTTP", "ms", thousand.scrapes, Bound::Most(50.0)),
+        Row::new("daemon, 1,000 paths with 3 targets each at 1 s: one core", "%", threefold.cpu, Bound::Most(20.0)),
+        one("- resident", threefold.memory.all, Bound::None),
     ]
 }
 
-fn measure(paths: usize) -> Figures {
+fn measure(paths: usize, targets: usize) -> Figures {
     let space = Space::new(paths);
     patronus::lab::enter(&space.0).expect("the router's namespace");
     let dir = tempfile::tempdir().expect("a directory");
     for part in ["repository", "state", "run"] {
         fs::create_dir(dir.path().join(part)).expect("a directory");
     }
-    fs::write(dir.path().join("repository/site.yaml"), site(paths)).expect("a file");
+    fs::write(dir.path().join("repository/site.yaml"), site(paths, targets)).expect("a file");
     let settings = serde_json::json!({
         "site": "bench",
         "source": {"dir": dir.path().join("repository")},
@@ -61,12 +76,19 @@ fn measure(paths: usize) -> Figures {
     fs::write(dir.path().join("patronus.yaml"), settings.to_string()).expect("a file");
     let log = fs::File::create(dir.path().join("log")).expect("a log");
     let mut command = Command::new(PATRONUS);
-    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml"));
+    command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml")).envs(environment());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
     let figures = watch(&child, paths, &dir.path().join("log"));
     let _ = child.kill();
     let _ = child.wait();
     figures
+}
+
+/// The environment that the shipped systemd unit gives to the daemon.
+fn environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let unit = include_str!("../../examples/systemd/patronus.service");
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    lines.flat_map(str::split_whitespace).filter_map(|pair| pair.split_once('='))
 }
 
 /// A router's namespace and its provider's (with a `p` behind the name); removed in the end.
@@ -77,7 +99,7 @@ impl Space {
         let space = Self(format!("patronusbenchd{}n{paths}", std::process::id()));
         let (router, provider) = (&space.0, format!("{}p", space.0));
         let (mut near, mut far) = (String::from("link set lo up\n"), String::from("link set lo up\n"));
-        far.push_str("route add local 10.50.0.0/16 dev lo\n");
+        far.push_str("route add local 10.48.0.0/14 dev lo\n");
         for n in 0..paths {
             let (mine, theirs) = (hardware(n, 0), hardware(n, 1));
             let _ = writeln!(
@@ -149,17 +171,20 @@ fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
         thread::sleep(Duration::from_millis(300));
     }
     thread::sleep(if paths > 100 { WARM } else { WARM / 2 });
-    let (before, start) = (cpu(child.id()), Instant::now());
-    thread::sleep(TIME);
-    let share = cpu(child.id()).checked_sub(before).unwrap().as_secs_f64() / start.elapsed().as_secs_f64();
-    let resident = rss(child.id());
+    let stretch = |_| {
+        let (before, start) = (cpu(child.id()), Instant::now());
+        thread::sleep(STRETCH);
+        cpu(child.id()).saturating_sub(before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0
+    };
+    let shares = (0..STRETCHES).map(stretch).collect();
+    let memory = memory(child.id());
     let scrapes = (0..21).map(|_| {
         let begun = Instant::now();
         let text = scrape().expect("metrics");
         assert!(text.matches("\npatronus_path_up{").count() == paths, "every path is there");
         ms(begun.elapsed())
     });
-    Figures { cpu: share, rss: resident, scrapes: scrapes.collect() }
+    Figures { cpu: shares, memory, scrapes: scrapes.collect() }
 }
 
 fn scrape() -> Option<String> {
@@ -170,7 +195,7 @@ fn scrape() -> Option<String> {
     Some(text)
 }
 
-fn site(paths: usize) -> String {
+fn site(paths: usize, targets: usize) -> String {
     let mut text = "apiVersion: patronus.network/v1alpha1
 kind: Site
 metadata: {name: bench}
@@ -189,10 +214,12 @@ spec:
         text.push_str("  paths:\n");
     }
     for n in 0..paths {
-        let (high, low) = (n / 250, n % 250);
+        let target = |t: usize| format!("10.{}.{}.{}", 48 + t, n / 250, n % 250);
+        let targets: Vec<String> = (0..targets).map(target).collect();
+        let targets = targets.join(", ");
         let _ = writeln!(
             text,
-            "    p{n}: {{from: e{n}, to: internet, nat: none, probe: {{targets: [10.50.{high}.{low}], interval: 1s}}}}"
+            "    p{n}: {{from: e{n}, to: internet, nat: none, probe: {{targets: [{targets}], interval: 1s}}}}"
         );
     }
     text
@@ -207,11 +234,14 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_nanos(tasks.filter_map(|task| spent(task.path())).sum())
 }
 
-/// Resident memory in megabytes.
-#[allow(clippy::cast_precision_loss)]
-fn rss(pid: u32) -> f64 {
+fn memory(pid: u32) -> Memory {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
-    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    Memory { all: megabytes(&text, "VmRSS:"), anonymous: megabytes(&text, "RssAnon:") }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn megabytes(status: &str, line: &str) -> f64 {
+    let line = status.lines().find_map(|l| l.strip_prefix(line)).expect("a line of memory");
     let kb: u64 = line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number");
     kb as f64 / 1024.0
 }

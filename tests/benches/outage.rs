@@ -30,10 +30,17 @@ fn side(nat: &str) -> Vec<Row> {
             let lost: Vec<f64> = (0..RUNS).map(|_| once(&mut world, fault, mode)).collect();
             let how = if nat == "none" { "no NAT" } else { "masqueraded" };
             let figure = format!("packets lost at 1,000/s: {named}, daemon {mode}, {how}");
-            rows.push(Row::new(figure, "packets", lost, Bound::Most(0.0)));
+            rows.push(Row::new(figure, "packets", lost, Bound::Most(bound(nat, fault))));
         }
     }
     rows
+}
+
+/// The packet by which netfilter notices that a masqueraded flow leaves by another interface is dropped by netfilter
+/// itself; the test `a_masqueraded_flow_loses_to_a_lost_carrier_the_one_packet_that_netfilter_drops` shows where. An
+/// interface that is set down takes its flows along before the next packet.
+fn bound(nat: &str, fault: Fault) -> f64 {
+    if nat != "none" && fault == Fault::Carrier { 1.0 } else { 0.0 }
 }
 
 #[allow(clippy::cast_precision_loss)]

@@ -41,7 +41,7 @@ pub fn run() -> Vec<Row> {
     git(dir, &["init", "-q", "-b", "main", "."]);
     git(dir, &["add", "-A"]);
     git(dir, &["commit", "-q", "-m", "one"]);
-    policy(dir, "cs5, ef");
+    policy(dir, "cs5, cs6");
     git(dir, &["commit", "-q", "-a", "-m", "two"]);
     let times = (0..7).map(|_| once(dir)).collect();
     let figure = format!("`diff` of a commit that touches a policy of {SITES} sites, Markdown, whole process");

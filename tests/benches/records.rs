@@ -1,7 +1,7 @@
 //! Metrics exposition and store.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use patronus::{
 use super::row::{Bound, Row, ms};
 
 const PATHS: usize = 1_000;
+const DAY_PATHS: u64 = 100;
 
 /// Rendering of the metrics, and what the store takes.
 pub fn run() -> Vec<Row> {
@@ -41,7 +42,70 @@ pub fn run() -> Vec<Row> {
         at += 1_000_000;
         recorder.samples(status.paths.keys().map(|path| sample(path, at)).collect());
     });
-    vec![render, batch, run, given]
+    vec![render, batch, run, given, day()]
+}
+
+/// A day of one-second samples, written as the daemon does: a batch each second, to the disk once a minute.
+#[allow(clippy::cast_precision_loss)]
+fn day() -> Row {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let recorder = Recorder::start(dir.path(), Limits::default());
+    let mut lines: Vec<Line> = (0..DAY_PATHS).map(Line::new).collect();
+    let begin = clock::wall().as_micros() / 86_400_000_000 * 86_400_000_000;
+    for second in 0..86_400_i64 {
+        recorder.samples(lines.iter_mut().map(|line| line.sample(begin + second * 1_000_000)).collect());
+        if second % 60 == 59 {
+            assert!(recorder.flush(Duration::from_secs(60)), "the minute is written");
+        }
+    }
+    assert_eq!((recorder.lost(), recorder.alarms()), (0, vec![]));
+    let size = |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |m| m.len());
+    let bytes = size("records.db") + size("records.db-wal");
+    let figure = format!("records.db after a day of one-second samples of {DAY_PATHS} paths");
+    Row::new(figure, "MB", vec![bytes as f64 / f64::from(1 << 20)], Bound::Most(50.0))
+}
+
+/// A path as a probe sees it: some milliseconds of noise, now and then a lost probe, means over 20 rounds.
+struct Line {
+    path: Name,
+    base: u64,
+    state: u64,
+    window: VecDeque<Option<u64>>,
+    jitter: u64,
+}
+
+impl Line {
+    fn new(n: u64) -> Self {
+        let path = format!("path-{n}").parse().expect("a name");
+        Self { path, base: 5_000 + n * 1_000, state: n, window: VecDeque::new(), jitter: 0 }
+    }
+
+    fn noise(&mut self, below: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) % below
+    }
+
+    fn sample(&mut self, at: i64) -> HealthSample {
+        let late = i64::try_from(self.noise(3_000)).expect("a few milliseconds");
+        let answer = if self.noise(500) == 0 { None } else { Some(self.base + self.noise(3_000)) };
+        if let (Some(Some(last)), Some(rtt)) = (self.window.back(), answer) {
+            self.jitter = (self.jitter * 15 + last.abs_diff(rtt)) / 16;
+        }
+        self.window.push_back(answer);
+        if self.window.len() > 20 {
+            self.window.pop_front();
+        }
+        let answered = self.window.iter().flatten().count();
+        HealthSample {
+            at: Wall::from_micros(at + late),
+            path: self.path.clone(),
+            rtt_micros: self.window.iter().flatten().sum::<u64>().checked_div(answered as u64),
+            jitter_micros: Some(self.jitter),
+            loss: Ratio::of(self.window.len() - answered, self.window.len()),
+            score: 100,
+            state: PathState::Up,
+        }
+    }
 }
 
 fn journaled(journal: &Journal) {

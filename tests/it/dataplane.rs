@@ -88,6 +88,26 @@ impl World {
         crate::support::daemon::sh(&self.lab, &host(), line)
     }
 
+    /// Puts other rules (or none) in the place of those of one of our chains that contain a text. The daemon must have
+    /// ended: it would put them back.
+    fn sabotage(&self, chain: &str, text: &str, instead: Option<&str>) {
+        let listing = self.daemon.sh(&format!("nft -a list chain inet patronus {chain}"));
+        let hit: Vec<&str> = listing.lines().filter(|line| line.contains(text)).collect();
+        assert!(!hit.is_empty(), "no rule with `{text}`:\n{listing}");
+        for handle in hit.iter().map(|line| line.rsplit(' ').next().unwrap()) {
+            let (verb, rule) = instead.map_or(("delete", ""), |rule| ("replace", rule));
+            self.daemon.sh(&format!("nft '{verb} rule inet patronus {chain} handle {handle} {rule}'"));
+        }
+    }
+
+    /// What counters have counted more after some work.
+    fn counted<const N: usize>(&self, counters: [&str; N], work: impl FnOnce(&Self)) -> [u64; N] {
+        let before = counters.map(|c| self.seen(c));
+        work(self);
+        let after = counters.map(|c| self.seen(c));
+        std::array::from_fn(|n| after[n] - before[n])
+    }
+
     /// So many packets from a node to a port of 1.1.1.1, and what became of them.
     fn packets(&self, spec: &FlowSpec, at_least: u64) -> Report {
         let flow = self.lab.flow(spec).unwrap();
@@ -206,6 +226,52 @@ fn the_routers_own_traffic_is_steered_and_probes_are_not() {
     world.daemon.wait("both to be up", |s| s.paths.values().all(|p| p.health.state == PathState::Up));
 }
 
+/// A probe as the prober sends it: bound to the fibre, with its mark.
+const PROBE: &str = "ping -n -c 2 -i 0.2 -W 1 -I wan0 -m 16777216 9.9.9.9 || true";
+
+#[test]
+fn the_checker_sees_a_ruleset_without_its_guards() {
+    let mut world = World::of(&masquerading(&[
+        "voice: {priority: 10, match: {protocol: udp, destinationPorts: [7000]}, action: {failover: critical, dscp: ef}}",
+        "quiet: {priority: 20, match: {protocol: udp, destinationPorts: [7001]}, action: {drop: true}}",
+        "own: {priority: 30, match: {destination: [9.9.9.9/32]}, action: {path: lte}}",
+    ]));
+    world.daemon.terminate();
+    world.watch(
+        &["probes", "astray", "stray", "ef", "back", "back_ef", "leaked"],
+        "chain came { type filter hook prerouting priority -140; iifname lan0 ip daddr 224.0.0.0/4 \
+           meta mark & 0xff000000 != 0 counter name stray; }; \
+         chain after { type filter hook postrouting priority 200; \
+           icmp type echo-request ip daddr 9.9.9.9 counter name probes; \
+           icmp type echo-request ip daddr 9.9.9.9 meta mark & 0xff000000 != 0x01000000 counter name astray; \
+           oifname wan0 udp dport 7000 ip dscp ef counter name ef; \
+           oifname lan0 udp sport 7000 counter name back; oifname lan0 udp sport 7000 ip dscp ef counter name back_ef; \
+           oifname { wan0, wwan0 } udp dport 7001 counter name leaked; };",
+    );
+    let probe = |world: &World| drop(world.daemon.sh(PROBE));
+    let multicast = |world: &World| drop(world.host("ping -n -c 1 -W 1 -I eth0 224.0.0.251 || true"));
+    let calls = |world: &World| drop(world.packets(&FlowSpec { echo: true, ..udp(host(), 7000) }, 20));
+    let dropped = |world: &World| drop(world.on(&host(), || told(7001)));
+
+    let [sent, astray] = world.counted(["probes", "astray"], probe);
+    assert!(sent == 2 && astray == 0, "{astray} of {sent}");
+    world.sabotage("output", "meta mark !=", None);
+    assert_ne!(world.counted(["astray"], probe), [0], "whoever has chosen a path himself is steered all the same");
+
+    assert_eq!(world.counted(["stray"], multicast), [0]);
+    world.sabotage("classify_ip", "fib daddr type", None);
+    assert_ne!(world.counted(["stray"], multicast), [0], "multicast is steered");
+
+    let [ef, back, back_ef] = world.counted(["ef", "back", "back_ef"], calls);
+    assert!(ef > 0 && back > 0 && back_ef == 0, "{ef} {back} {back_ef}");
+    world.sabotage("count_voice", "ip dscp set", Some("ip dscp set ef"));
+    assert_ne!(world.counted(["back_ef"], calls), [0], "answers are rewritten");
+
+    assert_eq!(world.counted(["leaked"], dropped), [0]);
+    world.sabotage("policy_quiet", "drop", Some("goto steer_path_fiber"));
+    assert_ne!(world.counted(["leaked"], dropped), [0], "what shall be dropped goes out");
+}
+
 // What policies do to packets.
 
 #[test]
@@ -296,6 +362,30 @@ fn segments_fit_the_paths_mtu_both_ways_and_snat_takes_its_address() {
     let report = world.packets(&FlowSpec { echo: true, ..udp(host(), 0) }, 50);
     assert_eq!((report.there.lost(), report.back.as_ref().unwrap().lost()), (0, 0));
     assert_eq!(report.there.sources().into_keys().collect::<Vec<_>>(), [from.ip()]);
+}
+
+/// `nf_nat_inet_fn` (`net/netfilter/nf_nat_core.c`): a packet whose flow is masqueraded to another interface's address
+/// than the one that it leaves by ends the flow and is dropped (`nf_nat_oif_changed`, then `NF_DROP`). What is lost
+/// has passed the last chain before that hook, by the new uplink, and does not reach the first one after it.
+#[test]
+fn a_masqueraded_flow_loses_to_a_lost_carrier_the_one_packet_that_netfilter_drops() {
+    let world = World::of(&masquerading(&[]));
+    world.watch(
+        &["before", "after"],
+        "chain b { type filter hook postrouting priority 99; oifname wwan0 udp dport 7000 counter name before; }; \
+         chain a { type filter hook postrouting priority 101; oifname wwan0 udp dport 7000 counter name after; };",
+    );
+    let flow = world.lab.flow(&FlowSpec { pps: 1000, ..udp(host(), 7000) }).unwrap();
+    arrived(&flow, 100);
+    let at = world.lab.fault("berlin", "fiber", Fault::Carrier).unwrap();
+    let already = flow.arrived();
+    arrived(&flow, already + 300);
+    let report = flow.finish().unwrap();
+    let (lost, sent) = report.there.lost_between(at, Instant::now());
+    let (before, after) = (world.seen("before"), world.seen("after"));
+    assert!(lost <= 1 && sent >= 300, "{lost} of {sent}");
+    assert_eq!(before - after, lost, "what is lost is lost between these chains, where only netfilter's NAT is");
+    assert_eq!(ways(&report), ["fiber", "lte"]);
 }
 
 // Counters and flows.

@@ -297,10 +297,7 @@ fn the_reference_of_settings_shows_the_defaults() {
         let words: Vec<&str> = field.split('_').collect();
         let camel =
             words[1..].iter().fold(words[0].to_owned(), |all, word| all + &word[..1].to_uppercase() + &word[1..]);
-        assert!(
-            field.starts_with("///") || yaml.contains(&format!("\n{camel}:")) || yaml.starts_with(&camel),
-            "{camel}"
-        );
+        assert!(field.starts_with("///") || text.contains(&format!("\n{camel}:")), "{camel}");
     }
 }
 

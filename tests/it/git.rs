@@ -201,3 +201,27 @@ async fn a_signature_is_worth_what_the_router_s_own_file_says() {
     let why = reason(verdict("signers").await);
     assert!(why.contains("OpenPGP"), "{why}");
 }
+
+/// With the guards taken away the same commits pass, so it is the guards that stop them.
+#[tokio::test]
+async fn the_checker_sees_a_router_that_asks_for_no_signature_and_remembers_no_commit() {
+    let team = Team::new();
+    let state = tempfile::tempdir().unwrap();
+    team.write("site.yaml", "one");
+    let one = team.push("one");
+    team.write("site.yaml", "two");
+    let two = team.push_signed("two", "eve");
+    team.work(&format!("git push -q -f origin {one}:main"));
+    let judged = |verify: Verify, accepted: Option<String>| {
+        let (spec, state) = (Spec { verify, ..local(&team) }, state.path().to_owned());
+        async move {
+            let commit = fetch(spec, &state, accepted.as_deref()).await.unwrap().commit.unwrap();
+            (commit.signature.is_accepted(), commit.lineage.is_forward())
+        }
+    };
+    let head = || Verify::Head(team.path("signers"));
+    assert_eq!(judged(head(), Some(two.clone())).await, (false, false));
+    assert_eq!(judged(Verify::Off, Some(two.clone())).await, (true, false));
+    assert_eq!(judged(head(), None).await, (false, true));
+    assert_eq!(judged(Verify::Off, None).await, (true, true));
+}

@@ -14,6 +14,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod messages;
+mod pipelines;
 mod preview;
 mod prove;
 mod reconcile;

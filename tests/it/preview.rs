@@ -278,3 +278,14 @@ fn the_comment_in_the_documentation_is_what_comes_out() {
     let text = format!("{}\n{comment}", fleet::INTRODUCTION);
     super::docs::generated("docs/explanation/a-preview.md", &text);
 }
+
+#[test]
+fn the_readme_shows_rows_of_that_comment() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let (readme, comment) = (read("README.md"), read("docs/explanation/a-preview.md"));
+    let rows: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("> ")).collect();
+    let shown: Vec<&str> = rows.into_iter().filter(|row| row.starts_with(['|', '*'])).collect();
+    assert!(shown.len() >= 4, "the first screen shows the preview");
+    let lost: Vec<&&str> = shown.iter().filter(|row| !comment.lines().any(|line| line == **row)).collect();
+    assert!(lost.is_empty(), "not in the comment: {lost:#?}");
+}

@@ -3,6 +3,7 @@
 mod bare;
 mod drift;
 mod fights;
+mod revisions;
 mod source;
 mod store;
 

@@ -301,7 +301,7 @@ impl Linux {
         match after {
             None => self.nft.delete().await,
             Some(Value::Nft(table)) => {
-                self.nft.load(&self.netfilter, &table.source, stamp).await?;
+                self.nft.load(&self.netfilter, table, stamp).await?;
                 *self.canonical.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 Ok(())
             }

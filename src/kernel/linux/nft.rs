@@ -70,17 +70,20 @@ pub(super) struct Nft {
     listing: Mutex<Option<Listing>>,
     /// The highest values seen: counters go on from them after somebody deleted the table.
     counted: Mutex<BTreeMap<Name, Counter>>,
+    /// The form in which the ruleset loaded last is expected to be listed: an equal listing shares its text.
+    expected: Mutex<Arc<str>>,
     /// Process ids of the newest runs, oldest first: notifications name them.
     runs: Mutex<VecDeque<u32>>,
 }
 
 impl Nft {
-    pub(super) const fn new(program: PathBuf) -> Self {
+    pub(super) fn new(program: PathBuf) -> Self {
         Self {
             program,
-            listing: Mutex::new(None),
-            counted: Mutex::new(BTreeMap::new()),
-            runs: Mutex::new(VecDeque::new()),
+            listing: Mutex::default(),
+            counted: Mutex::default(),
+            runs: Mutex::default(),
+            expected: Mutex::default(),
         }
     }
 
@@ -123,10 +126,11 @@ impl Nft {
 
     /// Replaces the whole table in one transaction. Counters go on from their present values; what passes while
     /// `nft` runs, some milliseconds, is forwarded and not counted.
-    pub(super) async fn load(&self, channel: &Channel, source: &str, stamp: &Stamp) -> Result<(), KernelError> {
+    pub(super) async fn load(&self, channel: &Channel, table: &NftTable, stamp: &Stamp) -> Result<(), KernelError> {
         let counters = self.highest(tables::counters(channel)?);
-        let text = with_counters(&with_stamp(source, &stamp.to_string()), &counters);
+        let text = with_counters(&with_stamp(&table.source, &stamp.to_string()), &counters);
         self.run("load the ruleset", &["-f", "-"], &format!("{REPLACE}{text}")).await?;
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table.canonical);
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         counted.retain(|name, _| text.contains(&format!("counter policy_{name} {{")));
         Ok(())
@@ -233,6 +237,12 @@ impl Nft {
         Err(KernelError::Nft { doing: "list table inet patronus".to_owned(), text })
     }
 
+    /// A listing without a second copy of a text that is known.
+    fn shared(&self, listed: &str) -> Arc<str> {
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        if **expected == *listed { Arc::clone(&expected) } else { listed.into() }
+    }
+
     /// What was listed of this generation, a short time ago.
     fn listed(&self, generation: u32, ranges: &Ranges) -> Option<Found> {
         let listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,7 +260,7 @@ impl Nft {
         if !tables::exists(channel)? {
             return Ok(Found::default());
         }
-        let canonical: Arc<str> = self.list().await?.into();
+        let canonical = self.shared(&self.list().await?);
         let stamps = tables::elements(channel, "stamp")?;
         let mut allocations = Allocations::default();
         for (mark, text) in tables::elements(channel, "targets")? {

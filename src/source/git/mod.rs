@@ -39,6 +39,7 @@ use crate::{
 
 pub use self::{
     error::{GitError, Reason},
+    secret::read_secret,
     signature::{Purpose, check as check_signature},
     spec::{Address, Reference, Scheme, Secret, Spec, Verify},
     way::Way,

@@ -31,6 +31,11 @@ impl Login {
     }
 }
 
+/// Reads a secret that the settings name; the end of its last line does not belong to it.
+pub fn read_secret(from: &Secret) -> Result<String, GitError> {
+    read(from, |name| std::env::var(name).ok()).map(|text| text.trim_end().to_owned())
+}
+
 fn read(from: &Secret, env: impl Fn(&str) -> Option<String>) -> Result<String, GitError> {
     let wrong = |what: String, remedy: &str| Err(GitError::new(Reason::Settings, what, remedy));
     let file = match from {
