@@ -200,16 +200,17 @@ impl Monitor {
     pub fn reconfigure(&mut self, site: &Site, now: Instant) {
         self.tracks.retain(|name, _| site.paths.contains_key(name));
         let gone: Vec<Name> = self.healths.keys().filter(|name| !site.paths.contains_key(*name)).cloned().collect();
-        gone.iter().for_each(|name| self.jury.remove(name));
+        for name in &gone {
+            self.jury.remove(name);
+        }
         self.healths.retain(|name, _| site.paths.contains_key(name));
         self.measures.retain(|name, _| site.paths.contains_key(name));
         for (name, path) in &site.paths {
-            let same = match self.tracks.get_mut(name) {
-                Some(track) => track.reconfigure(path, now),
-                None => {
-                    self.tracks.insert(name.clone(), Track::new(path, now));
-                    false
-                }
+            let same = if let Some(track) = self.tracks.get_mut(name) {
+                track.reconfigure(path, now)
+            } else {
+                self.tracks.insert(name.clone(), Track::new(path, now));
+                false
             };
             if !same {
                 let services = path.probe.targets.iter().map(|t| Service::of(name, *t, &path.probe.method));

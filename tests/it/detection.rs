@@ -223,7 +223,7 @@ impl World {
         let fits = |e: &Event| e.subject == method && bad(e) && at(e) >= begun;
         self.daemon.wait_event("path", fits);
         let all = self.daemon.events(Some("path"));
-        all.iter().filter(|e| fits(e)).map(|e| at(e) - begun).min().unwrap()
+        all.iter().filter(|e| fits(e)).map(|e| at(e).checked_sub(begun).unwrap()).min().unwrap()
     }
 
     /// Waits until each method has its verdict, after some more rounds of each path; how long each took to find the

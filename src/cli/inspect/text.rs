@@ -242,8 +242,7 @@ pub(super) fn quality(status: &Status, name: &Name) -> String {
     if let Some(said) = &c.said {
         lines.push(format!("last answer   {}", clean(said)));
     }
-    let lines: String = lines.iter().map(|l| format!("  {l}\n")).collect();
-    format!("\n{lines}")
+    format!("\n  {}\n", lines.join("\n  "))
 }
 
 fn no_carrier(reason: &str) -> String {
