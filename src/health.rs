@@ -16,12 +16,16 @@ use serde::{Deserialize, Serialize};
 
 mod band;
 pub mod estimate;
+pub mod load;
+pub mod quality;
 mod track;
+mod vote;
 
 pub use band::Breach;
 pub use estimate::{Figures, Stats, points, score};
 use track::Track;
 pub(crate) use track::explain;
+use vote::{Jury, Service};
 
 use crate::{
     clock::Instant,
@@ -175,6 +179,9 @@ pub struct Monitor {
     healths: Healths,
     measures: Measures,
     events: VecDeque<HealthEvent>,
+    jury: Jury,
+    /// Whether the observer was suspect when last looked.
+    blind: bool,
     /// No path falls silent before this moment. A sample only moves a path's own later, so that looking at all of
     /// them is needed when it comes, and not with each of a thousand samples a second.
     silence: Option<Instant>,
@@ -192,12 +199,22 @@ impl Monitor {
     /// Takes over new settings. A path whose probing and interface did not change keeps its history.
     pub fn reconfigure(&mut self, site: &Site, now: Instant) {
         self.tracks.retain(|name, _| site.paths.contains_key(name));
+        let gone: Vec<Name> = self.healths.keys().filter(|name| !site.paths.contains_key(*name)).cloned().collect();
+        for name in &gone {
+            self.jury.remove(name);
+        }
         self.healths.retain(|name, _| site.paths.contains_key(name));
         self.measures.retain(|name, _| site.paths.contains_key(name));
         for (name, path) in &site.paths {
-            match self.tracks.get_mut(name) {
-                Some(track) => track.reconfigure(path, now),
-                None => drop(self.tracks.insert(name.clone(), Track::new(path, now))),
+            let same = if let Some(track) = self.tracks.get_mut(name) {
+                track.reconfigure(path, now)
+            } else {
+                self.tracks.insert(name.clone(), Track::new(path, now));
+                false
+            };
+            if !same {
+                let services = path.probe.targets.iter().map(|t| Service::of(name, *t, &path.probe.method));
+                self.jury.begin(name, services);
             }
             self.look(name, now);
         }
@@ -205,10 +222,50 @@ impl Monitor {
 
     /// Takes in the result of a probe round. Samples of unknown paths are dropped.
     pub fn handle_sample(&mut self, sample: &Sample, now: Instant) {
-        if let Some(track) = self.tracks.get_mut(&sample.path) {
-            track.add(sample, now);
-            self.look(&sample.path, now);
+        let Some(track) = self.tracks.get_mut(&sample.path) else { return };
+        track.add(sample, now);
+        if track.is_ready() {
+            let targets = track.targets().iter();
+            let answered = |t: &IpAddr| sample.answers.iter().any(|(target, rtt)| target == t && rtt.is_some());
+            self.jury.add(&sample.path, targets.map(answered));
         }
+        self.weigh(&sample.path, now);
+        self.look(&sample.path, now);
+    }
+
+    /// Takes the vote from targets that are suspect now, and gives it back to those that are no more.
+    fn weigh(&mut self, path: &Name, now: Instant) {
+        let observer = self.jury.observer_is_suspect();
+        let concerned = if std::mem::replace(&mut self.blind, observer) == observer {
+            let suspects = self.jury.suspects(path);
+            if self.tracks.get(path).is_some_and(|t| t.suspects() == suspects) {
+                return;
+            }
+            self.jury.sharing(path)
+        } else {
+            self.tracks.keys().cloned().collect()
+        };
+        for name in concerned {
+            if let Some(track) = self.tracks.get_mut(&name) {
+                track.suspect(&self.jury.suspects(&name));
+                self.look(&name, now);
+            }
+        }
+    }
+
+    /// Takes in which share of its bandwidth a path uses, if it is busy with its own traffic.
+    pub fn set_busy(&mut self, path: &Name, busy: Option<f64>) {
+        if let Some(track) = self.tracks.get_mut(path) {
+            track.set_busy(busy);
+        }
+    }
+
+    /// What a person should know: targets that are at fault themselves, and paths that their own traffic slows down.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        let congested = self.tracks.iter().filter(|(_, track)| track.is_congested());
+        let text = |name: &Name| self.healths.get(name).map(|h| format!("path {name} is {}", h.reason));
+        self.jury.alarms().into_iter().chain(congested.filter_map(|(name, _)| text(name))).collect()
     }
 
     /// Takes in whether a path's interface is there, up and has a carrier.
@@ -220,6 +277,10 @@ impl Monitor {
     pub fn set_link(&mut self, path: &Name, link: Link, now: Instant) {
         if let Some(track) = self.tracks.get_mut(path) {
             track.set_link(link);
+            if link != Link::Ready {
+                self.jury.clear(path);
+                self.weigh(path, now);
+            }
             self.look(path, now);
         }
     }
@@ -260,6 +321,12 @@ impl Monitor {
         &self.measures
     }
 
+    /// Round-trip times of a path's window; none without answers.
+    #[must_use]
+    pub fn spread(&self, path: &Name) -> Option<quality::Spread> {
+        self.tracks.get(path)?.spread()
+    }
+
     /// Takes over what an earlier process knew of paths that were not measured since.
     pub fn remember(&mut self, known: &Healths, now: Instant) {
         for (name, health) in known {
@@ -283,7 +350,9 @@ impl Monitor {
             let (to, reason) = (view.health.state, view.health.reason.clone());
             self.events.push_back(HealthEvent { path: name.clone(), from, to, reason, at: now });
         }
-        self.measures.insert(name.clone(), view.stats);
+        if let Some(stats) = view.stats {
+            self.measures.insert(name.clone(), stats);
+        }
         self.healths.insert(name.clone(), view.health);
     }
 }

@@ -15,7 +15,7 @@ use prometheus_client::{
 use crate::{
     clock::Wall,
     engine::status::{PathStatus, ReconcileOutcome, Status},
-    health::PathState,
+    health::{PathState, quality::BUCKETS},
 };
 
 /// The `Content-Type` of [`render`]'s result.
@@ -145,7 +145,52 @@ impl Scrape {
         let drained =
             self.0.paths.iter().map(|(name, p)| (vec![self.site(), ("path", name.as_str())], u32::from(p.drained)));
         gauge(e, "patronus_path_drained", "Whether the path is out of use by hand: 1 or 0.", drained)?;
-        counter(e, "patronus_probes_total", "Probes by result since the daemon started.", self.probes())
+        counter(e, "patronus_probes_total", "Probes by result since the daemon started.", self.probes())?;
+        self.quality(e)
+    }
+
+    /// What a path is like, beside its health.
+    fn quality(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        gauge(
+            e,
+            "patronus_path_mos",
+            "What a call over the path would sound like, 1 to 4.5 (ITU-T G.107, simplified); absent without answers.",
+            self.per_path(|p| p.mos),
+        )?;
+        let oddities = self.0.paths.iter().flat_map(|(name, path)| {
+            let labels = move |kind| vec![self.site(), ("path", name.as_str()), ("kind", kind)];
+            [(labels("duplicate"), path.counts.duplicates), (labels("reordered"), path.counts.reordered)]
+        });
+        let help = "Answers that came a second time or were overtaken by that of a later probe.";
+        counter(e, "patronus_probe_oddities_total", help, oddities)?;
+        let ways = self.0.paths.iter().flat_map(|(name, path)| {
+            let labels = move |way| vec![self.site(), ("path", name.as_str()), ("direction", way)];
+            let told = path.counts.one_way.iter();
+            told.flat_map(move |w| [(labels("there"), w.there.as_secs_f64()), (labels("back"), w.back.as_secs_f64())])
+        });
+        let help = "Delay of each direction by STAMP, where the clocks of both ends are synchronised.";
+        gauge(e, "patronus_path_one_way_seconds", help, ways)?;
+        self.round_trips(e)
+    }
+
+    fn round_trips(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let mut answered = self.0.paths.iter().filter(|(_, p)| p.counts.answered > 0).peekable();
+        if answered.peek().is_none() {
+            return Ok(());
+        }
+        let help = "Round-trip times of answered probes since the daemon started.";
+        let mut metric = e.encode_descriptor("patronus_probe_rtt_seconds", help, None, MetricType::Histogram)?;
+        for (name, path) in answered {
+            let counts = &path.counts;
+            let ends = BUCKETS.iter().map(|ms| f64::from(*ms) / 1000.0);
+            let within: u64 = counts.buckets.iter().sum();
+            let mut buckets: Vec<(f64, u64)> = ends.zip(counts.buckets).collect();
+            buckets.push((f64::INFINITY, counts.answered - within));
+            let labels: Labels<'_> = vec![self.site(), ("path", name.as_str())];
+            let row = &mut metric.encode_family(&labels)?;
+            row.encode_histogram::<NoLabelSet>(counts.seconds, counts.answered, &buckets, None)?;
+        }
+        Ok(())
     }
 
     fn path_states(&self) -> impl Iterator<Item = (Labels<'_>, u32)> {

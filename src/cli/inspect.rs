@@ -185,7 +185,9 @@ pub async fn get(args: GetArgs) -> Outcome {
         return Ok(print_json(&json!({"format_version": 1, "site": status.site, "items": items})));
     }
     Ok(print(&match args.kind {
-        Kind::Paths => text::paths(&status, usize::MAX),
+        Kind::Paths => {
+            text::paths(&status, usize::MAX) + &args.name.map_or_else(String::new, |n| text::quality(&status, &n))
+        }
         Kind::Rules => text::rules(&status, usize::MAX),
         Kind::Policies => text::policies(&status, usize::MAX),
         Kind::Source | Kind::Events | Kind::Generation => revisions::whole(&status),

@@ -7,7 +7,7 @@ use super::{
     scalars::{Address, DscpName, Host},
     types::words,
 };
-use crate::units::Span;
+use crate::units::{Ratio, Span};
 
 /// How a path is probed. `plan` prints how long a silent failure may go unnoticed.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -51,6 +51,12 @@ pub struct ProbeSpec {
     /// Rounds that loss, latency and jitter look back over. Default 20.
     #[schemars(range(min = 1, max = 1000))]
     pub window: Option<u32>,
+    /// From which share of the endpoint's `bandwidth` on the path is busy with its own traffic. Default 90%.
+    pub busy_at: Option<Ratio>,
+    /// What latency and jitter mean while it is: `stay` (they count as they were before, and an alarm says so; the default), or `leave` (they count as ever).
+    #[serde(default)]
+    #[schemars(schema_with = "when_busy")]
+    pub when_busy: Option<WhenBusy>,
     /// `icmp`, `udp`: payload in bytes. Default 56.
     #[schemars(range(min = 16, max = 1452))]
     pub size: Option<u16>,
@@ -91,6 +97,17 @@ pub enum MethodName {
     Gateway,
 }
 
+/// What latency and jitter mean while a path is busy with its own traffic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenBusy {
+    /// Nothing.
+    #[default]
+    Stay,
+    /// What they always mean.
+    Leave,
+}
+
 /// A type of DNS record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -118,6 +135,10 @@ pub enum RecordType {
 
 fn methods(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     words(&["icmp", "udp", "stamp", "tcp", "http", "https", "dns", "gateway"], &[])
+}
+
+fn when_busy(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["stay", "leave"], &[])
 }
 
 fn record_types(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -32,7 +32,11 @@ use crate::{
     clock::{self, Instant},
     failover::{Overrides, Selection},
     guard::Rules,
-    health::{Monitor, Sample},
+    health::{
+        Monitor, Sample,
+        load::{Meter, Use},
+        quality::Counts,
+    },
     kernel::{
         KernelEvent,
         linux::{Changes, Linux},
@@ -104,6 +108,8 @@ pub struct Engine {
     recorder: Recorder,
     /// Samples since the last published status.
     batch: Batch,
+    /// How busy each endpoint of a declared bandwidth is.
+    loads: BTreeMap<Name, (Use, Meter)>,
     active: Option<Active>,
     gate: gate::Gate,
     revisions: Revisions,
@@ -122,7 +128,7 @@ pub struct Engine {
     samples: mpsc::Receiver<Sample>,
     observed: Observed,
     flows: BTreeMap<u32, u64>,
-    probes: BTreeMap<Name, publish::Probes>,
+    probes: BTreeMap<Name, Counts>,
     reasons: BTreeMap<Name, String>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
@@ -190,6 +196,7 @@ impl Engine {
             origin: parts.origin,
             router: parts.router,
             batch: parts.recorder.batch(),
+            loads: BTreeMap::new(),
             recorder: parts.recorder,
             active: None,
             gate: gate::Gate::new(parts.rules, now),

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     clock, desired, failover,
+    health::quality,
     plan::report::action_text,
     revision::View,
     state::RouteValue,
@@ -19,13 +20,6 @@ use crate::{
 
 /// Version of the status format.
 const FORMAT_VERSION: u32 = 1;
-
-/// Probes of one path since the daemon started.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Probes {
-    pub answered: u64,
-    pub lost: u64,
-}
 
 /// A status before anything is known.
 pub(super) fn blank(origin: &Origin) -> Status {
@@ -109,6 +103,7 @@ impl Engine {
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
+        all.extend(self.monitor.alarms());
         all.extend(self.drift.alarms(clock::now()));
         if let Some(active) = &self.active {
             all.extend(desired::obstacles(&active.site, &self.observed.facts));
@@ -120,14 +115,20 @@ impl Engine {
     fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
         let gateway = |hop: &RouteValue| hop.gateway().map(|g| g.to_string());
         let status = |(name, path): (&Name, &crate::validate::intent::Path)| {
-            let probes = self.probes.get(name).copied().unwrap_or_default();
+            let counts = self.probes.get(name).cloned().unwrap_or_default();
+            let health = self.monitor.healths().get(name)?.clone();
+            let call = health.latency.map(|l| quality::mos(l, health.jitter.unwrap_or_default(), health.loss.as_f64()));
             let hops = desired::next_hops(site, path, &self.observed.facts);
             let path = PathStatus {
                 interface: path.interface.to_string(),
                 gateways: hops.values().filter_map(gateway).collect(),
-                health: self.monitor.healths().get(name)?.clone(),
-                probes_answered: probes.answered,
-                probes_lost: probes.lost,
+                health,
+                probes_answered: counts.answered,
+                probes_lost: counts.lost,
+                method: path.probe.method.text().into(),
+                spread: self.monitor.spread(name),
+                mos: call,
+                counts,
                 drained: self.overrides.drains.contains_key(name),
             };
             Some((name.clone(), path))

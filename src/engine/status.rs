@@ -11,7 +11,10 @@ use crate::{
     failover::{Choice, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
-    health::PathHealth,
+    health::{
+        PathHealth,
+        quality::{Counts, Spread},
+    },
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
     units::Name,
@@ -289,6 +292,18 @@ pub struct PathStatus {
     /// Whether it is out of use by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// How it is probed: `icmp`, `udp` and so on.
+    #[serde(default)]
+    pub method: String,
+    /// Round-trip times of the window; none without answers.
+    #[serde(default)]
+    pub spread: Option<Spread>,
+    /// What a call would sound like, 1 to 4.5; none without answers.
+    #[serde(default)]
+    pub mos: Option<f64>,
+    /// What was counted since the daemon started.
+    #[serde(default)]
+    pub counts: Counts,
 }
 
 /// One failover rule.

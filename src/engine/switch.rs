@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Engine, publish::Probes, status::Event};
+use super::{Engine, status::Event};
 use crate::{
     clock::{self, Instant},
     desired, failover,
     failover::{Decision, Flows, Transition},
-    health::{Link, Sample},
+    health::{
+        Link, Sample,
+        load::{Moved, Use},
+    },
     kernel::Kernel as _,
     plan::{self, Step},
     state::{Key, Stamp, State, Target},
@@ -23,16 +26,36 @@ const SECOND_SWEEP: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) fn take_sample(&mut self, sample: &Sample, now: Instant) {
-        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count() as u64;
-        let totals: &mut Probes = self.probes.entry(sample.path.clone()).or_default();
-        totals.answered += answered;
-        totals.lost += sample.answers.len() as u64 - answered;
+        match self.probes.get_mut(&sample.path) {
+            Some(counts) => counts.add(sample),
+            None => self.probes.entry(sample.path.clone()).or_default().add(sample),
+        }
+        self.look_at_load(&sample.path, now);
         self.monitor.handle_sample(sample, now);
         let path = self.active.as_ref().and_then(|a| a.site.paths.get(&sample.path));
         self.gate.note(sample, path.map_or(1, |path| path.probe.quorum));
         if let Some(health) = self.monitor.healths().get(&sample.path) {
             self.batch.add(&sample.path, health, clock::wall());
         }
+    }
+
+    /// Reads how busy a path's uplink is, where its bandwidth is declared, before what was measured is judged.
+    fn look_at_load(&mut self, name: &Name, now: Instant) {
+        let Some(path) = self.active.as_ref().and_then(|a| a.site.paths.get(name)) else { return };
+        let endpoint = self.active.as_ref().and_then(|a| a.site.endpoints.get(&path.from));
+        let Some(endpoint) = endpoint.filter(|e| e.down.is_some() || e.up.is_some()) else { return };
+        let (used, meter) = self.loads.entry(path.from.clone()).or_default();
+        if meter.is_due(now) {
+            match self.router.kernel.link_bytes(&endpoint.interface) {
+                Ok(Some((down, up))) => {
+                    *used = meter.add(Moved { down, up }, (endpoint.down, endpoint.up), now).unwrap_or_default();
+                }
+                Ok(None) => *used = Use::default(),
+                Err(error) => tracing::debug!(%error, "the load of an uplink is not known"),
+            }
+        }
+        let busy = meter.weigh(*used, path.probe.busy_at.as_f64(), now);
+        self.monitor.set_busy(name, busy.then_some(used.most()));
     }
 
     /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows

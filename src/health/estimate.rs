@@ -3,7 +3,8 @@
 //! Two views are kept and the worse one counts: the *slow* view is the whole window, the *fast* view its newest
 //! [`FAST`] rounds. In each, the path's figures are those of its median target, so that neither one dead nor one
 //! slow target speaks for the path; a target that stays silent while the quorum is met is set aside until it
-//! answers again.
+//! answers again. A target that is suspect (`vote`) has no vote in the rounds that it did not answer; a round in which
+//! none has a vote says nothing.
 //!
 //! The loss that costs score is the *evident* loss: the lower end of Wilson's confidence interval (E. B. Wilson,
 //! 1927; z = 2.33, 99 % one-sided), and nothing before the third loss. One lost probe in twenty is 5 % by
@@ -25,7 +26,7 @@ use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
+use super::{Sample, quality::Spread};
 use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
@@ -104,10 +105,30 @@ enum Answer {
     After(Duration),
 }
 
+/// What a round says of its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vote {
+    /// As many targets answered as have to.
+    Good,
+    /// Fewer did.
+    Lost,
+    /// No target had a vote.
+    Void,
+}
+
+/// Whether a target is held to be at fault itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspicion {
+    No,
+    Yes,
+    /// It answers elsewhere again; the path's own next probe tells whether it does here.
+    Over,
+}
+
 #[derive(Debug)]
 struct Round {
     sent: Instant,
-    quorate: bool,
+    vote: Vote,
     /// Part of an outage that is over: it says nothing of how lossy the path is.
     outage: bool,
     answers: Box<[Answer]>,
@@ -139,6 +160,9 @@ pub(super) struct Window {
     capacity: usize,
     rounds: VecDeque<Round>,
     jitter: Vec<Jitter>,
+    suspicion: Vec<Suspicion>,
+    /// Per target, when its newest probe that was answered was sent.
+    answered: Vec<Option<Instant>>,
 }
 
 impl Window {
@@ -149,12 +173,38 @@ impl Window {
             capacity: (probe.window as usize).max(1),
             rounds: VecDeque::with_capacity(probe.window as usize + 1),
             jitter: vec![Jitter::default(); probe.targets.len()],
+            suspicion: vec![Suspicion::No; probe.targets.len()],
+            answered: vec![None; probe.targets.len()],
         }
     }
 
     pub fn clear(&mut self) {
         self.rounds.clear();
         self.jitter.fill(Jitter::default());
+        self.suspicion.fill(Suspicion::No);
+        self.answered.fill(None);
+    }
+
+    /// Takes the vote from targets, or gives it back with their next probe.
+    pub fn suspect(&mut self, suspects: &[bool]) {
+        for (state, suspect) in self.suspicion.iter_mut().zip(suspects) {
+            *state = match (*state, suspect) {
+                (_, true) => Suspicion::Yes,
+                (Suspicion::Yes, false) => Suspicion::Over,
+                (old, false) => old,
+            };
+        }
+        self.vote_anew();
+    }
+
+    /// Which targets are suspect.
+    pub fn suspects(&self) -> Vec<bool> {
+        self.suspicion.iter().map(|s| *s == Suspicion::Yes).collect()
+    }
+
+    /// Whether the newest round said nothing, since no target had a vote.
+    pub fn is_void(&self) -> bool {
+        self.rounds.back().is_some_and(|r| r.vote == Vote::Void)
     }
 
     pub fn len(&self) -> usize {
@@ -169,15 +219,74 @@ impl Window {
             return;
         }
         let answers: Box<[Answer]> = self.targets.iter().map(|t| answer(sample, t)).collect();
-        let answered = answers.iter().filter(|a| matches!(a, Answer::After(_))).count();
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }
-        self.rounds.insert(at, Round { sent: sample.sent, quorate: answered >= self.quorum, outage: false, answers });
+        let settled = self.settle(sample.sent, &answers);
+        self.rounds.insert(at, Round { sent: sample.sent, vote: Vote::Void, outage: false, answers });
         if self.rounds.len() > self.capacity {
             self.rounds.pop_front();
         }
+        if settled {
+            self.vote_anew();
+        } else if let Some(vote) = self.rounds.get(at.min(self.rounds.len() - 1)).map(|r| self.vote(r)) {
+            let at = at.min(self.rounds.len() - 1);
+            self.rounds[at].vote = vote;
+        }
         self.set_aside();
+    }
+
+    /// A target that was suspect and answers has been at fault itself: its losses are set aside. One that does not
+    /// though it answers elsewhere has its vote back, and its losses count. Whether anything changed.
+    fn settle(&mut self, sent: Instant, answers: &[Answer]) -> bool {
+        let mut changed = false;
+        for (t, answer) in answers.iter().enumerate() {
+            let answered = matches!(answer, Answer::After(_));
+            if answered && self.suspicion[t] != Suspicion::No {
+                let silent_since = self.answered[t];
+                let silent = |r: &&mut Round| silent_since.is_none_or(|last| r.sent > last);
+                for round in self.rounds.iter_mut().rev().take_while(silent) {
+                    round.answers[t] = Answer::Aside;
+                }
+            }
+            if answered || self.suspicion[t] == Suspicion::Over {
+                changed |= self.suspicion[t] != Suspicion::No;
+                self.suspicion[t] = Suspicion::No;
+            }
+            if answered {
+                self.answered[t] = self.answered[t].max(Some(sent));
+            }
+        }
+        changed
+    }
+
+    fn vote_anew(&mut self) {
+        let votes: Vec<Vote> = self.rounds.iter().map(|r| self.vote(r)).collect();
+        for (round, vote) in self.rounds.iter_mut().zip(votes) {
+            round.vote = vote;
+        }
+    }
+
+    fn vote(&self, round: &Round) -> Vote {
+        let answered = round.answers.iter().filter(|a| matches!(a, Answer::After(_))).count();
+        let voters = (0..self.targets.len()).filter(|t| self.votes(*t, round)).count();
+        match voters {
+            _ if answered >= self.quorum => Vote::Good,
+            0 => Vote::Void,
+            _ if answered >= voters => Vote::Good,
+            _ => Vote::Lost,
+        }
+    }
+
+    /// Whether a target has a vote in a round: it was not set aside, and is not under suspicion since before it.
+    fn votes(&self, target: usize, round: &Round) -> bool {
+        let masked =
+            || self.suspicion[target] != Suspicion::No && self.answered[target].is_none_or(|last| round.sent > last);
+        match round.answers[target] {
+            Answer::After(_) => true,
+            Answer::Aside => false,
+            Answer::Lost => !masked(),
+        }
     }
 
     fn add_jitter(&mut self, answers: &[Answer]) {
@@ -191,7 +300,7 @@ impl Window {
     /// Takes the vote from targets that stay silent while the quorum is met without them.
     fn set_aside(&mut self) {
         for t in 0..self.targets.len() {
-            let silent = |r: &&Round| r.quorate && !matches!(r.answers[t], Answer::After(_));
+            let silent = |r: &&Round| r.vote == Vote::Good && !matches!(r.answers[t], Answer::After(_));
             let run = self.rounds.iter().rev().take_while(silent).count();
             if run >= ASIDE {
                 for round in self.rounds.iter_mut().rev().take(run) {
@@ -203,33 +312,40 @@ impl Window {
 
     /// Rounds in a row, up to now, in which fewer targets than the quorum answered.
     pub fn lost_in_a_row(&self) -> usize {
-        self.rounds.iter().rev().take_while(|r| !r.quorate).count()
+        self.rounds.iter().rev().filter(|r| r.vote != Vote::Void).take_while(|r| r.vote == Vote::Lost).count()
     }
 
     /// Rounds in a row, up to now, in which the quorum answered.
     pub fn good_in_a_row(&self) -> usize {
-        self.rounds.iter().rev().take_while(|r| r.quorate).count()
+        self.rounds.iter().rev().take_while(|r| r.vote == Vote::Good).count()
     }
 
     /// Marks the rounds lost in a row before the good ones at the end as an outage that is over. Without this a path
     /// would be called lossy for most of a window after each outage; other losses keep their weight.
     pub fn end_outage(&mut self) {
         let good = self.good_in_a_row();
-        for round in self.rounds.iter_mut().rev().skip(good).take_while(|r| !r.quorate) {
+        for round in self.rounds.iter_mut().rev().skip(good).take_while(|r| r.vote != Vote::Good) {
             round.outage = true;
         }
     }
 
     /// The newest rounds that count, newest first.
     fn counted(&self, newest: usize) -> impl Iterator<Item = &Round> {
-        self.rounds.iter().rev().filter(|r| !r.outage).take(newest)
+        self.rounds.iter().rev().filter(|r| !r.outage && r.vote != Vote::Void).take(newest)
     }
 
     /// Lost probes of all targets that have a vote; all of them when nothing was answered.
     pub fn raw_loss(&self) -> Ratio {
-        let count = |kind: fn(&&Answer) -> bool| self.rounds.iter().flat_map(|r| &r.answers).filter(kind).count();
-        let (lost, answered) = (count(|a| **a == Answer::Lost), count(|a| matches!(a, Answer::After(_))));
+        let votes = || self.rounds.iter().flat_map(|r| (0..self.targets.len()).map(move |t| (t, r)));
+        let answered = votes().filter(|(t, r)| matches!(r.answers[*t], Answer::After(_))).count();
+        let lost = votes().filter(|(t, r)| r.answers[*t] == Answer::Lost && self.votes(*t, r)).count();
         if answered == 0 && !self.rounds.is_empty() { Ratio::ONE } else { Ratio::of(lost, lost + answered) }
+    }
+
+    /// All round-trip times, of all targets.
+    pub fn spread(&self) -> Option<Spread> {
+        let answers = self.rounds.iter().flat_map(|r| r.answers.iter());
+        Spread::of(answers.filter_map(|a| if let Answer::After(rtt) = a { Some(*rtt) } else { None }).collect())
     }
 
     /// Mean round-trip time and jitter of the median target, and the same for the newest rounds.
@@ -268,9 +384,9 @@ impl Window {
 
     /// Share of probes that a target lost; none when it has no vote.
     fn target_loss(&self, target: usize, newest: usize) -> Option<f64> {
-        let newest = || self.counted(newest).map(|r| r.answers[target]);
+        let newest = || self.counted(newest).filter(|r| self.votes(target, r)).map(|r| r.answers[target]);
         let lost = newest().filter(|a| *a == Answer::Lost).count();
-        let voted = newest().filter(|a| *a != Answer::Aside).count();
+        let voted = newest().count();
         (voted > 0).then(|| Ratio::of(lost, voted).as_f64())
     }
 }

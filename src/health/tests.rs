@@ -411,3 +411,100 @@ fn false_alarms_are_rare_and_thirty_percent_loss_is_found_in_time() {
         assert!(found[150] <= 13, "{targets} targets: {}", found[150]);
     }
 }
+
+/// Two paths that probe the same targets, of which so many have to answer.
+struct Pair {
+    monitor: Monitor,
+    round: u64,
+}
+
+impl Pair {
+    fn new(targets: usize, quorum: u32) -> Self {
+        let paths = ["fiber", "lte"].map(|p| {
+            let mut path = path(p, targets, 1000);
+            path.probe.quorum = quorum;
+            path
+        });
+        let mut pair = Self { monitor: Monitor::new(&site(paths.into()), T0), round: 0 };
+        let all = vec![true; targets];
+        pair.rounds(5, &all, &all);
+        pair
+    }
+
+    /// Which targets are answered over the fibre, and over LTE.
+    fn rounds(&mut self, n: usize, fiber: &[bool], lte: &[bool]) -> [PathState; 2] {
+        for _ in 0..n {
+            self.round += 1;
+            for (path, answered) in [("fiber", fiber), ("lte", lte)] {
+                let at = T0 + Duration::from_secs(self.round);
+                let rtt = |a: &bool| a.then(|| Duration::from_millis(20));
+                let answers = answered.iter().enumerate().map(|(t, a)| (target(t), rtt(a))).collect();
+                let notes = Notes::default();
+                let sample = Sample { path: name(path), round: self.round, sent: at, done: at, answers, notes };
+                self.monitor.handle_sample(&sample, at);
+            }
+        }
+        ["fiber", "lte"].map(|p| self.monitor.healths()[p].state)
+    }
+}
+
+#[test]
+fn a_target_that_fails_on_every_path_takes_none_of_them_down() {
+    let mut pair = Pair::new(3, 3);
+    let dead = [true, false, true];
+    assert_eq!(pair.rounds(30, &dead, &dead), [PathState::Up; 2]);
+    let alarms = pair.monitor.alarms();
+    assert!(alarms.len() == 1 && alarms[0].contains("192.0.2.1 (icmp) fails on all 2 paths"), "{alarms:?}");
+    // It has its vote back where it answers, and where it does not though it could.
+    assert_eq!(pair.rounds(4, &[true; 3], &dead), [PathState::Up, PathState::Down]);
+    assert!(pair.monitor.alarms().is_empty());
+}
+
+#[test]
+fn the_checker_sees_a_target_that_keeps_its_vote() {
+    // Without a second path that is ready, the dead target speaks against the first.
+    let mut pair = Pair::new(3, 3);
+    pair.monitor.set_carrier(&name("lte"), false, T0 + Duration::from_secs(5));
+    assert_eq!(pair.rounds(4, &[true, false, true], &[true, false, true])[0], PathState::Down);
+}
+
+#[test]
+fn when_nothing_answers_anywhere_states_are_held_until_something_does() {
+    let mut pair = Pair::new(1, 1);
+    assert_eq!(pair.rounds(60, &[false], &[false]), [PathState::Up; 2]);
+    let health = &pair.monitor.healths()["fiber"];
+    assert!(health.reason.starts_with("held") && health.score == 100, "{health:?}");
+    assert!(pair.monitor.alarms()[0].contains("no target answers on any path"));
+    // All is well again: no path is called down for what was nobody's fault.
+    assert_eq!(pair.rounds(1, &[true], &[true]), [PathState::Up; 2]);
+    assert_eq!(pair.monitor.healths()["fiber"].score, 100);
+    // One path was really dead.
+    pair.rounds(60, &[false], &[false]);
+    assert_eq!(pair.rounds(2, &[false], &[true]), [PathState::Down, PathState::Up]);
+}
+
+#[test]
+fn of_two_paths_with_one_target_a_dead_one_is_down() {
+    let mut pair = Pair::new(1, 1);
+    assert_eq!(pair.rounds(3, &[false], &[true]), [PathState::Down, PathState::Up]);
+    // A loss on the other one does not bring it back.
+    assert_eq!(pair.rounds(1, &[false], &[false]), [PathState::Down, PathState::Up]);
+    assert_eq!(pair.rounds(1, &[false], &[true]), [PathState::Down, PathState::Up]);
+}
+
+#[test]
+fn what_a_path_s_own_traffic_slows_down_counts_as_before() {
+    let mut s = Story::new(1, 1000);
+    s.rounds(20, &[20]);
+    s.monitor.set_busy(&name("fiber"), Some(0.97));
+    let busy = s.rounds(10, &[400]);
+    assert_eq!((busy.state, busy.score), (PathState::Up, 100));
+    assert!(busy.latency.unwrap() > Duration::from_millis(100), "what is shown is what was measured");
+    assert!(busy.reason.starts_with("congested by its own traffic (97% of its bandwidth)"), "{}", busy.reason);
+    assert!(s.monitor.alarms()[0].starts_with("path fiber is congested"));
+    // Loss counts as ever, and so does latency once the line is not busy.
+    assert_eq!(s.rounds(3, &[0]).state, PathState::Down);
+    let mut s = Story::new(1, 1000);
+    s.rounds(20, &[20]);
+    assert_eq!(s.rounds(10, &[400]).state, PathState::Down);
+}

@@ -1,8 +1,10 @@
 //! The state machine of one path.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
-use super::{Breach, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
+use super::{
+    Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, quality::Spread, score,
+};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -19,8 +21,12 @@ enum Cause {
     Link(Link),
     Unprobed,
     Lost,
+    /// No target has a vote: what was known stays.
+    Held,
     Recovering,
     Score,
+    /// Slow from its own traffic, which does not count.
+    Congested,
 }
 
 /// The least time without any report after which the prober is called silent. A path that dies is found by the
@@ -42,12 +48,17 @@ pub(super) struct Track {
     breach: Breach,
     /// When the newest round was sent that the quorum answered.
     good: Option<Instant>,
+    /// The share of its bandwidth that is used, while it is busy.
+    busy: Option<f64>,
+    /// Latency and jitter when it was not.
+    calm: (Option<Duration>, Option<Duration>),
 }
 
 /// What a look at a track found.
 pub(super) struct View {
     pub health: PathHealth,
-    pub stats: Stats,
+    /// None when nothing new is known.
+    pub stats: Option<Stats>,
 }
 
 impl Track {
@@ -62,21 +73,54 @@ impl Track {
             cause: Cause::Fresh,
             breach: Breach::default(),
             good: None,
+            busy: None,
+            calm: (None, None),
         }
     }
 
-    /// Takes over new settings. When the history does not fit them, the path begins anew.
-    pub fn reconfigure(&mut self, path: &Path, now: Instant) {
+    /// Takes over new settings. When the history does not fit them, the path begins anew. Whether it did not.
+    pub fn reconfigure(&mut self, path: &Path, now: Instant) -> bool {
         let same = self.path.probe == path.probe && self.path.interface == path.interface;
         if same {
             self.path = path.clone();
         } else {
             *self = Self { link: self.link, ..Self::new(path, now) };
         }
+        same
+    }
+
+    /// Whether its interface is there, up and has a carrier.
+    pub fn is_ready(&self) -> bool {
+        self.link == Link::Ready
+    }
+
+    /// What it probes.
+    pub fn targets(&self) -> &[IpAddr] {
+        &self.path.probe.targets
+    }
+
+    /// Round-trip times of its window.
+    pub fn spread(&self) -> Option<Spread> {
+        self.window.spread()
+    }
+
+    /// Which of its targets are suspect.
+    pub fn suspects(&self) -> Vec<bool> {
+        self.window.suspects()
     }
 
     pub const fn set_link(&mut self, link: Link) {
         self.link = link;
+    }
+
+    /// Takes in which share of its bandwidth is used, if it is busy.
+    pub const fn set_busy(&mut self, busy: Option<f64>) {
+        self.busy = busy;
+    }
+
+    /// Whether it is slow from its own traffic, and that does not count.
+    pub fn is_congested(&self) -> bool {
+        self.cause == Cause::Congested
     }
 
     pub fn add(&mut self, sample: &Sample, now: Instant) {
@@ -85,6 +129,11 @@ impl Track {
         if self.window.good_in_a_row() > 0 {
             self.good = self.good.max(Some(sample.sent));
         }
+    }
+
+    /// Takes the vote from targets that are suspect, in the order of the configuration.
+    pub fn suspect(&mut self, suspects: &[bool]) {
+        self.window.suspect(suspects);
     }
 
     /// Takes over the state that an earlier process knew.
@@ -106,17 +155,23 @@ impl Track {
     /// Looks at the path anew. `before` is what was published last.
     pub fn look(&mut self, before: Option<&PathHealth>, now: Instant) -> View {
         let (state, cause) = self.judge(before.map(|h| h.state), now);
+        if let (Cause::Held, Some(old)) = (cause, before) {
+            let reason = self.reason(cause, &self.window.stats(false));
+            self.cause = cause;
+            return View { health: PathHealth { reason, ..old.clone() }, stats: None };
+        }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
-        let figures = self.window.stats(dead);
+        let raw = self.window.stats(dead);
+        let figures = self.calmed(&raw);
         let shown = self.score(&figures, cause);
         let reason = match before {
             Some(old) if old.state == state && self.cause == cause => old.reason.clone(),
-            _ => self.reason(cause, &figures),
+            _ => self.reason(cause, &raw),
         };
         self.cause = cause;
         let since = before.filter(|old| old.state == state).map_or(now, |old| old.since);
-        View { health: self.health(state, shown, since, reason, &figures), stats: figures }
+        View { health: self.health(state, shown, since, reason, &raw), stats: Some(figures) }
     }
 
     fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause) {
@@ -135,6 +190,9 @@ impl Track {
     }
 
     fn judge_rounds(&mut self, before: Option<PathState>) -> (PathState, Cause) {
+        if self.window.is_void() {
+            return (before.unwrap_or(PathState::Unknown), Cause::Held);
+        }
         if self.window.lost_in_a_row() >= self.down_after() {
             self.need = self.up_after();
             return (PathState::Down, Cause::Lost);
@@ -150,9 +208,28 @@ impl Track {
         if std::mem::take(&mut self.need) > 0 {
             self.window.end_outage();
         }
-        let stats = self.window.stats(false);
+        let raw = self.window.stats(false);
+        if self.busy.is_none() {
+            self.calm = (raw.slow.latency, raw.slow.jitter);
+        }
+        let stats = self.calmed(&raw);
         self.breach = self.breach.after(&stats, &self.path.health);
-        (PathState::of(score(&stats, &self.limits())), Cause::Score)
+        let counts = score(&stats, &self.limits());
+        let cause = if counts > score(&raw, &self.limits()) { Cause::Congested } else { Cause::Score };
+        (PathState::of(counts), cause)
+    }
+
+    /// What was measured, with latency and jitter as they were before while the path is busy with its own traffic.
+    fn calmed(&self, raw: &Stats) -> Stats {
+        if self.busy.is_none() || self.path.probe.leave_when_busy {
+            return *raw;
+        }
+        let (latency, jitter) = self.calm;
+        let least =
+            |now: Option<Duration>, calm: Option<Duration>| now.map(|now| calm.map_or(now, |calm| now.min(calm)));
+        let calmed =
+            |f: &Figures| Figures { latency: least(f.latency, latency), jitter: least(f.jitter, jitter), ..*f };
+        Stats { slow: calmed(&raw.slow), fast: calmed(&raw.fast), dead: raw.dead }
     }
 
     /// What counts while nothing was measured.
@@ -189,7 +266,7 @@ impl Track {
 
     fn score(&self, stats: &Stats, cause: Cause) -> u8 {
         match cause {
-            Cause::Score => score(stats, &self.limits()),
+            Cause::Score | Cause::Congested => score(stats, &self.limits()),
             Cause::Unprobed => 100,
             Cause::Remembered(PathState::Up) => 80,
             Cause::Remembered(PathState::Degraded) => 50,
@@ -224,8 +301,14 @@ impl Track {
             Cause::Link(_) => format!("no carrier on {interface}"),
             Cause::Unprobed => "not probed; the carrier is there".to_owned(),
             Cause::Lost => format!("{} rounds lost in a row", self.down_after()),
+            Cause::Held => "held: what it probes answers on no path".to_owned(),
             Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
             Cause::Score => explain(stats, &self.limits()),
+            Cause::Congested => {
+                let percent = self.busy.unwrap_or_default() * 100.0;
+                let what = explain(stats, &self.limits());
+                format!("congested by its own traffic ({percent:.0}% of its bandwidth), which does not count: {what}")
+            }
         }
     }
 }

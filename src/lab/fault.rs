@@ -13,7 +13,7 @@ use super::{
 };
 use crate::units::{Name, Rate, Ratio};
 
-/// What is wrong with an uplink. Faults of different kinds add up; `BlackHole` and `Loss` replace each other.
+/// What is wrong with an uplink. Faults of different kinds add up; `BlackHole`, `Loss` and `Bursts` replace each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The provider's end of the link goes down: the router loses carrier.
@@ -26,6 +26,13 @@ pub enum Fault {
     BlackHole,
     /// This share of the packets towards the internet is lost, each on its own.
     Loss(Ratio),
+    /// So many packets in a row of each so many towards the internet are lost.
+    Bursts {
+        /// Lost in a row.
+        length: u32,
+        /// Of so many.
+        of: u32,
+    },
     /// Packets towards the internet take this much longer, in order.
     Latency(Duration),
     /// As `Latency`, spread evenly over this much less and more, in order.
@@ -53,6 +60,10 @@ impl Lab {
             Fault::Removed => self.ip(&at.router, &[format!("link del {}", at.link.interface)]),
             Fault::BlackHole => self.filter(&at, "drop"),
             Fault::Loss(ratio) => self.filter(&at, &loss(ratio)),
+            Fault::Bursts { length, of } => {
+                let customer = script::CUSTOMER;
+                self.filter(&at, &format!("iifname \"{customer}\" numgen inc mod {of} < {length} drop"))
+            }
             Fault::Latency(delay) => {
                 self.shape(&at, Shape::new(delay, Duration::ZERO));
                 Ok(())

@@ -46,7 +46,7 @@ impl Schedule {
         let phase = (u128::from(self.placed.wrapping_mul(GOLDEN)) * interval.as_nanos()) >> 64;
         self.placed += 1;
         let at = (now + Duration::from_nanos(u64::try_from(phase).unwrap_or(0))).as_nanos();
-        let next = Instant::from_nanos(if interval < SELDOM { at } else { at.next_multiple_of(GRID) });
+        let next = Instant::from_nanos(if interval < SELDOM { at } else { at - at % GRID });
         self.entries.insert(path.clone(), Entry { interval, pace: interval, next, last: None });
         self.due.insert((next, path.clone()));
     }

@@ -9,7 +9,7 @@ use super::{
     warning,
 };
 use crate::{
-    config::probe::{MethodName, ProbeSpec, RecordType},
+    config::probe::{MethodName, ProbeSpec, RecordType, WhenBusy},
     diag::Code,
     units::{Family, Span as Length},
 };
@@ -47,7 +47,16 @@ pub(super) fn check(
         window: spec.window.unwrap_or(20.max(spec.down_after.unwrap_or(3)).max(spec.up_after.unwrap_or(3))),
         size: spec.size.unwrap_or(56),
         targets,
+        busy_at: spec.busy_at.unwrap_or(Probe::default().busy_at),
+        leave_when_busy: spec.when_busy == Some(WhenBusy::Leave),
     };
+    for (field, written) in [("busyAt", spec.busy_at.is_some()), ("whenBusy", spec.when_busy.is_some())] {
+        if written && endpoint.is_some_and(|e| e.down.is_none() && e.up.is_none()) {
+            let message = format!("`{field}` needs to know how fast the endpoint is");
+            let help = "add the endpoint's `bandwidth: {down: 50Mbit, up: 10Mbit}`, or delete this";
+            subject.advise(report, Code::Combination, &format!("/probe/{field}"), message, help);
+        }
+    }
     timing(subject, &probe, report);
     let count = probe.targets.len();
     if count > 0 && probe.quorum as usize > count {

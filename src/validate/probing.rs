@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use serde::Serialize;
 
 use super::intent::duration;
-use crate::units::{Dscp, Family};
+use crate::units::{Dscp, Family, Ratio};
 
 /// How a path is probed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +35,10 @@ pub struct Probe {
     pub window: u32,
     /// Payload of ICMP and UDP probes in bytes, at least 16.
     pub size: u16,
+    /// From which share of the endpoint's declared bandwidth on the path is busy with its own traffic.
+    pub busy_at: Ratio,
+    /// Whether latency and jitter count even then.
+    pub leave_when_busy: bool,
 }
 
 impl Default for Probe {
@@ -51,6 +55,8 @@ impl Default for Probe {
             up_after: 3,
             window: 20,
             size: 56,
+            busy_at: Ratio::of(9, 10),
+            leave_when_busy: false,
         }
     }
 }

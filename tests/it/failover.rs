@@ -454,6 +454,13 @@ fn with_every_path_down_the_lan_stays_and_the_rule_keeps_or_rejects() {
         for endpoint in ["cable", "lte", "fiber"] {
             world.fault(endpoint, Fault::BlackHole);
         }
+        // Nothing answers anywhere: that may be this router's own fault, and there is nothing better to move to.
+        let blind = |s: &Status| s.alarms.iter().any(|a| a.contains("no target answers on any path"));
+        let held = world.daemon.wait("the observer to be suspect", blind);
+        assert!(held.paths.values().any(|p| p.health.state == PathState::Up), "{held:#?}");
+        for endpoint in ["cable", "lte", "fiber"] {
+            world.fault(endpoint, Fault::Carrier);
+        }
         let down = |s: &Status| s.paths.values().all(|p| p.health.state == PathState::Down);
         let exhausted = |s: &Status| down(s) && s.rules["critical"].choice.exhausted;
         let status = world.daemon.wait("all to be down", exhausted);

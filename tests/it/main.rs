@@ -6,6 +6,7 @@ mod classifier;
 mod config;
 mod confirm;
 mod dataplane;
+mod detection;
 mod docs;
 mod doctor;
 mod failover;

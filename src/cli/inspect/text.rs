@@ -236,6 +236,32 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
     table(&["PATH", "STATE", ">SCORE", ">RTT", ">LOSS", ">JITTER", ">SINCE", "VIA", "WHY"], rows, ("paths", limit))
 }
 
+/// What one path is like, below its row.
+pub(super) fn quality(status: &Status, name: &Name) -> String {
+    let Some(path) = status.paths.get(name) else { return String::new() };
+    let ms = |d| latency(Some(d));
+    let mut lines = Vec::new();
+    if let Some(s) = &path.spread {
+        let ranks = format!("min {}, median {}, mean {}", ms(s.min), ms(s.median), ms(s.mean));
+        let more = format!("p95 {}, p99 {}, max {}, deviation {}", ms(s.p95), ms(s.p99), ms(s.max), ms(s.deviation));
+        lines.push(format!("round trips   {ranks}, {more}"));
+    }
+    if let Some(way) = &path.counts.one_way {
+        lines.push(format!("one way       there {}, back {}", ms(way.there), ms(way.back)));
+    }
+    if let Some(mos) = path.mos {
+        lines.push(format!("a call        MOS {mos:.1}"));
+    }
+    let c = &path.counts;
+    let odd = format!("{} came twice, {} were overtaken", c.duplicates, c.reordered);
+    let asked = c.answered + c.lost;
+    lines.push(format!("probes        by {}: {} of {asked} answered since the start, {odd}", path.method, c.answered));
+    if let Some(said) = &c.said {
+        lines.push(format!("last answer   {}", clean(said)));
+    }
+    format!("\n  {}\n", lines.join("\n  "))
+}
+
 fn no_carrier(reason: &str) -> String {
     if reason.contains("carrier") { clean(reason) } else { format!("no carrier; {}", clean(reason)) }
 }

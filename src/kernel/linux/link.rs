@@ -45,6 +45,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -232,6 +233,23 @@ pub(super) fn get(channel: &Channel, name: &IfName) -> Result<Option<Link>, Refu
     wire::put_text(&mut request, IFLA_IFNAME, name.as_str());
     match channel.get(GET_LINK, request) {
         Ok(payload) => Ok(Link::parse(&payload)),
+        Err(refusal) if refusal.is(Errno::ENODEV) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// Bytes that an interface has received and sent; none if it is not there.
+pub(super) fn bytes(channel: &Channel, name: &IfName) -> Result<Option<(u64, u64)>, Refusal> {
+    let mut request = vec![0; HEADER];
+    wire::put_text(&mut request, IFLA_IFNAME, name.as_str());
+    let counters = |payload: &[u8]| {
+        // `struct rtnl_link_stats64`: packets received and sent, bytes received and sent.
+        let stats = wire::find(payload.get(HEADER..)?, IFLA_STATS64)?;
+        let at = |from: usize| Some(u64::from_ne_bytes(*stats.get(from..)?.first_chunk()?));
+        at(16).zip(at(24))
+    };
+    match channel.get(GET_LINK, request) {
+        Ok(payload) => Ok(counters(&payload)),
         Err(refusal) if refusal.is(Errno::ENODEV) => Ok(None),
         Err(refusal) => Err(refusal),
     }

@@ -92,6 +92,8 @@ pub struct Daemon {
     repository: PathBuf,
     /// Settings beside those that every test needs.
     more: serde_json::Value,
+    /// Variables of its environment.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Daemon {
@@ -110,6 +112,14 @@ impl Daemon {
         daemon
     }
 
+    /// The same with a variable in its environment.
+    pub fn start_in(lab: &Arc<Lab>, repository: &Repository, site: &str, variable: (&'static str, PathBuf)) -> Self {
+        let mut daemon = Self::stopped(lab, repository, site);
+        daemon.environment.push(variable);
+        daemon.settle();
+        daemon
+    }
+
     /// Starts it on a site's router and waits for nothing.
     pub fn launched(lab: &Arc<Lab>, repository: &Repository, site: &str) -> Self {
         let mut daemon = Self::stopped(lab, repository, site);
@@ -124,7 +134,8 @@ impl Daemon {
             fs::create_dir(place.path().join(part)).unwrap();
         }
         let repository = repository.path().to_owned();
-        Self { child: None, lab: Arc::clone(lab), site: name(site), place, repository, more: serde_json::json!({}) }
+        let (lab, site, more) = (Arc::clone(lab), name(site), serde_json::json!({}));
+        Self { child: None, lab, site, place, repository, more, environment: Vec::new() }
     }
 
     /// Other settings for its next start.
@@ -149,7 +160,7 @@ impl Daemon {
         let file = self.settings_file();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.patronus(&["run", "--config"]);
-        command.arg(file).process_group(0).stdin(Stdio::null());
+        command.arg(file).process_group(0).stdin(Stdio::null()).envs(self.environment.iter().cloned());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(self.lab.spawn_in(&self.router(), command).unwrap());
     }

@@ -149,7 +149,7 @@ where
     thread::spawn(move || {
         while !ills.end.load(Ordering::Relaxed) {
             let Ok((stream, _)) = listener.accept() else {
-                thread::sleep(Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(5));
                 continue;
             };
             let (ills, speak) = (Arc::clone(&ills), Arc::clone(&speak));

@@ -1,0 +1,297 @@
+//! Targets x paths: who is at fault when probes are not answered. Pure.
+//!
+//! A target that fails on every path that asks it is the *suspect target*: it has no vote until it answers somewhere. A
+//! path on which all targets fail while something answers elsewhere is the suspect path; that is what the rest of
+//! this module's parent finds by itself. When everything fails everywhere, the *observer* is suspect: no target has a
+//! vote, and every path keeps the state that it had.
+//!
+//! It takes two paths to tell them apart, so a site with one probed path has no suspects but the path. One loss here
+//! and there at the same time proves nothing: somewhere it must have been two in a row.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::{units::Name, validate::intent::Method};
+
+/// What is asked: an address, and how. A name server that is dead for DNS may answer ICMP.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Service {
+    target: IpAddr,
+    how: String,
+}
+
+impl Service {
+    /// A target of a path. Gateways are nobody else's.
+    pub fn of(path: &Name, target: IpAddr, method: &Method) -> Self {
+        let how = match method {
+            Method::Gateway => format!("gateway of {path}"),
+            Method::Icmp => "icmp".to_owned(),
+            Method::Udp { port } | Method::Stamp { port } | Method::Tcp { port } => {
+                format!("{} at port {port}", method.text())
+            }
+            Method::Http(web) => format!("{} at port {}: {}", method.text(), web.port, web.path),
+            Method::Dns(question) => format!("dns at port {}: {}", question.port, question.name),
+        };
+        Self { target, how }
+    }
+}
+
+impl std::fmt::Display for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.target, self.how)
+    }
+}
+
+/// How often something was asked, and with which result; of the newest probe of each path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    asked: usize,
+    silent: usize,
+    /// Silent twice in a row or more.
+    twice: usize,
+}
+
+impl Tally {
+    fn count(&mut self, run: Option<u32>, sign: bool) {
+        let add = |n: &mut usize, is: bool| {
+            if is {
+                *n = if sign { *n + 1 } else { n.saturating_sub(1) };
+            }
+        };
+        add(&mut self.asked, run.is_some());
+        add(&mut self.silent, run.is_some_and(|r| r > 0));
+        add(&mut self.twice, run.is_some_and(|r| r > 1));
+    }
+
+    const fn all_silent(self) -> bool {
+        self.asked > 1 && self.silent == self.asked && self.twice > 0
+    }
+}
+
+/// One target of one path.
+#[derive(Debug)]
+struct Cell {
+    service: Service,
+    /// Losses in a row up to the newest probe; none before the first result.
+    run: Option<u32>,
+}
+
+/// What was answered last, of all paths whose links are ready.
+#[derive(Debug, Default)]
+pub(super) struct Jury {
+    paths: BTreeMap<Name, Vec<Cell>>,
+    services: BTreeMap<Service, Tally>,
+    all: Tally,
+    /// Paths with a result.
+    heard: usize,
+}
+
+impl Jury {
+    /// Begins with a path anew: nothing was asked over it.
+    pub fn begin(&mut self, path: &Name, services: impl Iterator<Item = Service>) {
+        self.clear(path);
+        self.paths.insert(path.clone(), services.map(|service| Cell { service, run: None }).collect());
+    }
+
+    /// Forgets a path.
+    pub fn remove(&mut self, path: &Name) {
+        self.clear(path);
+        self.paths.remove(path);
+    }
+
+    /// Forgets what was answered over a path: its link is gone, which says nothing of the targets.
+    pub fn clear(&mut self, path: &Name) {
+        let Some(cells) = self.paths.get_mut(path) else { return };
+        self.heard -= usize::from(cells.iter().any(|c| c.run.is_some()));
+        for cell in cells {
+            self.all.count(cell.run, false);
+            if let Some(tally) = self.services.get_mut(&cell.service) {
+                tally.count(cell.run, false);
+                if *tally == Tally::default() {
+                    self.services.remove(&cell.service);
+                }
+            }
+            cell.run = None;
+        }
+    }
+
+    /// Takes in which targets of a path were answered, in the order in which it began.
+    pub fn add(&mut self, path: &Name, answered: impl Iterator<Item = bool>) {
+        let Some(cells) = self.paths.get_mut(path) else { return };
+        self.heard += usize::from(!cells.is_empty() && cells.iter().all(|c| c.run.is_none()));
+        for (cell, answered) in cells.iter_mut().zip(answered) {
+            let run = Some(if answered { 0 } else { cell.run.unwrap_or_default().saturating_add(1) });
+            let tally = match self.services.get_mut(&cell.service) {
+                Some(tally) => tally,
+                None => self.services.entry(cell.service.clone()).or_default(),
+            };
+            for tally in [&mut self.all, tally] {
+                tally.count(cell.run, false);
+                tally.count(run, true);
+            }
+            cell.run = run;
+        }
+    }
+
+    /// Whether nothing answers anywhere.
+    pub const fn observer_is_suspect(&self) -> bool {
+        self.heard > 1 && self.all.all_silent()
+    }
+
+    /// Which targets of a path have no vote, in the order in which it began.
+    pub fn suspects(&self, path: &Name) -> Vec<bool> {
+        let all = self.observer_is_suspect();
+        let suspect = |c: &Cell| all || self.services.get(&c.service).is_some_and(|t| t.all_silent());
+        self.paths.get(path).map(|cells| cells.iter().map(suspect).collect()).unwrap_or_default()
+    }
+
+    /// The paths that ask something which this path asks too, itself included.
+    pub fn sharing(&self, path: &Name) -> Vec<Name> {
+        let of = |path: &Name| self.paths.get(path).into_iter().flatten().map(|c| &c.service);
+        let shares = |other: &&Name| of(other).any(|s| of(path).any(|own| own == s));
+        self.paths.keys().filter(shares).cloned().collect()
+    }
+
+    /// What a person should know.
+    pub fn alarms(&self) -> Vec<String> {
+        if self.observer_is_suspect() {
+            let text = "no target answers on any path: this router itself, or what all paths have in common, is suspect; \
+                        the paths keep their states";
+            return vec![text.to_owned()];
+        }
+        let suspects = self.services.iter().filter(|(_, tally)| tally.all_silent());
+        suspects
+            .map(|(service, tally)| {
+                format!("the probe target {service} fails on all {} paths and has no vote", tally.asked)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(s: &str) -> Name {
+        s.parse().unwrap()
+    }
+
+    fn services(n: u8) -> impl Iterator<Item = Service> {
+        (1..=n).map(|t| Service::of(&name("any"), [192, 0, 2, t].into(), &Method::Icmp))
+    }
+
+    /// Two paths with three targets.
+    fn jury() -> Jury {
+        let mut jury = Jury::default();
+        jury.begin(&name("p1"), services(3));
+        jury.begin(&name("p2"), services(3));
+        jury
+    }
+
+    /// So many rounds on both paths, with dead targets (bits) and dead paths (bits).
+    fn rounds(jury: &mut Jury, n: usize, targets: u8, paths: u8) {
+        for _ in 0..n {
+            for (bit, path) in [(1, "p1"), (2, "p2")] {
+                jury.add(&name(path), (0..3).map(|t| paths & bit == 0 && targets >> t & 1 == 0));
+            }
+        }
+    }
+
+    /// Who is suspect: targets as bits, and whether the observer is.
+    fn verdict(jury: &Jury) -> (u8, bool) {
+        let suspects = jury.suspects(&name("p1"));
+        (suspects.iter().enumerate().map(|(t, s)| u8::from(*s) << t).sum(), jury.observer_is_suspect())
+    }
+
+    #[test]
+    fn each_set_of_dead_targets_with_each_set_of_dead_paths_has_its_verdict() {
+        // Dead targets, dead paths: suspect targets, suspect observer.
+        let mut table = Vec::new();
+        for targets in 0..8 {
+            table.push((targets, 0, targets, targets == 7));
+            // Over a dead path nothing is answered, so what the other one does not reach fails on both.
+            table.push((targets, 1, targets, targets == 7));
+            table.push((targets, 2, targets, targets == 7));
+            table.push((targets, 3, 7, true));
+        }
+        assert_eq!(table.len(), 32);
+        for (targets, paths, suspects, observer) in table {
+            let mut jury = jury();
+            rounds(&mut jury, 2, 0, 0);
+            assert_eq!(verdict(&jury), (0, false));
+            rounds(&mut jury, 2, targets, paths);
+            assert_eq!(verdict(&jury), (suspects, observer), "targets {targets:03b} paths {paths:02b}");
+            assert_eq!(jury.alarms().is_empty(), suspects == 0, "{:?}", jury.alarms());
+            rounds(&mut jury, 1, 0, 0);
+            assert_eq!(verdict(&jury), (0, false), "one answer anywhere ends a suspicion");
+        }
+    }
+
+    #[test]
+    fn one_loss_on_each_path_at_the_same_time_is_chance() {
+        let mut jury = jury();
+        rounds(&mut jury, 3, 0, 0);
+        rounds(&mut jury, 1, 7, 0);
+        assert_eq!(verdict(&jury), (0, false));
+    }
+
+    #[test]
+    fn with_one_path_only_the_path_is_suspect() {
+        let mut jury = Jury::default();
+        jury.begin(&name("p1"), services(3));
+        for _ in 0..10 {
+            jury.add(&name("p1"), [false; 3].into_iter());
+        }
+        assert_eq!(verdict(&jury), (0, false));
+        // The other path has no carrier: it says nothing.
+        let mut two = super::tests::jury();
+        rounds(&mut two, 5, 7, 0);
+        two.clear(&name("p2"));
+        assert_eq!(verdict(&two), (0, false));
+    }
+
+    #[test]
+    fn a_service_is_an_address_and_a_method_and_a_gateway_is_nobody_else_s() {
+        let dns = Method::Dns(crate::validate::intent::Question { port: 53, name: "a".into(), record: "A".into() });
+        let of = |path: &str, method: &Method| Service::of(&name(path), [192, 0, 2, 1].into(), method);
+        assert_ne!(of("p1", &dns), of("p1", &Method::Icmp));
+        assert_eq!(of("p1", &dns), of("p2", &dns));
+        assert_ne!(of("p1", &Method::Gateway), of("p2", &Method::Gateway));
+        let mut jury = Jury::default();
+        for path in ["p1", "p2", "p3"] {
+            jury.begin(&name(path), std::iter::once(of(path, &Method::Gateway)));
+        }
+        for (path, answered) in [("p1", false), ("p1", false), ("p2", false), ("p2", false), ("p3", true)] {
+            jury.add(&name(path), std::iter::once(answered));
+        }
+        assert_eq!(verdict(&jury), (0, false));
+    }
+
+    proptest! {
+        /// The counters are those of a plain count over all cells, whatever happened.
+        #[test]
+        fn counting_as_it_goes_is_counting_at_the_end(story in proptest::collection::vec((0_usize..4, 0_u8..9), 0..200)) {
+            let names = ["p0", "p1", "p2", "p3"].map(name);
+            let mut jury = Jury::default();
+            for (path, what) in story {
+                match what {
+                    0 => jury.remove(&names[path]),
+                    1 => jury.begin(&names[path], services(u8::try_from(path).unwrap())),
+                    2 => jury.clear(&names[path]),
+                    bits => jury.add(&names[path], (0..3).map(|t| bits >> t & 1 == 0)),
+                }
+                let cells = || jury.paths.values().flatten();
+                let count = |least: u32| cells().filter(|c| c.run.is_some_and(|r| r >= least)).count();
+                prop_assert_eq!(jury.all, Tally { asked: count(0), silent: count(1), twice: count(2) });
+                let heard = jury.paths.values().filter(|p| p.iter().any(|c| c.run.is_some())).count();
+                prop_assert_eq!(jury.heard, heard);
+                // A suspect target is one that no path has an answer of.
+                for (service, tally) in &jury.services {
+                    let answered = cells().any(|c| c.service == *service && c.run == Some(0));
+                    prop_assert!(!(tally.all_silent() && answered));
+                }
+            }
+        }
+    }
+}
