@@ -9,7 +9,10 @@ use crate::{
     clock,
     config::{Snapshot, commit::Commit},
     revision::{Revisions, Triage},
-    source::{self, SourceError, git::Way},
+    source::{
+        self, SourceError,
+        git::{Scheme, Way},
+    },
 };
 
 /// What reading the source has come to.
@@ -84,10 +87,11 @@ async fn snapshot(origin: &Origin, ask: &mut Ask) -> Result<(Snapshot, Option<St
             let highest = ask.revisions.highest().map(str::to_owned);
             let fetched = follower.fetch(std::mem::take(&mut ask.ways), highest).await?;
             let via = fetched.way.name().to_owned();
+            let remote = follower.spec().url.scheme != Scheme::File;
             for (way, error) in fetched.failed {
                 tracing::warn!(over = way.name(), used = via, "the source could not be fetched: {error}");
             }
-            Ok((fetched.snapshot, Some(via)))
+            Ok((fetched.snapshot, remote.then_some(via)))
         }
     }
 }

@@ -151,7 +151,10 @@ fn read(fetch: &Fetch, accepted: Option<Oid>) -> Result<Snapshot, GitError> {
         GitError::new(Reason::Corrupt, format!("commit {id}: {}", error.message()), "the next fetch brings it again")
     };
     let commit = repository.find_commit(id).map_err(damaged)?;
-    let files = tree::files(&repository, commit.tree_id(), &fetch.spec.path)?;
+    let files = tree::files(&repository, commit.tree_id(), &fetch.spec.path).map_err(|error| {
+        let short: String = commit.id().to_string().chars().take(12).collect();
+        GitError { message: format!("commit {short}: {}", error.message), ..error }
+    })?;
     let commit = describe(&repository, &commit, fetch, accepted);
     Ok(Snapshot { revision: commit.id.clone(), files, commit: Some(commit) })
 }
