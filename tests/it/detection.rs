@@ -201,6 +201,22 @@ impl World {
         self.lab.flow(&spec).unwrap()
     }
 
+    /// Files that the daemon has open.
+    fn sockets(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).unwrap().count()
+    }
+
+    /// What a person is told of one path.
+    fn quality(&self) {
+        self.daemon.wait("STAMP to be measured", |s| s.paths["stamp"].spread.is_some());
+        let told = self.daemon.says(&["get", "paths", "stamp"]);
+        println!("{told}");
+        for part in ["round trips   min ", "p99 ", "a call        MOS ", "probes        by stamp: ", " came twice, "] {
+            assert!(told.contains(part), "{part} is not in\n{told}");
+        }
+        assert!(!told.contains("one way"), "the router's settings say nothing of its clock:\n{told}");
+    }
+
     fn mend(&self, what: &What) {
         match what {
             What::Target => drop(sh(&self.lab, &Node::Internet, "nft delete table inet dead")),
@@ -294,8 +310,12 @@ fn each_method_finds_the_faults_that_it_can_and_is_quiet_on_the_others() {
     let names: BTreeSet<&str> = METHODS.iter().map(|(m, _)| *m).collect();
     assert_eq!(names.len(), METHODS.len());
     let mut rows = Vec::new();
+    let mut open = 0;
     for (round, case) in cases().iter().enumerate() {
         world.begin(case, round + 1);
+        if round == 0 {
+            open = world.sockets();
+        }
         let (broken, flows) = world.break_all(&case.fault);
         let found = world.watch(case, &broken);
         drop(flows);
@@ -303,6 +323,9 @@ fn each_method_finds_the_faults_that_it_can_and_is_quiet_on_the_others() {
         println!("{}", row(case, &found));
         rows.push(row(case, &found));
     }
+    world.quality();
+    // Dialogues come and go: some of 15 at a time, whatever the number of rounds.
+    assert!(world.sockets() <= open + 30, "{} sockets, {open} at first", world.sockets());
     let head: Vec<&str> = METHODS.iter().map(|(m, _)| *m).collect();
     let table = format!("| fault | {} |\n|---|{}\n{}\n", head.join(" | "), "---|".repeat(head.len()), rows.join("\n"));
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/detection.md"));
