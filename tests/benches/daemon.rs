@@ -77,11 +77,18 @@ fn measure(paths: usize, targets: usize) -> Figures {
     let log = fs::File::create(dir.path().join("log")).expect("a log");
     let mut command = Command::new(PATRONUS);
     command.arg("run").arg("--config").arg(dir.path().join("patronus.yaml")).envs(environment());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
-    let figures = watch(&child, paths, &dir.path().join("log"));
-    let _ = child.kill();
-    let _ = child.wait();
-    figures
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon");
+    watch(&Running(child).0, paths, &dir.path().join("log"))
+}
+
+/// A daemon that ends with the measurement, also with one that fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The environment that the shipped systemd unit gives to the daemon.
@@ -181,7 +188,7 @@ fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
     let scrapes = (0..21).map(|_| {
         let begun = Instant::now();
         let text = scrape().expect("metrics");
-        assert!(text.matches("\npatronus_path_up{").count() == paths, "every path is there");
+        assert!(text.matches("\npatronus_path_carrier{").count() == paths, "every path is there");
         ms(begun.elapsed())
     });
     Figures { cpu: shares, memory, scrapes: scrapes.collect() }
