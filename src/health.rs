@@ -106,6 +106,9 @@ pub struct PathHealth {
     /// Whether somebody set the interface down.
     #[serde(default)]
     pub disabled: bool,
+    /// Whether the state is that of before, because nothing that is probed answers on any path.
+    #[serde(default)]
+    pub held: bool,
     /// When the newest round was sent that was answered by as many targets as have to.
     #[serde(default)]
     pub good: Option<Instant>,

@@ -246,7 +246,7 @@ impl Engine {
         {
             return Some(closed.to_string());
         }
-        let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown);
+        let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown && !h.held);
         let measuring = now.since(self.gate.started) < MEASURING
             && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
         measuring.then(|| "its paths are not measured yet".into())

@@ -50,6 +50,7 @@ fn health(text: &str) -> PathHealth {
         rounds: 20,
         carrier,
         disabled: false,
+        held: false,
         good: None,
         since: T0,
         reason,

@@ -41,8 +41,9 @@ impl Baseline {
     /// What is so now, before `new` takes the place of `old`.
     #[must_use]
     pub fn of(old: &Site, new: &Site, healths: &Healths, selection: &Selection) -> Self {
-        let works =
-            |path: &&Name| healths.get(*path).is_some_and(|h| matches!(h.state, PathState::Up | PathState::Degraded));
+        let works = |path: &&Name| {
+            healths.get(*path).is_some_and(|h| !h.held && matches!(h.state, PathState::Up | PathState::Degraded))
+        };
         let carried = |policy: &&Policy| path_of(policy, selection).is_some_and(|path| works(&path));
         Self {
             up: old.paths.keys().filter(works).cloned().collect(),
@@ -221,6 +222,7 @@ mod tests {
             rounds: 9,
             carrier,
             disabled: false,
+            held: false,
             good: None,
             since: T0,
             reason,

@@ -158,7 +158,7 @@ impl Track {
         if let (Cause::Held, Some(old)) = (cause, before) {
             let reason = self.reason(cause, &self.window.stats(false));
             self.cause = cause;
-            return View { health: PathHealth { reason, ..old.clone() }, stats: None };
+            return View { health: PathHealth { reason, held: true, ..old.clone() }, stats: None };
         }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
@@ -284,6 +284,7 @@ impl Track {
             rounds: u32::try_from(self.window.len()).unwrap_or(u32::MAX),
             carrier: self.link == Link::Ready,
             disabled: self.link == Link::Disabled,
+            held: self.cause == Cause::Held,
             good: self.good,
             since,
             reason,

@@ -13,7 +13,7 @@ use crate::support::daemon::{Daemon, active};
 
 fn well(status: &Status) -> bool {
     status.paths.len() == 2
-        && status.paths.values().all(|p| p.health.state == PathState::Up)
+        && status.paths.values().all(|p| !p.health.held && p.health.state == PathState::Up)
         && active(status, "critical") == Some("fiber")
 }
 
@@ -91,7 +91,8 @@ fn the_checker_sees_a_router_that_stays_cut_off_without_the_gate() {
     let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("0s"));
     daemon.wait("both paths", well);
     world.repository.write("site.yaml", &CHANGES[1].site());
-    let down = |s: &Status| s.paths.values().all(|p| p.health.state == PathState::Down);
+    // Nothing answers anywhere: the states of before are held, and say so.
+    let down = |s: &Status| s.paths.values().all(|p| p.health.held || p.health.state == PathState::Down);
     let status = daemon.wait("a router that is cut off", down);
     assert!(status.unconfirmed.is_none(), "nobody asks");
     assert_eq!(standing(&daemon).1, Standing::Applied);
