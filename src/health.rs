@@ -29,7 +29,7 @@ use vote::{Jury, Service};
 
 use crate::{
     clock::Instant,
-    units::{Name, Ratio},
+    units::{Name, Ratio, pack},
     validate::intent::Site,
 };
 
@@ -221,6 +221,10 @@ impl Monitor {
             }
             self.look(name, now);
         }
+        pack(&mut self.tracks);
+        pack(&mut self.healths);
+        pack(&mut self.measures);
+        self.jury.pack();
     }
 
     /// Takes in the result of a probe round. Samples of unknown paths are dropped.

@@ -1,6 +1,6 @@
 //! The full pass: look, plan, apply, read back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -66,12 +66,12 @@ impl Engine {
             Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
             _ => None,
         });
-        let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
-        let Ok(found) = self.router.kernel.sysctls(&paths) else { return };
-        let same = |(path, value): (&String, &&Value)| {
-            found.get(&Key::Sysctl(SysctlKey { path: path.clone() })).is_none_or(|now| now == *value)
+        // Each by itself, so that what is needed for all of them together is not kept until the next second.
+        let changed = |(path, value): (String, &Value)| {
+            let found = self.router.kernel.sysctls(std::slice::from_ref(&path)).unwrap_or_default();
+            found.values().any(|now| now != value)
         };
-        if self.timers.retry == RETRY && !paths.iter().zip(&values).all(same) {
+        if self.timers.retry == RETRY && wanted.take(SYSCTLS).any(changed) {
             self.timers.pass_at(now);
         }
     }
@@ -178,7 +178,7 @@ impl Engine {
         let Some(active) = &self.active else { return };
         let ranges = self.router.ranges();
         let numbers = &self.router.numbers(&self.observed).targets;
-        let spec = |path: &crate::validate::intent::Path| {
+        let spec = |path: &Arc<crate::validate::intent::Path>| {
             let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
             ProbeSpec {
                 path: path.name.clone(),
@@ -191,7 +191,7 @@ impl Engine {
                     .values()
                     .filter_map(crate::state::RouteValue::gateway)
                     .collect(),
-                probe: path.probe.clone(),
+                probe: Arc::clone(&path.probe),
             }
         };
         let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();

@@ -6,7 +6,10 @@
 //!
 //! A path that lost its carrier is excused unless the change touched it: no commit pulls a cable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -61,7 +64,8 @@ impl Baseline {
 
 /// Whether a path and the endpoint under it are what they were.
 fn untouched(path: &Path, old: &Site, new: &Site) -> bool {
-    new.paths.get(&path.name) == Some(path) && old.endpoints.get(&path.from) == new.endpoints.get(&path.from)
+    new.paths.get(&path.name).is_some_and(|new| **new == *path)
+        && old.endpoints.get(&path.from) == new.endpoints.get(&path.from)
 }
 
 /// The path that a policy's traffic takes.
@@ -166,7 +170,7 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
 }
 
 fn probed(site: &Site) -> impl Iterator<Item = &Path> {
-    site.paths.values().filter(|path| !path.probe.targets.is_empty())
+    site.paths.values().map(Arc::as_ref).filter(|path| !path.probe.targets.is_empty())
 }
 
 fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Judgement) {
@@ -322,7 +326,7 @@ mod tests {
         let mut world = World::new();
         world.fails("lte", false);
         assert!(world.judge().stands());
-        world.new.paths.get_mut(&name("lte")).unwrap().mtu = Some(1400);
+        Arc::make_mut(world.new.paths.get_mut(&name("lte")).unwrap()).mtu = Some(1400);
         world.before.untouched = Baseline::of(&world.old, &world.new, &world.healths, &world.selection).untouched;
         assert!(!world.judge().stands());
     }

@@ -280,7 +280,7 @@ fn plain(value: &Json) -> String {
 
 fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
     let text = match kind {
-        "path" => site.paths.get(name).map(describe_path),
+        "path" => site.paths.get(name).map(|path| describe_path(path)),
         "failover" => site.rules.get(name).map(|r| format!("{} in order", join(&r.members))),
         "policy" => site
             .policies

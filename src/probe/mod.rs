@@ -17,6 +17,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::IpAddr,
+    sync::Arc,
 };
 
 use tokio::sync::mpsc;
@@ -58,7 +59,7 @@ pub struct ProbeSpec {
     /// Its gateways as the kernel has them, IPv4 first.
     pub gateways: Vec<IpAddr>,
     /// Method, targets and timing.
-    pub probe: Probe,
+    pub probe: Arc<Probe>,
 }
 
 /// Why probing is not possible.

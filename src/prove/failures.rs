@@ -4,7 +4,7 @@
 //! fails behind a link that stays up. What counts is the path that each policy uses once everything had time to be
 //! noticed, and whether that one works.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -112,7 +112,7 @@ fn patience(site: &Site) -> Duration {
 }
 
 fn play(site: &Site, paths: &[&Name]) -> Failure {
-    let bare = |p: &&Path| p.probe.targets.is_empty();
+    let bare = |p: &&Arc<Path>| p.probe.targets.is_empty();
     let unprobed = site.paths.values().filter(bare).map(|p| &p.name).collect();
     let mut world = World::new(site, Outage { paths, unprobed });
     let end = CALM + patience(site);

@@ -39,13 +39,14 @@ fn spec(n: u8, targets: &[&str]) -> ProbeSpec {
             interval: Duration::from_millis(100),
             timeout: Duration::from_millis(80),
             ..Probe::default()
-        },
+        }
+        .into(),
     }
 }
 
 /// The same with more time for an answer.
 fn patient(spec: ProbeSpec, timeout: Duration) -> ProbeSpec {
-    ProbeSpec { probe: Probe { timeout, ..spec.probe }, ..spec }
+    ProbeSpec { probe: Probe { timeout, ..(*spec.probe).clone() }.into(), ..spec }
 }
 
 /// The probes of one test and their results.
@@ -276,7 +277,7 @@ fn site(spec: &ProbeSpec) -> Site {
         labels: std::iter::empty().collect(),
         lan: vec![],
         endpoints: std::iter::empty().collect(),
-        paths: [(spec.path.clone(), path)].into_iter().collect(),
+        paths: [(spec.path.clone(), path.into())].into_iter().collect(),
         rules: std::iter::empty().collect(),
         policies: vec![],
         beyond: std::iter::empty().collect(),
@@ -328,7 +329,7 @@ fn two_hundred_milliseconds_more_are_found_in_half_a_second() {
         // The timeout spans several rounds, so that late ones are measured and not lost.
         let spec = patient(spec(0, &["10.50.0.1"]), Duration::from_millis(500));
         let mut site = site(&spec);
-        site.paths.get_mut("fiber").unwrap().health.latency = Duration::from_millis(100);
+        Arc::make_mut(site.paths.get_mut("fiber").unwrap()).health.latency = Duration::from_millis(100);
         let mut monitor = Monitor::new(&site, clock::now());
         let mut bench = Bench::new(vec![spec]);
         until_state(&mut bench, &mut monitor, PathState::Up).await;
