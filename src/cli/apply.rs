@@ -175,6 +175,7 @@ pub async fn carry_through(
 }
 
 /// What is asked before a change, with what becomes of it.
+#[must_use]
 pub fn question(what: &str, timeout: Duration) -> String {
     if timeout.is_zero() {
         return what.to_owned();
