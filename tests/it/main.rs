@@ -22,6 +22,7 @@ mod prove;
 mod reconcile;
 mod records;
 mod saved;
+mod simulate;
 mod simulation;
 mod support;
 mod tidy;
