@@ -20,6 +20,7 @@ use patronus::{
     store::{Limits, Recorder},
     units::Name,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use crate::support::daemon::{Daemon, PATIENCE, Repository, active, name};
@@ -89,7 +90,7 @@ fn server(statuses: &'static [&'static str]) -> (u16, mpsc::Receiver<String>) {
 fn take_mail(stream: impl Read + Write) -> String {
     let mut stream = BufReader::new(stream);
     let mut said = String::new();
-    let mut answer = |stream: &mut BufReader<_>, text: &str| {
+    let answer = |stream: &mut BufReader<_>, text: &str| {
         let inner: &mut _ = BufReader::get_mut(stream);
         Write::write_all(inner, text.as_bytes()).is_ok() && Write::flush(inner).is_ok()
     };
@@ -125,7 +126,6 @@ fn sink(tls: bool) -> (u16, thread::JoinHandle<String>) {
         if !tls {
             return take_mail(stream);
         }
-        use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
         let chain = CertificateDer::pem_file_iter(format!("{TLS}/good.pem")).unwrap().map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_file(format!("{TLS}/server.key")).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -284,7 +284,7 @@ fn a_channel_that_hangs_delays_no_failover_and_its_failure_is_an_alarm_and_no_ev
         "stuck",
         &format!("echo $$ > {here}/pid.new; mv {here}/pid.new {here}/pid; exec sleep 1000"),
     );
-    let told = script(dir.path(), "told", &format!("cat > {here}/told.new; mv {here}/told.new {here}/told"));
+    let told = script(dir.path(), "told.sh", &format!("cat > {here}/told.new; mv {here}/told.new {here}/told"));
     let notify = json!([
         {"name": "stuck", "exec": {"command": [stuck], "timeout": "10m"}, "events": ["daemon", "failover"], "group": "1ms"},
         {"name": "broken", "webhook": {"url": "http://127.0.0.1:9/"}, "events": ["daemon", "failover", "alarm"], "group": "1ms"},
