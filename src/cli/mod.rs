@@ -29,6 +29,7 @@ pub mod restore;
 pub mod run;
 mod saved;
 pub mod schema;
+pub mod simulate;
 pub mod snapshot;
 pub mod source;
 pub mod test;
@@ -134,6 +135,7 @@ enum Verb {
     Init(init::Args),
     Fmt(format::Args),
     Test(test::Args),
+    Simulate(simulate::Args),
     Failover(orders::FailoverArgs),
     Failback(orders::FailbackArgs),
     Drain(orders::DrainArgs),
@@ -215,6 +217,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Init(args) => init::run(&args),
             Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Simulate(args) => simulate::run(&args),
             Verb::Failover(args) => orders::failover(args).await,
             Verb::Failback(args) => orders::failback(args).await,
             Verb::Drain(args) => orders::drain(args).await,
