@@ -21,6 +21,7 @@ pub mod format;
 pub mod init;
 pub mod inspect;
 pub mod lab;
+mod notify;
 mod orders;
 pub mod plan;
 mod reference;
@@ -139,6 +140,7 @@ enum Verb {
     Failback(orders::FailbackArgs),
     Drain(orders::DrainArgs),
     Undrain(orders::UndrainArgs),
+    Notify(notify::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -220,6 +222,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Failback(args) => orders::failback(args).await,
             Verb::Drain(args) => orders::drain(args).await,
             Verb::Undrain(args) => orders::undrain(args).await,
+            Verb::Notify(args) => notify::run(args).await,
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

@@ -16,6 +16,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod messages;
+mod notify;
 mod pipelines;
 mod preview;
 mod prove;
