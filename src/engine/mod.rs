@@ -41,6 +41,7 @@ use crate::{
         KernelEvent,
         linux::{Changes, Linux},
     },
+    notify::Notices,
     plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
@@ -87,6 +88,8 @@ pub struct Parts {
     pub clock_synchronised: bool,
     /// Requests of forges, counted.
     pub hooks: Arc<Hooks>,
+    /// What became of notifications.
+    pub notices: Arc<Notices>,
 }
 
 /// What connects the engine to the world around it.
@@ -116,6 +119,7 @@ pub struct Engine {
     /// What is written down of the revisions.
     written: String,
     hooks: Arc<Hooks>,
+    notices: Arc<Notices>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
     reader: reader::Reader,
@@ -203,6 +207,7 @@ impl Engine {
             revisions,
             written: String::new(),
             hooks: parts.hooks,
+            notices: parts.notices,
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),
@@ -360,7 +365,7 @@ impl Engine {
             }
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
-            Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),

@@ -298,10 +298,10 @@ fn the_checker_sees_a_ruleset_without_its_guards() {
     for (chain, first) in [("steer_failover_critical", true), ("steer_member_critical_fiber", false)] {
         let [sent, kept] = world.counted(["marked", "kept"], flow);
         assert!(sent >= 20 && kept == sent, "{kept} of {sent}");
-        world.weaken(chain, "0x00ffffff", "0x0000ffff");
+        world.weaken(chain, "ffffff |", "00ffff |");
         let [sent, kept] = world.counted(["marked", "kept"], flow);
         assert_eq!(kept, if first { sent - 1 } else { 1 }, "of {sent}, those that were steered elsewhere");
-        world.weaken(chain, "0x0000ffff", "0x00ffffff");
+        world.weaken(chain, "00ffff |", "ffffff |");
     }
 }
 
