@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod report;
 mod webhook;
 
 use std::{
@@ -26,6 +27,7 @@ use crate::{
     },
     diag::{self, Code, Diagnostic, Sources},
     drift::Modes,
+    forge,
     guard::Rules,
     source,
     state::Ranges,
@@ -80,6 +82,8 @@ pub struct Settings {
     pub stamp: Option<SocketAddr>,
     /// The webhook of a forge; `None` = nobody listens.
     pub webhook: Option<Webhook>,
+    /// Whom to tell what became of a commit; `None` = nobody.
+    pub report: Option<forge::Spec>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
@@ -115,6 +119,7 @@ impl Default for Settings {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
             webhook: None,
+            report: None,
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             guard: Rules::default(),
@@ -193,6 +198,8 @@ struct File {
     listen: Option<Listen>,
     /// The webhook of a forge.
     webhook: Option<webhook::WebhookFile>,
+    /// What became of a commit is told to the forge that it came from.
+    report: Option<report::ReportFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -325,6 +332,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
     };
     let webhook = webhook::build(hook, file.webhook, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
+    let report = report::build(file.report, source.as_ref(), document, found);
     let rules = Rules {
         protected: file.protected.build(),
         limits: file.limits.build(),
@@ -341,6 +349,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         metrics,
         stamp,
         webhook,
+        report,
         clock_synchronised: file.clock_synchronised,
         guard: rules,
         ranges,
