@@ -132,7 +132,8 @@ mod tests {
     }
 
     fn is(found: Option<(State, String)>, state: State, text: &str) {
-        assert_eq!(found, Some((state, text.to_owned())));
+        let (found, said) = found.unwrap();
+        assert_eq!((found, said.as_str()), (state, text));
     }
 
     #[test]

@@ -20,14 +20,11 @@ const TOKEN: &str = "t0p-s3cret";
 
 /// The site with eight more policies.
 fn many(version: &str) -> String {
-    let more: String = (1..=8)
-        .map(|n| {
-            format!(
-                "    more{n}: {{priority: 6{n}, match: {{destination: [10.78.{n}.0/24]}}, action: {{path: lte}}}}\n"
-            )
-        })
-        .collect();
-    site(version).replace("  policies:\n", &format!("  policies:\n{more}"))
+    let policy = |n| {
+        format!("    more{n}: {{priority: 6{n}, match: {{destination: [10.78.{n}.0/24]}}, action: {{path: lte}}}}\n")
+    };
+    let more: Vec<String> = (1..=8).map(policy).collect();
+    site(version).replace("  policies:\n", &format!("  policies:\n{}", more.concat()))
 }
 
 /// Waits until the forge has heard this of a commit.
@@ -193,7 +190,7 @@ fn a_boot_without_network_works_with_what_was_in_force_and_is_whole_when_a_link_
     drop(server);
 
     // What a DHCP client would have set up, and will again.
-    let routes = sh(&after, &router, "ip -4 route show default");
+    let defaults = sh(&after, &router, "ip -4 route show default");
     sh(&after, &router, "ip link set wan0 down; ip link set wwan0 down");
     let mut settings = settings;
     settings["stateDir"] = json!(old.state_dir());
@@ -208,8 +205,8 @@ fn a_boot_without_network_works_with_what_was_in_force_and_is_whole_when_a_link_
     assert!(daemon.sh("nft list table inet patronus").contains("policy_one"), "it works with what it had");
 
     let _server = offer(&after);
-    let back: String = routes.lines().map(|route| format!("ip -4 route replace {route}\n")).collect();
-    sh(&after, &router, &format!("ip link set wan0 up; ip link set wwan0 up\n{back}"));
+    let back: Vec<String> = defaults.lines().map(|route| format!("ip -4 route replace {route}\n")).collect();
+    sh(&after, &router, &format!("ip link set wan0 up; ip link set wwan0 up\n{}", back.concat()));
     let up = Instant::now();
     daemon.wait("the kernel to be whole", |_| ours(&daemon) == kernel);
     eprintln!("whole {} ms after the links came up", up.elapsed().as_millis());
