@@ -58,6 +58,7 @@ pub mod forge;
 
 pub mod api;
 pub mod metrics;
+pub mod notify;
 pub mod store;
 
 pub mod cli;

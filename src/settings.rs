@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod notify;
 mod report;
 mod webhook;
 
@@ -29,6 +30,7 @@ use crate::{
     drift::Modes,
     forge,
     guard::Rules,
+    notify::Channel,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
@@ -84,6 +86,8 @@ pub struct Settings {
     pub webhook: Option<Webhook>,
     /// Whom to tell what became of a commit; `None` = nobody.
     pub report: Option<forge::Spec>,
+    /// Who is told of what happens, and how.
+    pub notify: Vec<Channel>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
@@ -120,6 +124,7 @@ impl Default for Settings {
             stamp: None,
             webhook: None,
             report: None,
+            notify: Vec::new(),
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             guard: Rules::default(),
@@ -200,6 +205,8 @@ struct File {
     webhook: Option<webhook::WebhookFile>,
     /// What became of a commit is told to the forge that it came from.
     report: Option<report::ReportFile>,
+    /// Who is told of what happens, and how. Default: nobody.
+    notify: Vec<notify::ChannelFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -331,6 +338,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => None,
     };
     let webhook = webhook::build(hook, file.webhook, document, found);
+    let notify = notify::channels(file.notify, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
     let report = report::build(file.report, source.as_ref(), document, found);
     let rules = Rules {
@@ -350,6 +358,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         stamp,
         webhook,
         report,
+        notify,
         clock_synchronised: file.clock_synchronised,
         guard: rules,
         ranges,

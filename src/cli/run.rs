@@ -22,6 +22,7 @@ use crate::{
     forge::Reporter,
     guard::Rules,
     kernel::linux::Linux,
+    notify::{Notices, Notifier},
     probe::Reflector,
     revision::{Condition, ConditionType, Truth},
     settings::{Settings, Source},
@@ -64,6 +65,7 @@ pub async fn run(args: Args) -> Outcome {
     let signals = Signals::new()?;
     let clock_synchronised = settings.clock_synchronised;
     let (hooks, reports) = (Arc::new(Tally::default()), Arc::new(Tally::default()));
+    let notices = Arc::new(Notices::default());
     let parts = Parts {
         origin,
         router,
@@ -73,7 +75,9 @@ pub async fn run(args: Args) -> Outcome {
         clock_synchronised,
         hooks: Arc::clone(&hooks),
         reports: Arc::clone(&reports),
+        notices: Arc::clone(&notices),
     };
+    let notifier = Notifier::start(&parts.origin.site, &settings.notify, &recorder, &notices);
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
@@ -87,7 +91,7 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop((listeners, reflector, hook, reporter));
+    drop((listeners, reflector, hook, reporter, notifier));
     Ok(Exit::Done)
 }
 

@@ -41,6 +41,7 @@ use crate::{
         KernelEvent,
         linux::{Changes, Linux},
     },
+    notify::Notices,
     plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
@@ -89,6 +90,8 @@ pub struct Parts {
     pub hooks: Arc<Tally>,
     /// Reports to the forge, counted.
     pub reports: Arc<Tally>,
+    /// What became of notifications.
+    pub notices: Arc<Notices>,
 }
 
 /// What connects the engine to the world around it.
@@ -119,6 +122,7 @@ pub struct Engine {
     written: String,
     hooks: Arc<Tally>,
     reports: Arc<Tally>,
+    notices: Arc<Notices>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
     reader: reader::Reader,
@@ -207,6 +211,7 @@ impl Engine {
             written: String::new(),
             hooks: parts.hooks,
             reports: parts.reports,
+            notices: parts.notices,
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),

@@ -87,7 +87,7 @@ pub(super) fn build(
         let help = "write it as it stands in the address of the repository, such as `team/network`";
         return wrong(Code::WrongValue, "/project", format!("`{project}` is not a project"), help);
     }
-    let Some(token) = file.token.secret() else {
+    let Some(token) = file.token.build() else {
         let help = "give exactly one of `file`, `environment` and `systemd` (a name of `LoadCredential=`)";
         return wrong(Code::Combination, "/token", "where the token stands is not clear".into(), help);
     };

@@ -33,16 +33,16 @@ pub(super) struct WebhookFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct SecretFile {
     /// A file that holds it.
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// An environment variable of the daemon that holds it.
-    environment: Option<String>,
+    pub(super) environment: Option<String>,
     /// A credential that systemd gives the service (`LoadCredential=`).
-    systemd: Option<String>,
+    pub(super) systemd: Option<String>,
 }
 
 impl SecretFile {
-    /// Where it is; none unless that is clear.
-    pub(super) fn secret(self) -> Option<Secret> {
+    /// Where the secret stands, if that is clear.
+    pub(super) fn build(self) -> Option<Secret> {
         match (self.file, self.environment, self.systemd) {
             (Some(file), None, None) => Some(Secret::File(file)),
             (None, Some(name), None) => Some(Secret::Environment(name)),
@@ -71,8 +71,8 @@ pub(super) fn build(
         (None, Some(_)) => {
             wrong("/webhook", "nobody listens for the webhook", "add `listen: {webhook: \"0.0.0.0:9470\"}`")
         }
-        (Some(address), Some(file)) => {
-            let Some(secret) = file.secret.secret() else {
+        (Some(address), Some(WebhookFile { secret })) => {
+            let Some(secret) = secret.build() else {
                 let help = "give exactly one of `file`, `environment` and `systemd` (a name of `LoadCredential=`)";
                 return wrong("/webhook/secret", "where the secret stands is not clear", help);
             };
