@@ -369,7 +369,7 @@ impl Engine {
             }
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
-            Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, who, reply } => self.on_order(order, &who, reply).await,
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, who, reply } => self.on_source_command(command, &who, reply),
