@@ -651,3 +651,5 @@ proptest! {
         }
     }
 }
+
+mod sharing;

@@ -21,6 +21,7 @@ mod prove;
 mod reconcile;
 mod records;
 mod saved;
+mod sharing;
 mod simulation;
 mod support;
 mod tidy;
