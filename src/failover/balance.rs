@@ -264,3 +264,6 @@ impl Round<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

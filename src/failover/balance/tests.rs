@@ -1,10 +1,25 @@
 //! Rules that share new flows: stories with explicit time, and properties.
 
-use super::*;
-use crate::validate::intent::{Balance, Sticky};
+use proptest::{
+    collection::vec,
+    prelude::{any, prop_assert, prop_assert_eq, proptest},
+};
+
+use super::{
+    super::{
+        Drain, Inputs, Pin, decide,
+        tests::{Story, any_health, at, health, rule},
+    },
+    *,
+};
+use crate::{
+    health::tests::name,
+    validate::intent::{Balance, Sticky, Strategy},
+};
+use TransitionKind::{Exhausted, Failback, Failover, Initial, Manual};
 
 /// A rule that shares among these paths, equally.
-pub fn sharing(members: &[&str]) -> Rule {
+fn sharing(members: &[&str]) -> Rule {
     let weights = members.iter().map(|m| (name(m), 1)).collect();
     let balance = Some(Balance { weights, sticky: Some(Sticky::Source) });
     Rule { strategy: Strategy::LoadBalance, balance, ..rule(members) }
