@@ -207,7 +207,6 @@ fn flows_are_shared_by_weight_and_the_death_of_a_path_moves_only_its_own() {
 fn a_source_stays_on_one_path_in_both_families_and_untranslated_flows_follow_their_path() {
     let world = World::of("none", "sticky: source");
     let sources = world.sources();
-    println!("{sources:#?}");
     assert_eq!(sources.len(), 48, "24 of each family");
     assert!(sources.values().all(|by| by.len() == 1), "a source is seen by one uplink: {sources:?}");
     for family in ['.', ':'] {
