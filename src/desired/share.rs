@@ -131,7 +131,9 @@ mod tests {
             let (mut used, dies) = (used[..weights.len()].to_vec(), dies % weights.len());
             let all = led(&rule, &choice(&rule, &vec![true; weights.len()]));
             let mut counted: BTreeMap<&Name, u32> = BTreeMap::new();
-            all.iter().for_each(|path| *counted.entry(path).or_default() += 1);
+            for path in &all {
+                *counted.entry(path).or_default() += 1;
+            }
             for (member, weight) in rule.members.iter().zip(&weights) {
                 prop_assert_eq!(counted[member], *weight);
             }

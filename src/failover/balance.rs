@@ -101,18 +101,16 @@ impl Round<'_> {
             self.members.iter().filter(|m| fits(m)).collect()
         };
         // What is not yet measured neither causes a move nor stops one.
-        let stays = |m: &Candidate| was(m) && unmeasured(m) && !drained(m);
-        let tiers: [&dyn Fn(&Candidate) -> bool; 5] = [
-            &|m| (was(m) && m.usable(self.rule) && !drained(m)) || back(m),
-            &|m| m.usable(self.rule) && m.free(),
-            &|m| m.alive() && m.free(),
-            &|m| m.alive(),
-            &|m| unmeasured(m),
-        ];
-        for tier in tiers {
-            if self.members.iter().any(tier) {
-                return Wanted { paths: all(&|m| tier(m) || stays(m)), exhausted: false };
-            }
+        let keeps = |m: &Candidate| back(m) || (was(m) && !drained(m) && (m.usable(self.rule) || unmeasured(m)));
+        let sure = self.members.iter().any(|m| keeps(m) && m.usable(self.rule));
+        if self.members.iter().any(keeps) {
+            let works = |m: &Candidate| !sure && was(m) && m.alive() && !drained(m);
+            return Wanted { paths: all(&|m| keeps(m) || works(m)), exhausted: false };
+        }
+        let tiers: [&dyn Fn(&Candidate) -> bool; 4] =
+            [&|m| m.usable(self.rule) && m.free(), &|m| m.alive() && m.free(), &|m| m.alive(), &|m| unmeasured(m)];
+        if let Some(tier) = tiers.into_iter().find(|tier| self.members.iter().any(tier)) {
+            return Wanted { paths: all(tier), exhausted: false };
         }
         let paths = match self.rule.no_path {
             NoPath::Keep if old.is_empty() => self.members.iter().take(1).collect(),
@@ -209,7 +207,7 @@ impl Round<'_> {
     /// A path leaves: what happens to the flows that are bound to it.
     fn leave(&self, m: &Candidate, action: FlowAction, told: Transition, choice: &mut Choice, decision: &mut Decision) {
         let flows = flows::of(action, m.down);
-        let silent = Some(m).filter(|m| m.down).and_then(|m| m.silent_since());
+        let silent = Some(m).filter(|m| m.down).and_then(Candidate::silent_since);
         decision.routes |= flows == Flows::Reject;
         flows::leave(choice, m.name, action, flows, self.now);
         decision.transitions.push(Transition { flows, detected_in: silent.map(|at| self.now.since(at)), ..told });

@@ -220,13 +220,12 @@ impl Subject<'_> {
         for path in members {
             let Some(from) = self.view.paths.get(path).map(|path| &path.spec.from) else { continue };
             let Some(endpoint) = self.endpoints.get(from) else { continue };
-            match endpoint.down.or(endpoint.up) {
-                Some(rate) => drop(rates.insert(path.clone(), rate.bits_per_second())),
-                None => {
-                    let message = format!("`weights: bandwidth` needs to know how fast the endpoint of `{path}` is");
-                    let help = format!("add `bandwidth: {{down: 50Mbit, up: 10Mbit}}` to the endpoint `{from}`");
-                    self.report(report, error(Code::Combination, self.at("/weights"), message).help(help));
-                }
+            if let Some(rate) = endpoint.down.or(endpoint.up) {
+                rates.insert(path.clone(), rate.bits_per_second());
+            } else {
+                let message = format!("`weights: bandwidth` needs to know how fast the endpoint of `{path}` is");
+                let help = format!("add `bandwidth: {{down: 50Mbit, up: 10Mbit}}` to the endpoint `{from}`");
+                self.report(report, error(Code::Combination, self.at("/weights"), message).help(help));
             }
         }
         let total: u128 = rates.values().copied().map(u128::from).sum::<u128>().max(1);

@@ -118,6 +118,16 @@ fn when_none_is_good_all_that_work_share() {
 }
 
 #[test]
+fn the_unmeasured_change_nothing_also_after_a_restart() {
+    let mut s = Story::new(sharing(&["a", "b", "c"]));
+    s.shares(0.0, &["100", "100", "100"]);
+    s.shares(1.0, &["0", "100", "100"]);
+    assert_eq!(s.shares(2.0, &["?", "?", "?"]), (vec!["b", "c"], vec![]), "a restart keeps what was remembered");
+    assert_eq!(s.shares(3.0, &["?", "?", "60"]).0, ["b", "c"]);
+    assert_eq!(s.shares(4.0, &["0", "?", "0"]).0, ["b"], "one that is dead is left for it");
+}
+
+#[test]
 fn all_down_keeps_those_that_were_in_use_or_rejects() {
     let mut s = Story::new(sharing(&["a", "b", "c"]));
     s.shares(0.0, &["100", "100", "100"]);
