@@ -18,7 +18,7 @@ use crate::{
     state::{Key, Stamp, State, Target},
     store::TransitionRecord,
     units::{IfName, Name},
-    validate::intent::Path,
+    validate::intent::{Nat, Path},
 };
 
 /// Flows that were born while the old route still stood are forgotten this long after the switch.
@@ -160,12 +160,17 @@ impl Engine {
         let forced = forced.filter_map(|t| Some((&t.rule, t.from.as_ref()?, format!("{} was left", t.from.as_ref()?))));
         let due = decision.forget.iter().map(|(rule, path, why)| (rule, path, why.clone()));
         let numbers = &self.router.numbers(&self.observed).targets;
+        // Flows that are not translated go wherever their table leads.
+        let translated = |path: &Name| {
+            let path = self.active.as_ref().and_then(|a| a.site.paths.get(path));
+            path.is_none_or(|path| path.nat != Nat::None)
+        };
         let step = |(rule, path, why): (&Name, &Name, String)| {
             let target = Target::Member(rule.clone(), path.clone());
             let number = numbers.get(&target)?;
             Some(plan::forget(&target, *number, self.router.ranges(), why))
         };
-        forced.chain(due).filter_map(step).collect()
+        forced.chain(due).filter(|(_, path, _)| translated(path)).filter_map(step).collect()
     }
 
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.

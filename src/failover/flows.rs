@@ -82,9 +82,9 @@ pub(super) fn settle(rule: &Rule, choice: &mut Choice, now: Instant, decision: &
     if choice.leaving.is_empty() {
         return;
     }
-    let active = choice.active.clone();
+    let in_use: Vec<Name> = choice.in_use().cloned().collect();
     choice.leaving.retain(|l| {
-        let back = active.as_ref() == Some(&l.path);
+        let back = in_use.contains(&l.path);
         let over = back || l.until <= now || !rule.members.contains(&l.path);
         decision.routes |= over && l.reject;
         if over && !back {

@@ -36,6 +36,9 @@ pub struct Memory {
     suppressed: bool,
     /// Figures beyond their recovery band, under the rule's own thresholds.
     pub(super) breach: Breach,
+    /// Since when it has been fit to share flows again, where the rule shares them.
+    #[serde(default)]
+    pub(super) fit: Option<Instant>,
 }
 
 impl Memory {
@@ -50,6 +53,7 @@ impl Memory {
             charged: Instant::default(),
             suppressed: false,
             breach: Breach::default(),
+            fit: None,
         }
     }
 

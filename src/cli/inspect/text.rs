@@ -180,6 +180,11 @@ fn several(noun: &str, names: &[&str]) -> String {
 /// None when the rule is on its primary and that is usable.
 fn rule_mark(status: &Status, rule: &RuleStatus) -> Option<Mark> {
     let Some(active) = &rule.choice.active else { return Some(Mark::Broken) };
+    if !rule.shares.is_empty() {
+        let down = |path| status.paths.get(path).is_some_and(|p| p.health.state == PathState::Down);
+        let all = rule.choice.in_use().count() == rule.members.len();
+        return if rule.choice.in_use().all(down) { Some(Mark::Broken) } else { (!all).then_some(Mark::Look) };
+    }
     let state = status.paths.get(active).map_or(PathState::Unknown, |p| p.health.state);
     match state {
         PathState::Down => Some(Mark::Broken),
@@ -191,6 +196,15 @@ fn rule_mark(status: &Status, rule: &RuleStatus) -> Option<Mark> {
 fn rule_finding(name: &Name, rule: &RuleStatus) -> String {
     match &rule.choice.active {
         None => format!("rule {name} has no path: its traffic is rejected"),
+        Some(_) if !rule.shares.is_empty() => {
+            let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
+            format!(
+                "rule {name} shares its flows among {} of {} paths: {}",
+                used.len(),
+                rule.members.len(),
+                used.join(", ")
+            )
+        }
         Some(active) if rule.members.first() == Some(active) => {
             format!("rule {name} is on {active}, which is down, and has no better")
         }
@@ -279,9 +293,12 @@ const fn state(state: PathState) -> &'static str {
 /// The table of rules.
 pub(super) fn rules(status: &Status, limit: usize) -> String {
     let rows = status.rules.iter().map(|(name, rule)| {
-        let active = rule.choice.active.as_ref().map_or("none: rejecting".into(), ToString::to_string);
-        let primary = rule.members.first().filter(|p| Some(*p) != rule.choice.active.as_ref());
-        let primary = primary.map_or_else(|| "-".into(), ToString::to_string);
+        let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
+        let active = if used.is_empty() { "none: rejecting".into() } else { used.join(" + ") };
+        let sharing = !rule.shares.is_empty();
+        let instead = rule.members.iter().take(if sharing { usize::MAX } else { 1 });
+        let instead: Vec<&str> = instead.filter(|p| !rule.choice.in_use().any(|u| u == *p)).map(Name::as_str).collect();
+        let primary = if instead.is_empty() { "-".into() } else { instead.join(", ") };
         let back = rule
             .failback_in
             .map_or("-".into(), |s| duration(std::time::Duration::try_from_secs_f64(s).unwrap_or_default()));
@@ -296,7 +313,10 @@ pub(super) fn rules(status: &Status, limit: usize) -> String {
 /// The table of policies.
 pub(super) fn policies(status: &Status, limit: usize) -> String {
     let rows = status.policies.iter().map(|p| {
-        let path = p.path.as_ref().map_or_else(|| "-".into(), ToString::to_string);
+        let path = match &p.paths[..] {
+            [] => p.path.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            paths => paths.iter().map(Name::as_str).collect::<Vec<_>>().join(" + "),
+        };
         let (packets, volume) = (count(p.counter.packets), bytes(p.counter.bytes));
         (
             Mark::Fine,
