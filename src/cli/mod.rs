@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod lab;
 mod orders;
 pub mod plan;
+pub mod probe;
 mod reference;
 pub mod restore;
 pub mod run;
@@ -131,6 +132,7 @@ enum Verb {
     Init(init::Args),
     Fmt(format::Args),
     Test(test::Args),
+    Probe(probe::ProbeArgs),
     Failover(orders::FailoverArgs),
     Failback(orders::FailbackArgs),
     Drain(orders::DrainArgs),
@@ -210,6 +212,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Init(args) => init::run(&args),
             Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Probe(args) => probe::run(args).await,
             Verb::Failover(args) => orders::failover(args).await,
             Verb::Failback(args) => orders::failback(args).await,
             Verb::Drain(args) => orders::drain(args).await,

@@ -17,7 +17,7 @@ use super::{
     classify::{Block, Field, Interval, layout},
 };
 use crate::{
-    failover::Selection,
+    failover::{Selection, Told},
     state::{Allocations, Ranges, Target},
     units::{Family, Name},
     validate::intent::{Action, Destination, Nat, Path, Policy, Rule, Site, TunnelSpec},
@@ -120,7 +120,7 @@ struct Ruleset {
     p: String,
     p_inverse: String,
     targets: Vec<TargetContext>,
-    refused: Vec<String>,
+    refused: Vec<PinEntry>,
     steering: Vec<PolicyContext>,
     policies: Vec<PolicyContext>,
     families: [FamilyContext; 2],
@@ -306,9 +306,14 @@ impl Build<'_> {
     }
 
     /// Marks of flows that are answered with errors: those bound to a path that its rule left in this way.
-    fn refused(&self) -> Vec<String> {
-        let left = self.selection.rejected().map(|(rule, path)| Target::Member(rule.clone(), path.clone()));
-        left.filter(|target| self.numbers.targets.contains_key(target)).map(|target| self.mark(&target)).collect()
+    fn refused(&self) -> Vec<PinEntry> {
+        let entry = |(rule, path, told): (&Name, &Name, Told)| {
+            let target = Target::Member(rule.clone(), path.clone());
+            let chain = if told == Told::Resets { "refuse_tcp" } else { "refuse" };
+            let known = self.numbers.targets.contains_key(&target);
+            known.then(|| PinEntry { mark: self.mark(&target), chain: chain.to_owned() })
+        };
+        self.selection.told().filter_map(entry).collect()
     }
 
     /// The policies that new flows meet: not those whose rule has no path and lets them go to the next one.

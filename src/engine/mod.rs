@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::{Command, Hooks},
     clock::{self, Instant},
-    failover::{Overrides, Selection},
+    failover::{Overrides, Selection, Transition},
     guard::Rules,
     health::{
         Monitor, Sample,
@@ -41,7 +41,6 @@ use crate::{
         KernelEvent,
         linux::{Changes, Linux},
     },
-    plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
     source::Watcher,
@@ -129,7 +128,8 @@ pub struct Engine {
     observed: Observed,
     flows: BTreeMap<u32, u64>,
     probes: BTreeMap<Name, Counts>,
-    reasons: BTreeMap<Name, String>,
+    /// The last change of each rule.
+    changes: BTreeMap<Name, Transition>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
     drift: drift::Books,
@@ -138,7 +138,7 @@ pub struct Engine {
     started: clock::Wall,
     timers: Timers,
     /// Forgetting that is repeated for flows that were born between the decision and the switch.
-    sweeps: Vec<(Instant, Step)>,
+    sweeps: Vec<(Instant, switch::Forget)>,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -211,7 +211,7 @@ impl Engine {
             observed: Observed::default(),
             flows: BTreeMap::new(),
             probes: BTreeMap::new(),
-            reasons: BTreeMap::new(),
+            changes: BTreeMap::new(),
             last: None,
             change: None,
             drift: drift::Books::default(),
@@ -362,6 +362,7 @@ impl Engine {
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
             Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
+            Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
         }

@@ -10,6 +10,7 @@ mod detection;
 mod docs;
 mod doctor;
 mod failover;
+mod flows;
 mod git;
 mod kernel;
 mod lab;
