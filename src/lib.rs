@@ -41,6 +41,7 @@ pub mod desired;
 pub mod state;
 
 pub mod drift;
+pub mod explain;
 pub mod foreign;
 pub mod kernel;
 pub mod plan;

@@ -15,6 +15,7 @@ mod context;
 pub mod diff;
 pub mod doctor;
 pub mod drift;
+pub mod explain;
 pub mod export;
 pub mod format;
 pub mod init;
@@ -117,6 +118,7 @@ enum Verb {
     Restore(restore::Args),
     Teardown(apply::TeardownArgs),
     Drift(drift::Args),
+    Explain(explain::Args),
     Doctor(doctor::Args),
     Run(run::Args),
     Status(inspect::StatusArgs),
@@ -198,6 +200,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Teardown(args) => apply::teardown(args).await,
             Verb::Run(args) => Box::pin(run::run(args)).await,
             Verb::Drift(args) => drift::run(args).await,
+            Verb::Explain(args) => Box::pin(explain::run(args)).await,
             Verb::Doctor(args) => doctor::run(args).await,
             Verb::Status(args) => inspect::status(args).await,
             Verb::Get(args) => inspect::get(args).await,

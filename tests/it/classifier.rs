@@ -8,10 +8,12 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use patronus::{
+    config::scalars::Protocol,
     desired::{
         self, Inputs,
         classify::{Block, Field, Interval, layout},
     },
+    explain::{self, Flow, Origin, World},
     failover::Selection,
     kernel::{Kernel as _, linux::Linux},
     state::{Allocations, Facts, Key, Ranges, Value},
@@ -52,21 +54,27 @@ impl Packet {
     fn has_ports(&self) -> bool {
         [TCP, UDP].contains(&self.protocol)
     }
+
+    /// The same as `patronus explain` has it.
+    fn flow(&self) -> (Flow, Origin) {
+        let port = |port: u16| self.has_ports().then_some(port);
+        let flow = Flow {
+            protocol: Protocol(self.protocol),
+            source: Some(self.source),
+            given_port: port(self.ports[0]),
+            destination: self.destination,
+            destination_port: port(self.ports[1]),
+            dscp: Some(self.dscp.to_string().parse().unwrap()),
+            input: None,
+        };
+        (flow, Origin::Interface(LANS[self.interface].parse().unwrap()))
+    }
 }
 
-/// What a policy says, word by word.
+/// What a policy says, word by word: the model of `patronus explain`, which these tests hold to layout and kernel.
 fn fits(matches: &Match, packet: &Packet) -> bool {
-    let within = |nets: &[IpNet], address: IpAddr| nets.is_empty() || nets.iter().any(|n| n.contains(&address));
-    let port = |list: &[PortRange], port: u16| {
-        list.is_empty() || packet.has_ports() && list.iter().any(|r| (r.first..=r.last).contains(&port))
-    };
-    within(&matches.source, packet.source)
-        && within(&matches.destination, packet.destination)
-        && (matches.protocols.is_empty() || matches.protocols.contains(&packet.protocol))
-        && port(&matches.source_ports, packet.ports[0])
-        && port(&matches.destination_ports, packet.ports[1])
-        && (matches.dscp.is_empty() || matches.dscp.iter().any(|d| d.value() == packet.dscp))
-        && matches.in_interface.as_ref().is_none_or(|i| i.as_str() == LANS[packet.interface])
+    let (flow, origin) = packet.flow();
+    explain::why_not(matches, &flow, &origin).is_none()
 }
 
 fn first_match<'a>(policies: &'a [Policy], packet: &Packet) -> Option<&'a Name> {
@@ -384,6 +392,27 @@ fn a_layout_that_forgets_the_order_is_found() {
     let backwards = |policies: &[Policy], family| layout(&policies.iter().rev().cloned().collect::<Vec<_>>(), family);
     let red = runner(600).run(&with_packets(any_policies(0..12), 60), |case| agrees(backwards, &case));
     assert!(matches!(red, Err(TestError::Fail(..))), "{red:?}");
+}
+
+/// The whole explanation, on policies of a site: the policy that it names is the one that a packet is sent to.
+#[test]
+fn the_explanation_names_the_policy_that_the_classifier_takes() {
+    let result = runner(200).run(&with_packets(any_policies(0..12), 20), |(policies, packets)| {
+        let (blocks, site) = (Family::ALL.map(|family| layout(&policies, family)), site(policies));
+        let (facts, numbers, ranges) = (Facts::default(), Allocations::default(), Ranges::default());
+        let selection = Selection::default();
+        let world = World { site: &site, selection: &selection, facts: &facts, numbers: &numbers, ranges: &ranges };
+        for packet in packets.iter().filter(|packet| routable(packet)) {
+            let (flow, origin) = packet.flow();
+            let model = explain::model(&flow, &origin, &world);
+            let found =
+                classified(&blocks[usize::from(packet.source.is_ipv6())], packet).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(model.policy.map(|(name, _)| name), found, "{:?}", packet);
+            prop_assert!(model.passed.iter().all(|passed| !passed.why.is_empty()));
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]

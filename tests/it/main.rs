@@ -9,6 +9,7 @@ mod dataplane;
 mod detection;
 mod docs;
 mod doctor;
+mod explain;
 mod failover;
 mod flows;
 mod git;

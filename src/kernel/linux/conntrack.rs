@@ -1,8 +1,8 @@
-//! Connection tracking: forget the flows of a mark, count the flows of each policy.
+//! Connection tracking: forget the flows of a mark, count the flows of each policy, look one flow up.
 //!
 //! Invariant: never a deletion without a filter that the kernel was seen to honour.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use netlink_packet_core::{DefaultNla, NetlinkSerializable as _};
 use netlink_packet_netfilter::{
@@ -70,6 +70,71 @@ fn mark(kind: u16, payload: &[u8]) -> Result<Option<u32>, String> {
     let attributes = payload.get(HEADER..).unwrap_or_default();
     let mark = || wire::find(attributes, CTA_MARK).and_then(wire::be32).unwrap_or(0);
     Ok((kind == NEW).then(mark))
+}
+
+/// Mark and translated source of the entry of one flow, if there is one. The kernel finds it by its first direction or
+/// by its answers; only the first is meant here.
+pub(super) fn find(channel: &Channel, flow: &Tuple) -> Result<Option<(u32, Option<IpAddr>)>, KernelError> {
+    let reply = match channel.get(GET, flow.question()) {
+        Ok(reply) => reply,
+        Err(refusal) if refusal.is(Errno::ENOENT) => return Ok(None),
+        Err(refusal) => return Err(refusal.doing("look up a flow in connection tracking")),
+    };
+    let attributes = reply.get(HEADER..).unwrap_or_default();
+    let address = |tuple: u16, fields: [u16; 2]| {
+        let addresses = wire::find(wire::find(attributes, tuple)?, CTA_TUPLE_IP)?;
+        fields.iter().find_map(|field| wire::find(addresses, *field)).and_then(address)
+    };
+    if address(CTA_TUPLE_ORIG, SOURCES) != Some(flow.source) {
+        return Ok(None);
+    }
+    let mark = wire::find(attributes, CTA_MARK).and_then(wire::be32).unwrap_or(0);
+    Ok(Some((mark, address(CTA_TUPLE_REPLY, DESTINATIONS).filter(|to| *to != flow.source))))
+}
+
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+/// `CTA_IP_V4_SRC`, `CTA_IP_V6_SRC`.
+const SOURCES: [u16; 2] = [1, 3];
+/// `CTA_IP_V4_DST`, `CTA_IP_V6_DST`.
+const DESTINATIONS: [u16; 2] = [2, 4];
+
+/// What connection tracking knows a flow of TCP or UDP by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tuple {
+    pub protocol: u8,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub ports: [u16; 2],
+}
+
+impl Tuple {
+    fn question(&self) -> Vec<u8> {
+        const CTA_PROTO_NUM: u16 = 1;
+        const CTA_PROTO_SRC_PORT: u16 = 2;
+        const CTA_PROTO_DST_PORT: u16 = 3;
+        const NESTED: u16 = 0x8000;
+        let six = self.source.is_ipv6();
+        let (mut ip, mut transport, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+        wire::put(&mut ip, SOURCES[usize::from(six)], &wire::octets(self.source));
+        wire::put(&mut ip, DESTINATIONS[usize::from(six)], &wire::octets(self.destination));
+        wire::put(&mut transport, CTA_PROTO_NUM, &[self.protocol]);
+        wire::put(&mut transport, CTA_PROTO_SRC_PORT, &self.ports[0].to_be_bytes());
+        wire::put(&mut transport, CTA_PROTO_DST_PORT, &self.ports[1].to_be_bytes());
+        wire::put(&mut tuple, NESTED | CTA_TUPLE_IP, &ip);
+        wire::put(&mut tuple, NESTED | CTA_TUPLE_PROTO, &transport);
+        // `struct nfgenmsg`: the family, version 0, no resource.
+        let mut bytes = vec![if six { 10 } else { 2 }, 0, 0, 0];
+        wire::put(&mut bytes, NESTED | CTA_TUPLE_ORIG, &tuple);
+        bytes
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 fn filter(flows: Fwmark, message: impl Fn(Vec<ConntrackAttribute>) -> ConntrackMessage) -> Vec<u8> {

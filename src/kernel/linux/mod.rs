@@ -40,6 +40,7 @@ use self::{
 };
 use super::{Executed, Kernel, KernelError, Scope};
 use crate::{
+    explain::{Flow, Lookup, Origin},
     foreign::{Surroundings, programs::Touch},
     plan::Step,
     state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
@@ -185,6 +186,42 @@ impl Linux {
             ways.extend(found.map(|way| (*net, way)));
         }
         Ok(ways)
+    }
+
+    /// The route that the kernel takes for the first packet of a flow with this mark. No packet is sent, and nothing
+    /// but reading is needed.
+    pub fn look_up(&self, flow: &Flow, origin: &Origin, mark: u32) -> Result<Lookup, KernelError> {
+        let names = link::list(&self.route)?.names;
+        let index = |name: &IfName| names.iter().find(|(_, n)| *n == name).map(|(index, _)| *index);
+        let input = match origin.interface().map(|name| index(name).ok_or(name)) {
+            None => None,
+            Some(Ok(index)) => Some(index),
+            Some(Err(name)) => return Ok(Lookup::Refused { why: format!("there is no interface {name}") }),
+        };
+        Ok(way::lookup(
+            &self.route,
+            way::Packet {
+                source: flow.source,
+                destination: flow.destination,
+                mark,
+                input,
+                transport: (flow.protocol.0, flow.source_port(), flow.destination_port),
+                names: &names,
+            },
+        ))
+    }
+
+    /// The entry of a flow in connection tracking: its mark, and what its source address became. Of TCP and UDP, and
+    /// only where both ports and the source are given. Needs `CAP_NET_ADMIN`.
+    pub fn tracked(&self, flow: &Flow) -> Result<Option<(u32, Option<IpAddr>)>, KernelError> {
+        let known = (flow.source, flow.given_port, flow.destination_port);
+        let (Some(source), Some(from), Some(to)) = known else { return Ok(None) };
+        let protocol = flow.protocol.0;
+        if ![6, 17].contains(&protocol) {
+            return Ok(None);
+        }
+        let tuple = conntrack::Tuple { protocol, source, destination: flow.destination, ports: [from, to] };
+        conntrack::find(&self.netfilter, &tuple)
     }
 
     /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.

@@ -1,5 +1,7 @@
 //! Netlink's framing: messages in a datagram, attributes in a message (netlink(7), `linux/netlink.h`).
 
+use std::net::IpAddr;
+
 /// Bytes of a netlink header.
 pub(super) const HEADER: usize = 16;
 
@@ -101,6 +103,14 @@ pub(super) fn put_text(into: &mut Vec<u8>, kind: u16, value: &str) {
 pub(super) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// The bytes of an address, in the network's order.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
 }
 
 /// A number in the host's order.
