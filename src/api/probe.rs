@@ -50,7 +50,8 @@ pub(crate) struct Probing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Round {
     /// Its number, from 1.
-    pub round: u32,
+    #[serde(rename = "round")]
+    pub number: u32,
     /// By target.
     pub answers: Vec<Answered>,
     /// What a target answered that is not the expected answer.
@@ -71,7 +72,7 @@ impl Round {
         let answer =
             |(target, rtt): (IpAddr, Option<Duration>)| Answered { target, seconds: rtt.map(|d| d.as_secs_f64()) };
         Self {
-            round: number,
+            number,
             answers: sample.answers.into_iter().map(answer).collect(),
             said: sample.notes.said.map(Into::into),
         }
@@ -116,7 +117,7 @@ async fn probe(
         let sample = if done < count { samples.recv().await } else { None };
         sample.map(|sample| (line(&Round::of(done + 1, sample)), (prober, samples, done + 1)))
     });
-    let lines = stream::once(std::future::ready(line(&head))).chain(rounds);
+    let lines = stream::once(std::future::ready(line(&head))).chain(rounds).map(Ok::<_, Infallible>);
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
@@ -133,8 +134,8 @@ async fn spec_of(state: &ApiState, path: Name) -> Result<ProbeSpec, Failed> {
     }
 }
 
-fn line(value: &impl Serialize) -> Result<Vec<u8>, Infallible> {
+fn line(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(value).unwrap_or_default();
     text.push(b'\n');
-    Ok(text)
+    text
 }

@@ -115,7 +115,7 @@ impl Seen {
         };
         let answers: Vec<String> = round.answers.iter().map(answer).collect();
         let said = round.said.as_deref().map(|s| format!("  it said: {}", inspect::clean(s))).unwrap_or_default();
-        let text = format!("{:>4}  {}{said}", round.round, answers.join("  "));
+        let text = format!("{:>4}  {}{said}", round.number, answers.join("  "));
         self.rounds.push(round);
         Ok(text.trim_end().to_owned() + "\n")
     }
@@ -185,7 +185,9 @@ mod tests {
             r#"{"round":2,"answers":[{"target":"1.1.1.1","seconds":0.0143},{"target":"9.9.9.9","seconds":null}],"said":"HTTP 302"}"#,
         ];
         let mut text = seen.take(head.as_bytes()).unwrap();
-        lines.iter().for_each(|line| text += &seen.take(line.as_bytes()).unwrap());
+        for line in lines {
+            text += &seen.take(line.as_bytes()).unwrap();
+        }
         text += &seen.summary();
         let shown = "fiber by icmp over wan0: every 1s, lost after 800ms\n   1  1.1.1.1 12.3ms    9.9.9.9 lost\n   \
             2  1.1.1.1 14.3ms    9.9.9.9 lost      it said: HTTP 302\n\nfiber: 2 of 4 probes answered\n  1.1.1.1  2 of \

@@ -182,14 +182,14 @@ impl Flow {
                 let server = within(lab, &Node::Internet, move || TcpListener::bind(at));
                 let client = within(lab, &host(), move || TcpStream::connect(at));
                 client.set_read_timeout(Some(PAUSE)).unwrap();
-                let (served, _) = server.accept().unwrap();
-                served.set_read_timeout(Some(PAUSE)).unwrap();
-                served.set_nodelay(true).unwrap();
+                let (far, _) = server.accept().unwrap();
+                far.set_read_timeout(Some(PAUSE)).unwrap();
+                far.set_nodelay(true).unwrap();
                 if kind == Kind::Download {
-                    thread::spawn(move || pour(served, &end));
+                    thread::spawn(move || pour(far, &end));
                     thread::spawn(move || read(client, &shared));
                 } else {
-                    thread::spawn(move || echo(served, &end));
+                    thread::spawn(move || echo(far, &end));
                     thread::spawn(move || speak(client, &shared));
                 }
             }
@@ -483,11 +483,10 @@ fn await_that(what: &str, fits: impl Fn() -> bool) {
 /// What the documentation promises.
 fn promised(kind: Kind, rule: Rule) -> &'static str {
     match (rule.translated, rule.action, kind) {
-        (false, ..) => "moves",
+        (false, ..) | (true, "forced", Kind::Call) => "moves",
         (true, "graceful", _) => "stays",
         (true, "drain", Kind::Call) => "stays, then moves",
         (true, "drain", _) => "stays, then is reset",
-        (true, "forced", Kind::Call) => "moves",
         (true, "reject", Kind::Call) => "is refused",
         _ => "is reset",
     }
