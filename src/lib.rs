@@ -57,6 +57,7 @@ pub mod doctor;
 
 pub mod api;
 pub mod metrics;
+pub mod notify;
 pub mod store;
 
 pub mod cli;

@@ -319,6 +319,16 @@ impl Scrape {
             "Rows that the store could not take since the daemon started.",
             [(vec![self.site()], self.0.totals.store_lost_rows)],
         )?;
+        let notifications = self.0.totals.notifications.iter().flat_map(|(channel, results)| {
+            let labels = |result| vec![self.site(), ("channel", channel.as_str()), ("result", result)];
+            results.iter().map(move |(result, n)| (labels(result.as_str()), *n))
+        });
+        counter(
+            e,
+            "patronus_notifications_total",
+            "Notifications since the daemon started, by channel and result; `dropped` counts events.",
+            notifications,
+        )?;
         gauge(
             e,
             "patronus_alarms",

@@ -5,6 +5,7 @@
 
 mod git;
 mod guard;
+mod notify;
 mod webhook;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
     diag::{self, Code, Diagnostic, Sources},
     drift::Modes,
     guard::Rules,
+    notify::Channel,
     source,
     state::Ranges,
     units::{MarkMask, Name, Span},
@@ -80,6 +82,8 @@ pub struct Settings {
     pub stamp: Option<SocketAddr>,
     /// The webhook of a forge; `None` = nobody listens.
     pub webhook: Option<Webhook>,
+    /// Who is told of what happens, and how.
+    pub notify: Vec<Channel>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
     pub clock_synchronised: bool,
     /// The control socket.
@@ -115,6 +119,7 @@ impl Default for Settings {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
             webhook: None,
+            notify: Vec::new(),
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
             guard: Rules::default(),
@@ -193,6 +198,8 @@ struct File {
     listen: Option<Listen>,
     /// The webhook of a forge.
     webhook: Option<webhook::WebhookFile>,
+    /// Who is told of what happens, and how. Default: nobody.
+    notify: Vec<notify::ChannelFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
     /// delay of each direction, if the other end says so too. Default false.
     clock_synchronised: bool,
@@ -324,6 +331,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         None => None,
     };
     let webhook = webhook::build(hook, file.webhook, document, found);
+    let notify = notify::channels(file.notify, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
     let rules = Rules {
         protected: file.protected.build(),
@@ -341,6 +349,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         metrics,
         stamp,
         webhook,
+        notify,
         clock_synchronised: file.clock_synchronised,
         guard: rules,
         ranges,

@@ -21,6 +21,7 @@ pub mod format;
 pub mod init;
 pub mod inspect;
 pub mod lab;
+mod notify;
 mod orders;
 pub mod plan;
 pub mod probe;
@@ -29,6 +30,7 @@ pub mod restore;
 pub mod run;
 mod saved;
 pub mod schema;
+pub mod simulate;
 pub mod snapshot;
 pub mod source;
 pub mod test;
@@ -135,10 +137,12 @@ enum Verb {
     Fmt(format::Args),
     Test(test::Args),
     Probe(probe::ProbeArgs),
+    Simulate(simulate::Args),
     Failover(orders::FailoverArgs),
     Failback(orders::FailbackArgs),
     Drain(orders::DrainArgs),
     Undrain(orders::UndrainArgs),
+    Notify(notify::Args),
     Lab(lab::LabArgs),
     Completions(reference::CompletionsArgs),
     Man(reference::ManArgs),
@@ -216,10 +220,12 @@ fn run(verb: Verb) -> Outcome {
             Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
             Verb::Probe(args) => probe::run(args).await,
+            Verb::Simulate(args) => simulate::run(&args),
             Verb::Failover(args) => orders::failover(args).await,
             Verb::Failback(args) => orders::failback(args).await,
             Verb::Drain(args) => orders::drain(args).await,
             Verb::Undrain(args) => orders::undrain(args).await,
+            Verb::Notify(args) => notify::run(args).await,
             Verb::Lab(args) => lab::run(&args, &context::sites),
             Verb::Completions(args) => reference::completions(&args),
             Verb::Man(args) => reference::man(&args),

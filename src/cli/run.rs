@@ -17,6 +17,7 @@ use crate::{
     engine::{Engine, Parts, Wires, router::Router, status::Status},
     guard::Rules,
     kernel::linux::Linux,
+    notify::{Notices, Notifier},
     probe::Reflector,
     revision::{Condition, ConditionType, Truth},
     settings::{Settings, Source},
@@ -59,6 +60,7 @@ pub async fn run(args: Args) -> Outcome {
     let signals = Signals::new()?;
     let clock_synchronised = settings.clock_synchronised;
     let hooks = Arc::new(api::Hooks::default());
+    let notices = Arc::new(Notices::default());
     let parts = Parts {
         origin,
         router,
@@ -67,7 +69,9 @@ pub async fn run(args: Args) -> Outcome {
         alarms: Vec::new(),
         clock_synchronised,
         hooks: Arc::clone(&hooks),
+        notices: Arc::clone(&notices),
     };
+    let notifier = Notifier::start(&parts.origin.site, &settings.notify, &recorder, &notices);
     let mut engine =
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
@@ -80,7 +84,7 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop((listeners, reflector, forge));
+    drop((listeners, reflector, forge, notifier));
     Ok(Exit::Done)
 }
 

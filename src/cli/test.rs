@@ -34,7 +34,8 @@ pub struct Args {
     /// The configuration
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// Instead of tests: let every path of every site fail (1), or every pair (2), and say which policy has none left
+    /// Instead of tests: let every path and every uplink of every site fail (1), or every pair of them (2), and say which
+    /// policy has none left
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     failures: Option<u8>,
     /// Only this site
@@ -222,14 +223,23 @@ fn fail(args: &Args, intent: &Intent, together: usize) -> Exit {
 }
 
 fn told(failure: &failures::Failure) -> String {
-    let paths: Vec<&str> = failure.paths.iter().map(Name::as_str).collect();
-    let mut text =
-        format!("{}: {} {}\n", failure.site, paths.join(" and "), if paths.len() == 1 { "fails" } else { "fail" });
+    let mut text = format!("{}: {} {}\n", failure.site, what(failure), if is_one(failure) { "fails" } else { "fail" });
     let width = failure.hit.iter().map(|hit| hit.policy.as_str().len()).max().unwrap_or_default();
     for hit in &failure.hit {
         text += &format!("  {} {:width$}  {}\n", if hit.after.is_none() { "!" } else { " " }, hit.policy, way(hit));
     }
     text
+}
+
+/// What fails: uplinks with their paths, and single paths.
+fn what(failure: &failures::Failure) -> String {
+    let listed = |over: &[Name]| over.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+    let uplinks = failure.uplinks.iter().map(|(uplink, over)| format!("uplink {uplink} ({})", listed(over)));
+    uplinks.chain(failure.alone().map(ToString::to_string)).collect::<Vec<_>>().join(" and ")
+}
+
+fn is_one(failure: &failures::Failure) -> bool {
+    failure.uplinks.len() + failure.alone().count() == 1
 }
 
 fn way(hit: &Hit) -> String {

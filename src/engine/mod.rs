@@ -41,6 +41,7 @@ use crate::{
         KernelEvent,
         linux::{Changes, Linux},
     },
+    notify::Notices,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
     source::Watcher,
@@ -86,6 +87,8 @@ pub struct Parts {
     pub clock_synchronised: bool,
     /// Requests of forges, counted.
     pub hooks: Arc<Hooks>,
+    /// What became of notifications.
+    pub notices: Arc<Notices>,
 }
 
 /// What connects the engine to the world around it.
@@ -115,6 +118,7 @@ pub struct Engine {
     /// What is written down of the revisions.
     written: String,
     hooks: Arc<Hooks>,
+    notices: Arc<Notices>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
     reader: reader::Reader,
@@ -203,6 +207,7 @@ impl Engine {
             revisions,
             written: String::new(),
             hooks: parts.hooks,
+            notices: parts.notices,
             notes,
             reader: reader::Reader::default(),
             monitor: Monitor::default(),

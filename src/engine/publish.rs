@@ -68,6 +68,7 @@ impl Engine {
         status.overrides = self.drift.overrides().to_vec();
         status.totals = self.totals.clone();
         status.totals.webhook = self.hooks.counts();
+        status.totals.notifications = self.notices.results();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();
         status.unconfirmed = self.unconfirmed();
@@ -103,6 +104,7 @@ impl Engine {
         let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
+        all.extend(self.notices.alarms());
         all.extend(self.monitor.alarms());
         all.extend(self.drift.alarms(clock::now()));
         if let Some(active) = &self.active {

@@ -376,6 +376,9 @@ pub struct Totals {
     /// Requests to the webhook, by result.
     #[serde(default)]
     pub webhook: BTreeMap<String, u64>,
+    /// Notifications by channel and result: `sent`, `retried`, `failed`; `dropped` counts events.
+    #[serde(default)]
+    pub notifications: BTreeMap<Name, BTreeMap<String, u64>>,
     /// Rows that the store could not take.
     pub store_lost_rows: u64,
 }

@@ -72,19 +72,32 @@ pub fn score(stats: &Stats, limits: &intent::Health) -> u8 {
     if stats.dead { 0 } else { points(&stats.slow, limits).min(points(&stats.fast, limits)) }
 }
 
+/// What latency, loss and jitter cost of 100 points at their thresholds.
+pub(crate) const WEIGHTS: (f64, f64, f64) = (30.0, 40.0, 30.0);
+
 /// Scores one view: 100, minus 30, 40 and 30 times what latency, loss and jitter are of their threshold,
 /// for each that is above it; at least 0.
 #[must_use]
 pub fn points(figures: &Figures, limits: &intent::Health) -> u8 {
-    let penalty = |value: f64, limit: f64, weight: f64| if value > limit { value / limit * weight } else { 0.0 };
-    let seconds = |d: Option<Duration>| d.map_or(0.0, |d| d.as_secs_f64());
-    let cost = penalty(seconds(figures.latency), limits.latency.as_secs_f64(), 30.0)
-        + penalty(figures.evident.as_f64(), limits.loss.as_f64(), 40.0)
-        + penalty(seconds(figures.jitter), limits.jitter.as_secs_f64(), 30.0);
     // 0 to 100 after the clamp; truncation is the floor of the formula.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let points = (100.0 - cost).clamp(0.0, 100.0) as u8;
+    let points = (100.0 - cost(figures, limits)).clamp(0.0, 100.0) as u8;
     points
+}
+
+/// What is taken from 100 points.
+pub(crate) fn cost(figures: &Figures, limits: &intent::Health) -> f64 {
+    let penalty = |value: f64, limit: f64, weight: f64| if value > limit { value / limit * weight } else { 0.0 };
+    let seconds = |d: Option<Duration>| d.map_or(0.0, |d| d.as_secs_f64());
+    penalty(seconds(figures.latency), limits.latency.as_secs_f64(), WEIGHTS.0)
+        + penalty(figures.evident.as_f64(), limits.loss.as_f64(), WEIGHTS.1)
+        + penalty(seconds(figures.jitter), limits.jitter.as_secs_f64(), WEIGHTS.2)
+}
+
+/// The part of a window's loss that chance does not explain.
+pub(crate) fn evidence(loss: Ratio, rounds: u32) -> Ratio {
+    let least = if rounds as usize <= FAST { EVIDENCE.0 } else { EVIDENCE.1 };
+    ratio(evident(loss.as_f64(), f64::from(rounds), least))
 }
 
 /// The lower end of Wilson's interval for a share `p` seen in `n` rounds; 0 below `least` losses.

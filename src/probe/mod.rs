@@ -25,6 +25,7 @@ mod dialogue;
 pub mod dns;
 pub mod echo;
 mod engine;
+mod limit;
 mod link;
 pub mod neighbour;
 mod reflector;

@@ -2,6 +2,10 @@
 //!
 //! It answers each packet with one of the same length to where it came from, from the address that it was sent to. The
 //! answer follows the connection mark of the question, hence leaves by the path that it came by.
+//!
+//! Invariant: it can be used against nobody. An answer is never longer than its question, each address gets so many
+//! ([`Limit`]), and what comes from the reflector's own port is not answered: it may be another reflector's answer, and two
+//! reflectors would answer each other for ever.
 
 use std::{
     io::{self, IoSlice},
@@ -17,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, task::JoinHandle};
 
 use super::{
+    limit::{Limit, RATE},
     socket::{Packet, arrivals, receive},
     stamp::{self, Clock},
 };
@@ -31,10 +36,12 @@ impl Reflector {
     /// says of the wall clock.
     pub fn start(at: SocketAddr, synchronised: bool) -> io::Result<Self> {
         let socket = open(at)?;
+        let port = socket.local_addr()?.port();
+        let mut end = End { socket, family: Family::of(&at.ip()), port, synchronised, limit: Limit::new(clock::now()) };
         Ok(Self(tokio::spawn(async move {
             loop {
                 // Errors here are answers to earlier answers (ICMP); the socket goes on.
-                let _ = one(&socket, Family::of(&at.ip()), synchronised).await;
+                let _ = end.one().await;
             }
         })))
     }
@@ -62,17 +69,38 @@ fn open(at: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-async fn one(socket: &UdpSocket, family: Family, synchronised: bool) -> io::Result<()> {
-    let mut bytes = [0; 2048];
-    let next = || receive(socket.as_raw_fd(), family, &mut bytes).map_err(io::Error::from);
-    let packet = socket.async_io(Interest::READABLE, next).await?;
-    let now = clock::wall().as_micros();
-    let stamps = Clock { received: packet.wall.unwrap_or(now), sent: now, synchronised };
-    let Some(question) = bytes.get_mut(..packet.length) else { return Ok(()) };
-    if stamp::reflect(question, stamps, packet.ttl.unwrap_or_default()) {
-        answer(socket, &packet, question)?;
+/// What answers.
+struct End {
+    socket: UdpSocket,
+    family: Family,
+    port: u16,
+    synchronised: bool,
+    limit: Limit,
+}
+
+impl End {
+    async fn one(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 2048];
+        let next = || receive(self.socket.as_raw_fd(), self.family, &mut bytes).map_err(io::Error::from);
+        let packet = self.socket.async_io(Interest::READABLE, next).await?;
+        let now = clock::wall().as_micros();
+        let stamps = Clock { received: packet.wall.unwrap_or(now), sent: now, synchronised: self.synchronised };
+        let Some(question) = bytes.get_mut(..packet.length) else { return Ok(()) };
+        if self.is_welcome(&packet) && stamp::reflect(question, stamps, packet.ttl.unwrap_or_default()) {
+            answer(&self.socket, &packet, question)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn is_welcome(&mut self, packet: &Packet) -> bool {
+        let Some(from) = packet.from.filter(|from| from.port() != self.port) else { return false };
+        let now = clock::now();
+        let within = self.limit.take(from.ip(), now);
+        if !within && self.limit.is_news(now) {
+            tracing::warn!(from = %from.ip(), "more than {RATE} STAMP packets a second; the rest is not answered");
+        }
+        within
+    }
 }
 
 fn answer(socket: &UdpSocket, packet: &Packet, bytes: &[u8]) -> io::Result<()> {
@@ -92,4 +120,66 @@ fn answer(socket: &UdpSocket, packet: &Packet, bytes: &[u8]) -> io::Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::probe::{echo::Reply, limit::BURST};
+
+    fn end(at: &str) -> (End, SocketAddr) {
+        let socket = open(at.parse().unwrap()).unwrap();
+        let at = socket.local_addr().unwrap();
+        let limit = Limit::new(clock::now());
+        (End { socket, family: Family::of(&at.ip()), port: at.port(), synchronised: true, limit }, at)
+    }
+
+    fn question(length: usize) -> Vec<u8> {
+        let mut packet = Vec::new();
+        stamp::request(Reply { sequence: 1, nonce: 2 }, true, &mut packet);
+        packet.resize(length, 0);
+        packet
+    }
+
+    /// The lengths of the answers that are there.
+    fn answers(socket: &std::net::UdpSocket) -> Vec<usize> {
+        socket.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 4096];
+        std::iter::from_fn(|| socket.recv(&mut bytes).ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_questions_is_answered_so_often_and_another_reflector_never() {
+        let (mut end, at) = end("127.0.0.1:0");
+        let asker = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let begun = Instant::now();
+        let mut seen = Vec::new();
+        for _ in 0..1_000 {
+            asker.send_to(&question(64), at).unwrap();
+            end.one().await.unwrap();
+            seen.extend(answers(&asker));
+        }
+        let most = BURST + begun.elapsed().as_secs_f64() * RATE + 1.0;
+        let answered = f64::from(u32::try_from(seen.len()).unwrap());
+        assert!((BURST..=most).contains(&answered), "{answered} answers, at most {most}");
+        assert!(seen.iter().all(|length| *length == 64), "none is longer than its question");
+
+        let twin = std::net::UdpSocket::bind(("127.0.0.2", at.port())).unwrap();
+        twin.send_to(&question(64), at).unwrap();
+        end.one().await.unwrap();
+        assert_eq!(answers(&twin), [] as [usize; 0], "two reflectors would answer each other for ever");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_as_long_as_its_question_and_what_is_none_has_no_answer() {
+        let (mut end, at) = end("127.0.0.1:0");
+        let asker = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for length in [0, 1, 43, 44, 45, 1400, 4000] {
+            asker.send_to(&question(length), at).unwrap();
+            end.one().await.unwrap();
+        }
+        assert_eq!(answers(&asker), [44, 45, 1400, 2048], "and never longer than its buffer");
+    }
 }

@@ -1,10 +1,15 @@
-//! What is left when paths fail: every one, or every pair, of every site.
+//! What is left when something fails: every path and every uplink, or every pair of them, of every site.
 //!
-//! Each failure is played: all is well for a minute, then the paths go silent, as a provider's network does when it
-//! fails behind a link that stays up. What counts is the path that each policy uses once everything had time to be
+//! An uplink takes all paths over it along: a tunnel and the path to the internet over one line fall together. Each
+//! failure is played: all is well for a minute, then the paths go silent, as a provider's network does when it fails
+//! behind a link that stays up. What counts is the path that each policy uses once everything had time to be
 //! noticed, and whether that one works.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -23,7 +28,9 @@ const CALM: Duration = Duration::from_secs(60);
 pub struct Failure {
     /// The site.
     pub site: Name,
-    /// The paths that fail together.
+    /// The uplinks that fail with the paths over them, where it is not single paths.
+    pub uplinks: BTreeMap<Name, Vec<Name>>,
+    /// The paths that fail together, those of the uplinks among them.
     pub paths: Vec<Name>,
     /// Policies that used one of them before.
     pub hit: Vec<Hit>,
@@ -47,9 +54,14 @@ impl Failure {
     pub fn stranded(&self) -> impl Iterator<Item = &Hit> {
         self.hit.iter().filter(|hit| hit.after.is_none())
     }
+
+    /// The paths that fail by themselves.
+    pub fn alone(&self) -> impl Iterator<Item = &Name> {
+        self.paths.iter().filter(|path| !self.uplinks.values().any(|over| over.contains(path)))
+    }
 }
 
-/// Plays every failure of `together` paths at once, at every site, that hits a policy.
+/// Plays every failure of `together` paths or uplinks at once, at every site, that hits a policy.
 #[must_use]
 pub fn all(intent: &Intent, together: usize) -> Vec<Failure> {
     intent.sites().values().flat_map(|site| of_site(site, together)).collect()
@@ -59,8 +71,32 @@ pub fn all(intent: &Intent, together: usize) -> Vec<Failure> {
 #[must_use]
 pub fn of_site(site: &Site, together: usize) -> Vec<Failure> {
     let used: BTreeSet<&Name> = site.policies.iter().flat_map(|p| paths_of(site, &p.action)).collect();
-    let used: Vec<&Name> = used.into_iter().collect();
-    subsets(&used, together).into_iter().map(|paths| play(site, &paths)).filter(|f| !f.hit.is_empty()).collect()
+    let units = units(site, &used);
+    let failures = subsets(&units.iter().collect::<Vec<_>>(), together).into_iter();
+    failures.filter(|failed| apart(failed)).map(|failed| play(site, &failed)).filter(|f| !f.hit.is_empty()).collect()
+}
+
+/// What fails as a whole: a path, or an uplink with its paths.
+struct Unit<'a> {
+    uplink: Option<&'a Name>,
+    paths: Vec<&'a Name>,
+}
+
+/// Every path, then every uplink that carries more than one.
+fn units<'a>(site: &'a Site, used: &BTreeSet<&'a Name>) -> Vec<Unit<'a>> {
+    let mut uplinks: BTreeMap<&Name, Vec<&Name>> = BTreeMap::new();
+    for path in used.iter().filter_map(|name| site.paths.get(*name)) {
+        uplinks.entry(&path.from).or_default().push(&path.name);
+    }
+    let single = used.iter().map(|path| Unit { uplink: None, paths: vec![*path] });
+    let shared = uplinks.into_iter().filter(|(_, paths)| paths.len() > 1);
+    single.chain(shared.map(|(uplink, paths)| Unit { uplink: Some(uplink), paths })).collect()
+}
+
+/// Whether none of them is a part of another, which would be a smaller failure.
+fn apart(failed: &[&Unit<'_>]) -> bool {
+    let mut seen = BTreeSet::new();
+    failed.iter().flat_map(|unit| &unit.paths).all(|path| seen.insert(*path))
 }
 
 fn paths_of<'a>(site: &'a Site, action: &'a Action) -> Vec<&'a Name> {
@@ -72,11 +108,11 @@ fn paths_of<'a>(site: &'a Site, action: &'a Action) -> Vec<&'a Name> {
 }
 
 /// All subsets of this size, in order; the whole set where it is smaller.
-fn subsets<'a>(all: &[&'a Name], size: usize) -> Vec<Vec<&'a Name>> {
+fn subsets<'a, T>(all: &[&'a T], size: usize) -> Vec<Vec<&'a T>> {
     if size == 0 {
         return vec![Vec::new()];
     }
-    let longer = |(n, first): (usize, &&'a Name)| {
+    let longer = |(n, first): (usize, &&'a T)| {
         let first = *first;
         subsets(&all[n + 1..], size - 1).into_iter().map(move |rest| [vec![first], rest].concat()).collect::<Vec<_>>()
     };
@@ -111,7 +147,13 @@ fn patience(site: &Site) -> Duration {
     detected * 3 + held + Duration::from_secs(5)
 }
 
-fn play(site: &Site, paths: &[&Name]) -> Failure {
+fn owned(names: &[&Name]) -> Vec<Name> {
+    names.iter().map(|name| (*name).clone()).collect()
+}
+
+fn play(site: &Site, failed: &[&Unit<'_>]) -> Failure {
+    let paths: Vec<&Name> = failed.iter().flat_map(|unit| unit.paths.iter().copied()).collect();
+    let paths = paths.as_slice();
     let bare = |p: &&Path| p.probe.targets.is_empty();
     let unprobed = site.paths.values().filter(bare).map(|p| &p.name).collect();
     let mut world = World::new(site, Outage { paths, unprobed });
@@ -139,5 +181,10 @@ fn play(site: &Site, paths: &[&Name]) -> Failure {
         };
         paths.contains(&before).then_some(hit)
     });
-    Failure { site: site.name.clone(), hit: hit.collect(), paths: paths.iter().map(|p| (*p).clone()).collect() }
+    Failure {
+        site: site.name.clone(),
+        uplinks: failed.iter().filter_map(|unit| Some((unit.uplink?.clone(), owned(&unit.paths)))).collect(),
+        hit: hit.collect(),
+        paths: owned(paths),
+    }
 }

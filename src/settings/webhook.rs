@@ -31,13 +31,25 @@ pub(super) struct WebhookFile {
 /// Where a secret stands: exactly one of them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct SecretFile {
+pub(super) struct SecretFile {
     /// A file that holds it.
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// An environment variable of the daemon that holds it.
-    environment: Option<String>,
+    pub(super) environment: Option<String>,
     /// A credential that systemd gives the service (`LoadCredential=`).
-    systemd: Option<String>,
+    pub(super) systemd: Option<String>,
+}
+
+impl SecretFile {
+    /// Where the secret stands, if that is clear.
+    pub(super) fn build(self) -> Option<Secret> {
+        match (self.file, self.environment, self.systemd) {
+            (Some(file), None, None) => Some(Secret::File(file)),
+            (None, Some(name), None) => Some(Secret::Environment(name)),
+            (None, None, Some(name)) if !name.contains('/') && !name.starts_with('.') => Some(Secret::Systemd(name)),
+            _ => None,
+        }
+    }
 }
 
 /// Address and secret belong together.
@@ -59,15 +71,10 @@ pub(super) fn build(
         (None, Some(_)) => {
             wrong("/webhook", "nobody listens for the webhook", "add `listen: {webhook: \"0.0.0.0:9470\"}`")
         }
-        (Some(address), Some(WebhookFile { secret: SecretFile { file, environment, systemd } })) => {
-            let secret = match (file, environment, systemd) {
-                (Some(file), None, None) => Secret::File(file),
-                (None, Some(name), None) => Secret::Environment(name),
-                (None, None, Some(name)) if !name.contains('/') && !name.starts_with('.') => Secret::Systemd(name),
-                _ => {
-                    let help = "give exactly one of `file`, `environment` and `systemd` (a name of `LoadCredential=`)";
-                    return wrong("/webhook/secret", "where the secret stands is not clear", help);
-                }
+        (Some(address), Some(WebhookFile { secret })) => {
+            let Some(secret) = secret.build() else {
+                let help = "give exactly one of `file`, `environment` and `systemd` (a name of `LoadCredential=`)";
+                return wrong("/webhook/secret", "where the secret stands is not clear", help);
             };
             Some(Webhook { address, secret })
         }

@@ -23,6 +23,11 @@ pub(super) const fn slot(at: Wall) -> i64 {
     at.as_micros().div_euclid(SLOT)
 }
 
+/// The last moment of a slot.
+pub(super) const fn end(slot: i64) -> Wall {
+    Wall::from_micros((slot + 1) * SLOT - 1)
+}
+
 /// What has changed since the sample before; [`WHOLE`]: there is none, and all follows.
 const WHOLE: u8 = 1;
 const RTT: u8 = 2;

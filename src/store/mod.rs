@@ -33,7 +33,7 @@ pub use flush::{Batch, FlushPolicy};
 pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use journal::{Journal, JournaledStep, LastGood, PlanRecord, RunId, StepState, Unfinished};
 pub use ledger::Ledger;
-pub use recorder::{Limits, Recorder};
+pub use recorder::{Kept, Limits, Recorder};
 pub use removed::RemovedFile;
 pub use rows::{HealthSample, Run, TransitionRecord};
 

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, Row, named_params, params, types::Type};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, named_params, params, types::Type};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Aggregate, AuditRow, Generation, HealthSample, Run, StoreError, TransitionRecord, aggregates, chunks, from_word,
-    generations, journal_file, records_file, uint,
+    Aggregate, AuditRow, Generation, HealthSample, LastGood, Run, StoreError, TransitionRecord, aggregates, chunks,
+    from_word, generations, journal_file, records_file, uint,
 };
 use crate::{clock::Wall, engine::status::Event, units::Name};
 
@@ -41,6 +41,78 @@ fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
     let db = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(err())?;
     db.busy_timeout(std::time::Duration::from_secs(1)).map_err(err())?;
     Ok(Some(db))
+}
+
+/// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
+/// nobody writes there. A log that lies beside it belongs to it and is not passed over.
+fn open_anywhere(file: &Path) -> Result<Connection, StoreError> {
+    let err = || StoreError::database("read", file);
+    let missing = || StoreError::Missing { dir: file.parent().unwrap_or(file).to_owned() };
+    let db = open(file)?.ok_or_else(missing)?;
+    let readable = db.query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |_| Ok(()));
+    let mut log = file.as_os_str().to_owned();
+    log.push("-wal");
+    let log = Path::new(&log).exists();
+    match readable {
+        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == rusqlite::ErrorCode::CannotOpen && !log => {
+            let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            let mut uri = String::from("file:");
+            for byte in path.as_os_str().as_encoded_bytes() {
+                uri += &format!("%{byte:02x}");
+            }
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(uri + "?immutable=1", flags).map_err(err())
+        }
+        _ => Ok(db),
+    }
+}
+
+/// The times of the oldest and the newest sample of a file of records; none without samples.
+pub fn span(file: &Path) -> Result<Option<(Wall, Wall)>, StoreError> {
+    let err = || StoreError::database("read", file);
+    let db = open_anywhere(file)?;
+    let sql =
+        "SELECT name, data FROM samples JOIN paths ON paths.id = path WHERE slot = (SELECT {}(slot) FROM samples)";
+    let times = |which: &str| -> Result<Vec<Wall>, StoreError> {
+        let mut statement = db.prepare(&sql.replace("{}", which)).map_err(err())?;
+        let read = |row: &Row<'_>| Ok((name(row, 0)?, row.get::<_, Vec<u8>>(1)?));
+        let rows = statement.query_map([], read).map_err(err())?;
+        let rows: Vec<(Name, Vec<u8>)> = rows.collect::<Result<_, _>>().map_err(err())?;
+        Ok(rows.iter().flat_map(|(path, data)| chunks::decode(path, data)).map(|sample| sample.at).collect())
+    };
+    let (first, last) = (times("MIN")?, times("MAX")?);
+    Ok(first.into_iter().min().zip(last.into_iter().max()))
+}
+
+/// Calls for each slot of a file of records, oldest first, with the samples of each path in it and the slot's end. All of
+/// it is one view of the file, whoever writes meanwhile.
+pub fn slots(
+    file: &Path,
+    (since, until): (Wall, Wall),
+    mut each: impl FnMut(&[(Name, Vec<HealthSample>)], Wall),
+) -> Result<(), StoreError> {
+    let err = || StoreError::database("read", file);
+    let db = open_anywhere(file)?;
+    let mut statement = db
+        .prepare("SELECT slot, name, data FROM samples JOIN paths ON paths.id = path WHERE slot BETWEEN ? AND ? ORDER BY slot, path")
+        .map_err(err())?;
+    let mut rows = statement.query(params![chunks::slot(since), chunks::slot(until)]).map_err(err())?;
+    let (mut slot, mut paths) = (None, Vec::new());
+    while let Some(row) = rows.next().map_err(err())? {
+        let read = || Ok((row.get::<_, i64>(0)?, name(row, 1)?, row.get_ref(2)?.as_blob()?));
+        let (at, path, data) = read().map_err(err())?;
+        if let Some(old) = slot.replace(at).filter(|old| *old != at) {
+            each(&paths, chunks::end(old).min(until));
+            paths.clear();
+        }
+        let mut samples = chunks::decode(&path, data);
+        samples.retain(|s| (since..=until).contains(&s.at));
+        paths.push((path, samples));
+    }
+    if let Some(last) = slot {
+        each(&paths, chunks::end(last).min(until));
+    }
+    Ok(())
 }
 
 /// Events, oldest first. [`StoreError::Missing`] when nothing was ever recorded here.
@@ -118,9 +190,18 @@ fn each_row(
 
 /// Transitions, oldest first.
 pub fn transitions(dir: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
+    transitions_of(&open_dir(dir)?, &records_file(dir), wanted)
+}
+
+/// Transitions of a file of records, oldest first.
+pub fn transitions_in(file: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
+    transitions_of(&open_anywhere(file)?, file, wanted)
+}
+
+fn transitions_of(db: &Connection, file: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
     let sql = "SELECT at, rule, from_path, to_path, kind, reason FROM transitions
         WHERE at BETWEEN :since AND :until AND (:only IS NULL OR rule = :only) ORDER BY at DESC, id DESC LIMIT :limit";
-    newest(dir, sql, wanted, |row| {
+    rows(db, file, sql, wanted, |row| {
         let path = |text: Option<String>| text.and_then(|t| t.parse().ok());
         Ok(TransitionRecord {
             at: Wall::from_micros(row.get(0)?),
@@ -180,8 +261,17 @@ fn from<T>(
     wanted: &Wanted,
     read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<Vec<T>>, StoreError> {
+    open(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
+}
+
+fn rows<T>(
+    db: &Connection,
+    file: &Path,
+    sql: &str,
+    wanted: &Wanted,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, StoreError> {
     let err = || StoreError::database("read", file);
-    let Some(db) = open(file)? else { return Ok(None) };
     let since = wanted.since.map_or(i64::MIN, Wall::as_micros);
     let until = wanted.until.map_or(i64::MAX, Wall::as_micros);
     let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX);
@@ -190,7 +280,11 @@ fn from<T>(
     let rows = statement.query_map(bound, read).map_err(err())?;
     let mut rows: Vec<T> = rows.collect::<Result<_, _>>().map_err(err())?;
     rows.reverse();
-    Ok(Some(rows))
+    Ok(rows)
+}
+
+fn open_dir(dir: &Path) -> Result<Connection, StoreError> {
+    open(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
 }
 
 fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
@@ -221,4 +315,21 @@ fn journal<T>(dir: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>)
     let file = journal_file(dir);
     let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     read(&db).map_err(StoreError::database("read", &file))
+}
+
+/// The configuration in force, by the journal of a state directory; none where there is no journal, or nothing in force.
+pub fn last_good(dir: &Path) -> Result<Option<LastGood>, StoreError> {
+    let file = journal_file(dir);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let db = open_anywhere(&file)?;
+    let read = || -> rusqlite::Result<Option<LastGood>> {
+        let mut files = db.prepare("SELECT path, content FROM last_good_files")?;
+        let files = files.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        let head = db.query_row("SELECT revision, at FROM last_good", [], |row| Ok((row.get(0)?, row.get(1)?)));
+        let good = head.optional()?;
+        Ok(good.map(|(revision, at)| LastGood { revision, at: Wall::from_micros(at), files }))
+    };
+    read().map_err(StoreError::database("read", &file))
 }

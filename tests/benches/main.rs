@@ -10,6 +10,7 @@ mod plan;
 mod preview;
 mod probe;
 mod records;
+mod replay;
 mod row;
 mod switch;
 mod validate;
@@ -26,7 +27,7 @@ use row::Row;
 type Group = (&'static str, fn() -> Vec<Row>);
 
 /// What can be selected, in the order in which it runs: timing first, load last.
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     ("outage", outage::run),
     ("detection", detection::run),
     ("decide", decide::run),
@@ -38,6 +39,7 @@ const GROUPS: [Group; 11] = [
     ("probe", probe::run),
     ("daemon", daemon::run),
     ("records", records::run),
+    ("replay", replay::run),
 ];
 
 fn main() -> ExitCode {

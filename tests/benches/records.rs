@@ -19,7 +19,7 @@ use patronus::{
 use super::row::{Bound, Row, ms};
 
 const PATHS: usize = 1_000;
-const DAY_PATHS: u64 = 100;
+pub const DAY_PATHS: u64 = 100;
 
 /// Rendering of the metrics, and what the store takes.
 pub fn run() -> Vec<Row> {
@@ -51,22 +51,27 @@ fn day() -> Row {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let recorder = Recorder::start(dir.path(), Limits::default());
     let mut lines: Vec<Line> = (0..DAY_PATHS).map(Line::new).collect();
-    let begin = clock::wall().as_micros() / 86_400_000_000 * 86_400_000_000;
-    for second in 0..86_400_i64 {
-        recorder.samples(lines.iter_mut().map(|line| line.sample(begin + second * 1_000_000)).collect());
-        if second % 60 == 59 {
-            assert!(recorder.flush(Duration::from_secs(60)), "the minute is written");
-        }
-    }
-    assert_eq!((recorder.lost(), recorder.alarms()), (0, vec![]));
+    write(&recorder, |at, _| lines.iter_mut().map(|line| line.sample(at)).collect());
     let size = |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |m| m.len());
     let bytes = size("records.db") + size("records.db-wal");
     let figure = format!("records.db after a day of one-second samples of {DAY_PATHS} paths");
     Row::new(figure, "MB", vec![bytes as f64 / f64::from(1 << 20)], Bound::Most(50.0))
 }
 
+/// Writes a day as the daemon does; `samples` gives those of a moment and its second.
+pub fn write(recorder: &Recorder, mut samples: impl FnMut(i64, i64) -> Vec<HealthSample>) {
+    let begin = clock::wall().as_micros() / 86_400_000_000 * 86_400_000_000;
+    for second in 0..86_400_i64 {
+        recorder.samples(samples(begin + second * 1_000_000, second));
+        if second % 60 == 59 {
+            assert!(recorder.flush(Duration::from_secs(60)), "the minute is written");
+        }
+    }
+    assert_eq!((recorder.lost(), recorder.alarms()), (0, vec![]));
+}
+
 /// A path as a probe sees it: some milliseconds of noise, now and then a lost probe, means over 20 rounds.
-struct Line {
+pub struct Line {
     path: Name,
     base: u64,
     state: u64,
@@ -75,7 +80,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(n: u64) -> Self {
+    /// The path with this number.
+    pub fn new(n: u64) -> Self {
         let path = format!("path-{n}").parse().expect("a name");
         Self { path, base: 5_000 + n * 1_000, state: n, window: VecDeque::new(), jitter: 0 }
     }
@@ -85,7 +91,8 @@ impl Line {
         (self.state >> 33) % below
     }
 
-    fn sample(&mut self, at: i64) -> HealthSample {
+    /// What is stored of it at a moment.
+    pub fn sample(&mut self, at: i64) -> HealthSample {
         let late = i64::try_from(self.noise(3_000)).expect("a few milliseconds");
         let answer = if self.noise(500) == 0 { None } else { Some(self.base + self.noise(3_000)) };
         if let (Some(Some(last)), Some(rtt)) = (self.window.back(), answer) {

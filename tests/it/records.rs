@@ -65,6 +65,8 @@ pub fn status() -> Status {
     status.source.suspended = Some(Suspension { by: "root".into(), reason: "maintenance".into(), since: at, until });
     let rule = status.rules.get_mut("critical").unwrap();
     rule.pinned = Some(Pinned { to: "lte".parse().unwrap(), seconds: 3590.0, reason: "work on the mast".into() });
+    let sent = BTreeMap::from([("sent".to_owned(), 7), ("failed".to_owned(), 1)]);
+    status.totals.notifications = BTreeMap::from([(name("pager"), sent)]);
     status.totals.webhook = BTreeMap::from([("accepted".to_owned(), 4), ("wrong-signature".to_owned(), 1)]);
     status.totals.source_errors = BTreeMap::from([("invalid".to_owned(), 2), ("read".to_owned(), 1)]);
     status
@@ -130,6 +132,7 @@ fn metrics_say_what_the_status_says() {
         r#"patronus_config_attempt_timestamp_seconds{site="berlin",outcome="applied"} 1700000940.0"#,
         r#"patronus_source_errors_total{site="berlin",reason="invalid"} 2"#,
         r#"patronus_webhook_requests_total{site="berlin",result="wrong-signature"} 1"#,
+        r#"patronus_notifications_total{site="berlin",channel="pager",result="failed"} 1"#,
         r#"patronus_source_held{site="berlin",reason="diverged"} 1"#,
         r#"patronus_source_suspended{site="berlin"} 1"#,
         r#"patronus_failover_pinned_remaining_seconds{site="berlin",rule="critical"} 3590.0"#,
