@@ -1,5 +1,7 @@
 //! What the outside may ask of the engine.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -26,6 +28,8 @@ pub enum Command {
         who: Who,
         /// The generation that shall come back.
         to: Option<u64>,
+        /// How long that one may wait for its confirmation, if not as long as a revision of the source.
+        within: Option<Duration>,
         /// Takes one line that says what was done, or why not.
         reply: oneshot::Sender<Result<String, String>>,
     },

@@ -26,6 +26,7 @@ use crate::{
     clock::Wall,
     engine::status::{Event, ReconcileStatus, Status},
     store::{AuditRow, Generation, Recorder, Run, StoreError, read, read::Wanted},
+    units::Span,
 };
 
 /// How long a reconcile may take before the client is told to look later.
@@ -258,6 +259,8 @@ pub(crate) struct Done {
 #[serde(deny_unknown_fields)]
 struct Back {
     to: Option<u64>,
+    /// How long it may wait for its confirmation.
+    within: Option<Span>,
 }
 
 async fn confirm(
@@ -274,7 +277,8 @@ async fn rollback(
     Query(back): Query<Back>,
 ) -> Result<Json<Done>, Failed> {
     let (reply, answer) = oneshot::channel();
-    told(&state, Command::Rollback { who: peer.who(), to: back.to, reply }, answer).await
+    let within = back.within.map(Span::get);
+    told(&state, Command::Rollback { who: peer.who(), to: back.to, within, reply }, answer).await
 }
 
 async fn told(

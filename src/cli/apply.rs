@@ -96,7 +96,7 @@ impl Order {
     }
 
     /// A person at a terminal confirms; a script that nobody follows would see its change go long after it ended.
-    fn timeout(&self) -> Duration {
+    pub fn timeout(&self) -> Duration {
         let default = if io::stdin().is_terminal() { trial::TIMEOUT } else { Duration::ZERO };
         self.timeout.map_or(default, Span::get)
     }
@@ -155,7 +155,8 @@ pub async fn carry_through(
     plan::print(&made.report, order.show)?;
     allowed(&router, settings, &made, &order)?;
     let timeout = order.timeout();
-    if order.dry_run || (!made.planned.steps.is_empty() && !agreed(order.yes, &question(timeout))?) {
+    if order.dry_run || (!made.planned.steps.is_empty() && !agreed(order.yes, &question("Apply this plan?", timeout))?)
+    {
         return Ok(Exit::Done);
     }
     let mut detail = order.now.as_ref().map(|reason| format!(", outside of the windows: {reason}")).unwrap_or_default();
@@ -173,11 +174,13 @@ pub async fn carry_through(
     .await
 }
 
-fn question(timeout: Duration) -> String {
+/// What is asked before a change, with what becomes of it.
+#[must_use]
+pub fn question(what: &str, timeout: Duration) -> String {
     if timeout.is_zero() {
-        return "Apply this plan?".into();
+        return what.to_owned();
     }
-    format!("Apply this plan? It is undone unless `patronus confirm` comes within {}.", Span::from(timeout))
+    format!("{what} It is undone unless `patronus confirm` comes within {}.", Span::from(timeout))
 }
 
 /// The router's own rules: what no change may do, and when none is made.
@@ -236,6 +239,11 @@ async fn on_trial(
     // It ends by itself when this process does.
     let _watcher = watcher.await?;
     let mut change = trial::write_down(router, &made.active, &made.report, timeout);
+    if router.ledger.unconfirmed().is_none() {
+        let text = "the state directory cannot be written, so nobody could undo the change; nothing was changed\n  \
+                    look at its space and rights, or apply without a safety net: `--confirm-timeout 0s`";
+        return Err(Failure::new(Exit::Error, text));
+    }
     if let Err(failure) = carry_out(router, &made.planned, Some(&made.active.site), &made.active.revision).await {
         router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(&failure.message));
         return Err(failure);

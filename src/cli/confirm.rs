@@ -22,6 +22,7 @@ use crate::{
     guard::Due,
     settings::Settings,
     store::LastGood,
+    units::Span,
 };
 
 /// A daemon may have a whole transaction to do first.
@@ -42,7 +43,7 @@ pub struct RollbackArgs {
     to: Option<u64>,
     /// How long the older generation may wait for `patronus confirm`; `0s` does not ask for one
     #[arg(long, value_name = "D", requires = "to")]
-    confirm_timeout: Option<crate::units::Span>,
+    confirm_timeout: Option<Span>,
     #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
@@ -115,10 +116,10 @@ async fn restore(settings: Settings, args: RollbackArgs, number: u64) -> Outcome
     };
     let active = context::again(&settings, LastGood { revision: found.revision, at: found.at, files })?;
     let daemon = client::ask::<serde_json::Value>(&settings.socket, Method::GET, "/v1/status", PATIENCE).await.is_ok();
+    let order =
+        apply::Order { allow_large: true, timeout: args.confirm_timeout, ..apply::Order::new(args.show, args.yes) };
     if !daemon {
         drop(router);
-        let order =
-            apply::Order { allow_large: true, timeout: args.confirm_timeout, ..apply::Order::new(args.show, args.yes) };
         return apply::carry_through(
             &settings,
             args.router.config.as_deref(),
@@ -130,10 +131,11 @@ async fn restore(settings: Settings, args: RollbackArgs, number: u64) -> Outcome
     }
     let made = plan::make(&router, &settings, active).await?;
     plan::print(&made.report, args.show)?;
-    if !agreed(args.yes, "Go back to this?")? {
+    let within = order.timeout();
+    if !agreed(args.yes, &apply::question("Go back to this?", within))? {
         return Ok(Exit::Done);
     }
-    match ask(&settings, &format!("/v1/rollback?to={number}")).await? {
+    match ask(&settings, &format!("/v1/rollback?to={number}&within={}", Span::from(within))).await? {
         Some(done) => Ok(said(&done)),
         None => Err(Failure::new(Exit::Error, "the daemon ended meanwhile; try again")),
     }

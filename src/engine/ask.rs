@@ -1,5 +1,7 @@
 //! What people ask of a change: that it stands, that it goes, that an older one comes back.
 
+use std::time::Duration;
+
 use super::{Engine, activate, gate::Proposal};
 use crate::{config::Snapshot, guard::Who, revision::AttemptOutcome, store::Standing};
 
@@ -16,10 +18,10 @@ impl Engine {
     }
 
     /// `patronus rollback`.
-    pub(super) async fn rollback(&mut self, who: &Who, to: Option<u64>) -> Answer {
+    pub(super) async fn rollback(&mut self, who: &Who, to: Option<u64>, within: Option<Duration>) -> Answer {
         match to {
             None => self.undo(who).await,
-            Some(number) => self.restore(who, number).await,
+            Some(number) => self.restore(who, number, within.unwrap_or(self.gate.timeout())).await,
         }
     }
 
@@ -38,7 +40,7 @@ impl Engine {
     }
 
     /// The source still holds what was in force until now: it is not tried again until it changes.
-    async fn restore(&mut self, who: &Who, number: u64) -> Answer {
+    async fn restore(&mut self, who: &Who, number: u64, within: Duration) -> Answer {
         if let Some((change, _)) = self.gate.waiting() {
             return Err(format!("{}; confirm it or undo it first", change.line()));
         }
@@ -50,9 +52,10 @@ impl Engine {
             .map_err(|error| format!("generation {number} is not valid any more: {}", error.lines().join("; ")))?;
         self.audit(who, "rollback", &format!("to generation {}, revision {}", found.generation, found.revision));
         self.gate.refused = None;
-        self.propose(Proposal::of_person(active, who.clone(), self.gate.timeout()));
-        if let Some((_, why)) = self.gate.held() {
-            return Err(format!("that has to wait: {why}"));
+        self.propose(Proposal::of_person(active, who.clone(), within));
+        // Whoever is told no must not see it happen later all the same.
+        if let Some((_, why)) = self.gate.held.take_if(|(held, _)| held.who.is_person()) {
+            return Err(format!("nothing was changed, try again later: {why}"));
         }
         self.pass().await;
         if self.active.as_ref().is_none_or(|active| active.revision != found.revision) {
@@ -60,7 +63,10 @@ impl Engine {
         }
         let reason = format!("{who} went back to generation {}", found.generation);
         self.attempt_failed(AttemptOutcome::RolledBack, &reason, true);
-        Ok(format!("revision {} of generation {} is in force", found.revision, found.generation))
+        let ends = self.gate.waiting().map(|(change, _)| change.deadline.wall);
+        let ends =
+            ends.map(|at| format!("\nIt stands only if you say so by {at}: patronus confirm")).unwrap_or_default();
+        Ok(format!("revision {} of generation {} is in force{ends}", found.revision, found.generation))
     }
 }
 

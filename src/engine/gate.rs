@@ -20,7 +20,7 @@ use crate::{
     config::commit::{Commit, Signature},
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
-        gate::{Baseline, Judgement, Rounds},
+        gate::{Baseline, Judgement, Rounds, works},
         patience,
         rails::{self, Change, Refusal},
         window,
@@ -30,7 +30,7 @@ use crate::{
     state::Way,
     store::Standing,
     units::Name,
-    validate::intent::Site,
+    validate::intent::{Path, Site},
 };
 
 /// The evidence is looked at so often.
@@ -38,6 +38,10 @@ pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// After a start the paths get so long to be measured before a new revision is tried: without figures nothing could
 /// be compared.
 const MEASURING: Duration = Duration::from_secs(10);
+
+/// After a change was undone, the paths that it may have cut get so long to answer again before the next revision is
+/// tried: otherwise that one, with the same fault in it perhaps, would find nothing that it could be blamed for.
+const RECOVERING: Duration = Duration::from_secs(60);
 
 /// Everything about new revisions.
 pub(super) struct Gate {
@@ -48,6 +52,8 @@ pub(super) struct Gate {
     /// The revision that has to wait, and why.
     pub held: Option<(Box<Proposal>, String)>,
     pub started: Instant,
+    /// Paths that were up before the change that was undone last, and how long they are waited for.
+    pub recovering: Option<(BTreeSet<Name>, Instant)>,
     /// Why the last thing that a person wanted was not done.
     pub refused: Option<String>,
     /// The last revision that was told to wait, and why.
@@ -138,7 +144,16 @@ impl Proposal {
 
 impl Gate {
     pub(super) fn new(rules: Rules, started: Instant) -> Self {
-        Self { rules, stage: Stage::Idle, before: None, held: None, started, refused: None, told: None }
+        Self {
+            rules,
+            stage: Stage::Idle,
+            before: None,
+            held: None,
+            started,
+            recovering: None,
+            refused: None,
+            told: None,
+        }
     }
 
     /// How long the daemon's own changes may wait.
@@ -246,10 +261,32 @@ impl Engine {
         {
             return Some(closed.to_string());
         }
+        if !proposal.who.is_person()
+            && let Some(path) = self.recovers(now)
+        {
+            return Some(format!("path {path} was up before the change that was undone, and is not yet again"));
+        }
         let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown && !h.held);
         let measuring = now.since(self.gate.started) < MEASURING
             && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
         measuring.then(|| "its paths are not measured yet".into())
+    }
+
+    /// From here on the paths that were up before the change that was undone are waited for.
+    pub(super) fn wait_for_paths(&mut self, undone: &Unconfirmed) {
+        let Some(active) = &self.active else { return };
+        let rounds = |path: &Path| (path.probe.interval * (path.probe.up_after + 2)).saturating_add(path.probe.timeout);
+        let up = active.site.paths.values().filter(|path| undone.baseline.up.contains(&path.name));
+        let longest = up.clone().map(rounds).fold(RECOVERING, Duration::max);
+        let up = up.map(|path| path.name.clone()).collect();
+        self.gate.recovering = Some((up, clock::now() + longest));
+    }
+
+    /// A path that has not recovered yet from the change that was undone.
+    fn recovers(&self, now: Instant) -> Option<&Name> {
+        let (up, _) = self.gate.recovering.as_ref().filter(|(_, until)| now < *until)?;
+        let lost = |path: &&Name| self.monitor.healths().get(*path).is_some_and(|h| !works(h) && h.carrier);
+        up.iter().find(lost)
     }
 
     /// Looks again at the revision that waits.

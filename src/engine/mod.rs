@@ -365,7 +365,7 @@ impl Engine {
             }
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
-            Command::Rollback { who, to, reply } => drop(reply.send(self.rollback(&who, to).await)),
+            Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
             Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),

@@ -32,21 +32,22 @@ impl Engine {
         if trial.next > now {
             return;
         }
-        let due = trial.change.deadline.due(&apply::place(), now);
+        let over = trial.change.deadline.at <= now;
         let found = self.evidence();
         let Stage::Waiting(trial) = &mut self.gate.stage else { return };
         trial.next = now + LOOK;
         trial.cut_off = if found.cut_off { trial.cut_off.or(Some(now)) } else { None };
-        let lost = trial.cut_off.is_some_and(|since| now.since(since) >= CUT_OFF);
+        let lost = trial.cut_off.is_some_and(|since| now.since(since) >= CUT_OFF)
+            || found.harm && now.since(trial.since) >= self.gate.rules.confirm.timeout;
         trial.last = found;
         let (change, reason, stands) = (trial.change.clone(), trial.last.reason(), trial.last.stands());
         if change.who.is_person() {
-            if due == Due::Now {
+            if over {
                 self.go_back("nobody confirmed it in time");
             }
         } else if stands {
             self.stands(&change, Standing::Confirmed, "the evidence is complete");
-        } else if lost || due == Due::Now {
+        } else if lost || over {
             self.go_back(&reason);
         }
     }
@@ -113,8 +114,12 @@ impl Engine {
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str) {
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
+        self.wait_for_paths(change);
         if !change.who.is_person() {
             self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+        } else if let Some(active) = &self.active {
+            // What the person wanted to leave is in force again.
+            self.revisions.in_force(&active.revision, clock::wall());
         }
     }
 
@@ -126,10 +131,13 @@ impl Engine {
                 let reason = "the machine went down before it was confirmed";
                 self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
                 self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
+                let fallback = before.is_some();
                 if let Some(before) = before {
                     self.work_with(*before);
                 }
-                self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+                if !change.who.is_person() {
+                    self.attempt_failed(AttemptOutcome::RolledBack, reason, fallback);
+                }
             }
             // A daemon that died says nothing about the revision: it is tried again.
             Due::Now if change.phase == Phase::Applying && !change.who.is_person() => {

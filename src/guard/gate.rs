@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     failover::Selection,
-    health::{Healths, PathState, Sample},
+    health::{Healths, PathHealth, PathState, Sample},
     units::Name,
     validate::intent::{Action, Path, Policy, Site},
 };
@@ -41,9 +41,7 @@ impl Baseline {
     /// What is so now, before `new` takes the place of `old`.
     #[must_use]
     pub fn of(old: &Site, new: &Site, healths: &Healths, selection: &Selection) -> Self {
-        let works = |path: &&Name| {
-            healths.get(*path).is_some_and(|h| !h.held && matches!(h.state, PathState::Up | PathState::Degraded))
-        };
+        let works = |path: &&Name| healths.get(*path).is_some_and(works);
         let carried = |policy: &&Policy| path_of(policy, selection).is_some_and(|path| works(&path));
         Self {
             up: old.paths.keys().filter(works).cloned().collect(),
@@ -57,6 +55,12 @@ impl Baseline {
             ..Self::default()
         }
     }
+}
+
+/// Whether a path is known to carry traffic now.
+#[must_use]
+pub fn works(health: &PathHealth) -> bool {
+    !health.held && matches!(health.state, PathState::Up | PathState::Degraded)
 }
 
 /// Whether a path and the endpoint under it are what they were.
@@ -118,6 +122,8 @@ pub struct Judgement {
     pub waits: Vec<String>,
     /// What speaks against the change, one line each.
     pub against: Vec<String>,
+    /// Whether traffic or a service has lost its way: no use in waiting for the rounds of a slow path.
+    pub harm: bool,
     /// Whether the router seems to be cut off: no use in waiting for the deadline.
     pub cut_off: bool,
 }
@@ -146,8 +152,10 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
     }
     probed(now.site).for_each(|path| judge_path(before, now, path, &mut found));
     for policy in now.site.policies.iter().filter(|policy| before.carried.contains(&policy.name)) {
-        if steers(policy) && !path_of(policy, now.selection).is_some_and(|path| usable(now, path)) {
+        let works = |path| usable(now, path) || excused(before, now, path);
+        if steers(policy) && !path_of(policy, now.selection).is_some_and(works) {
             found.against.push(format!("policy {} had a path before and has none that works now", policy.name));
+            found.harm = true;
         }
     }
     for (net, way) in &before.ways {
@@ -158,7 +166,9 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
         }
     }
     let silent = before.reached.iter().filter(|label| !now.reached.contains(*label));
-    found.against.extend(silent.map(|label| format!("{label} answered before and does not now")));
+    let silent: Vec<String> = silent.map(|label| format!("{label} answered before and does not now")).collect();
+    found.harm |= !silent.is_empty();
+    found.against.extend(silent);
     let dead = |path: &Path| rounds(now, &path.name).done >= ROUNDS && rounds(now, &path.name).answered == 0;
     let mut all = probed(now.site).peekable();
     found.cut_off |= !before.up.is_empty() && all.peek().is_some() && all.all(dead);
@@ -171,10 +181,9 @@ fn probed(site: &Site) -> impl Iterator<Item = &Path> {
 
 fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Judgement) {
     let name = &path.name;
-    let excused = before.untouched.contains(name) && now.healths.get(name).is_some_and(|health| !health.carrier);
     let rounds = rounds(now, name);
     let known = rounds.done >= ROUNDS || now.healths.get(name).is_some_and(|health| health.state == PathState::Down);
-    if excused {
+    if excused(before, now, name) {
     } else if !known {
         found.waits.push(format!("path {name} has done {} of {ROUNDS} probe rounds", rounds.done));
     } else if before.up.contains(name) && rounds.answered < ROUNDS {
@@ -185,6 +194,11 @@ fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Ju
 
 fn rounds(now: &Evidence<'_>, path: &Name) -> Rounds {
     now.rounds.get(path).copied().unwrap_or_default()
+}
+
+/// Whether its cable was pulled, which no change has done.
+fn excused(before: &Baseline, now: &Evidence<'_>, path: &Name) -> bool {
+    before.untouched.contains(path) && now.healths.get(path).is_some_and(|health| !health.carrier)
 }
 
 fn usable(now: &Evidence<'_>, path: &Name) -> bool {
@@ -201,10 +215,7 @@ mod tests {
     use crate::{
         clock::Instant,
         failover::Choice,
-        health::{
-            PathHealth,
-            tests::{name, path, site},
-        },
+        health::tests::{name, path, site},
         units::Ratio,
         validate::intent::Match,
     };
@@ -312,7 +323,7 @@ mod tests {
         world.fails("lte", true);
         let found = world.judge();
         assert_eq!(found.against, ["path lte was up before and does not answer now (3 rounds lost in a row)"]);
-        assert!(!found.cut_off, "the other path answers");
+        assert!(!found.cut_off && !found.harm, "the other path answers");
         world.before.up.remove(&name("lte"));
         assert!(world.judge().stands());
     }
@@ -322,6 +333,9 @@ mod tests {
         let mut world = World::new();
         world.fails("lte", false);
         assert!(world.judge().stands());
+        world.old.policies[0].action = Action::Path(name("lte"));
+        world.new.policies = world.old.policies.clone();
+        assert!(world.judge().stands(), "nor is it against a policy that has no other path");
         world.new.paths.get_mut(&name("lte")).unwrap().mtu = Some(1400);
         world.before.untouched = Baseline::of(&world.old, &world.new, &world.healths, &world.selection).untouched;
         assert!(!world.judge().stands());
@@ -344,7 +358,7 @@ mod tests {
         world.ways.clear();
         world.reached.clear();
         let found = world.judge();
-        assert!(found.cut_off);
+        assert!(found.cut_off && found.harm);
         assert_eq!(
             found.reason(),
             "the management network 10.0.0.0/24 was reached by mgmt0, and is now reached not at all; \

@@ -185,7 +185,7 @@ impl<'a> Talk<'a> {
                 (Reason::Disconnected, "ended the connection too early", "it is tried again")
             }
             (_, ErrorCode::Auth) => (Reason::Authentication, "does not let us in", "check `credentials`"),
-            (_, ErrorCode::Owner) => {
+            (_, code) if code == ErrorCode::Owner || has("not owned by current user") => {
                 let remedy = "it must belong to the user of the daemon: chown -R";
                 (Reason::Forbidden, "belongs to another user of this machine", remedy)
             }

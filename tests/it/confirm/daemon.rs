@@ -119,6 +119,47 @@ fn after_a_reboot_the_router_comes_up_with_what_was_in_force_before_the_change()
     assert!(!router.sh("nft list table inet patronus").contains("policy_oops"));
 }
 
+/// Right after the first one is undone no path answers yet; the second must not pass for that.
+#[test]
+fn two_changes_in_a_row_that_cut_the_router_off_are_both_undone() {
+    let world = World::new();
+    let daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("2s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    let bad = CHANGES[1].site();
+    world.repository.write("site.yaml", &bad);
+    daemon.wait("the first trial", |s| s.unconfirmed.is_some());
+    world.repository.write("site.yaml", &bad.replace("dscp: [ef]", "dscp: [ef, 7]"));
+    let both = |s: &Status| s.source.quarantine.len() == 2 && s.unconfirmed.is_none() && well(s);
+    let status = daemon.wait("both undone", both);
+    assert_eq!(status.source.applied, good);
+}
+
+#[test]
+fn an_older_generation_that_nobody_confirms_goes_and_the_newest_revision_is_in_force_as_before() {
+    let world = World::new();
+    let daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("60s"));
+    let first = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &harmless(1));
+    let later = |s: &Status| s.unconfirmed.is_none() && s.source.applied != first;
+    let newest = daemon.wait("the newest revision", later).source.applied;
+    let back = |within: &str| {
+        let mut command = daemon.patronus(&["rollback"]);
+        command.arg("--config").arg(daemon.settings_file());
+        command.args(["--to", "1", "--yes", "--confirm-timeout", within]);
+        let output = world.lab.run_in(&daemon.router(), command).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = back("1s");
+    assert!(said.contains("stands only if you say so by"), "{said}");
+    let status = daemon.wait("the way back", |s| s.unconfirmed.is_none());
+    assert!(status.source.applied == newest && status.source.quarantine.is_empty(), "{:?}", status.source);
+    let said = back("0s");
+    assert!(!said.contains("stands only"), "{said}");
+    let status = daemon.status();
+    assert!(status.source.applied == first && status.unconfirmed.is_none(), "{:?}", status.source);
+}
+
 #[test]
 fn the_rails_and_the_windows_of_the_settings_hold_new_revisions_back_and_never_repair() {
     let world = World::new();

@@ -193,6 +193,18 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
 }
 
 #[test]
+fn a_change_that_nobody_could_undo_is_not_made() {
+    let router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &harmless(1));
+    // Nothing can be written there, as on a disk that is full or broken.
+    let output = router.run(&["apply", "--yes", "--confirm-timeout", "60s", "--state-dir", "/proc/patronus"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("nobody could undo the change; nothing was changed"), "{}", said(&output));
+    assert_eq!(ours(&router.daemon), good);
+}
+
+#[test]
 fn the_checker_sees_a_change_that_nobody_watches_over() {
     let router = Router::new();
     let good = ours(&router.daemon);

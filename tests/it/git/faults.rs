@@ -170,6 +170,9 @@ async fn a_directory_of_this_machine_can_fail_too() {
     follower.fetch(vec![Way::default()], None).await.unwrap();
     let mode = fs::metadata(state.path().join("git")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "for our user only");
+    team.sh("chown -R 12345 network.git");
+    let error = get(super::local(&team), state.path()).await;
+    assert!(error.reason == Reason::Forbidden && error.to_string().contains("another user"), "{error}");
 }
 
 #[test]
