@@ -54,6 +54,7 @@ pub mod guard;
 pub mod engine;
 
 pub mod doctor;
+pub mod forge;
 
 pub mod api;
 pub mod metrics;

@@ -237,7 +237,10 @@ impl Revisions {
         if triage != Triage::Check {
             return (false, Vec::new());
         }
-        if let Some(known) = self.memory.quarantine.iter().rev().find(|q| q.content == content).cloned() {
+        // Whoever pushes the same content again and says that it is meant wants it to be tried again.
+        let meant = seen.commit.as_ref().is_some_and(Commit::allows_large);
+        let known = self.memory.quarantine.iter().rev().find(|q| q.content == content).filter(|_| !meant);
+        if let Some(known) = known.cloned() {
             self.quarantine(seen.revision.clone(), content.to_owned(), known.reason.clone(), now);
             let text = format!("revision {}: nothing changed for this site since {known}", seen.revision);
             return (false, vec![Note::warning(format!("{text}; {}", self.kept()))]);

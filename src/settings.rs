@@ -6,6 +6,7 @@
 mod git;
 mod guard;
 mod notify;
+mod report;
 mod webhook;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
     },
     diag::{self, Code, Diagnostic, Sources},
     drift::Modes,
+    forge,
     guard::Rules,
     notify::Channel,
     source,
@@ -82,6 +84,8 @@ pub struct Settings {
     pub stamp: Option<SocketAddr>,
     /// The webhook of a forge; `None` = nobody listens.
     pub webhook: Option<Webhook>,
+    /// Whom to tell what became of a commit; `None` = nobody.
+    pub report: Option<forge::Spec>,
     /// Who is told of what happens, and how.
     pub notify: Vec<Channel>,
     /// Whether the wall clock is kept on UTC, so that delays of one direction mean something.
@@ -119,6 +123,7 @@ impl Default for Settings {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9469))),
             stamp: None,
             webhook: None,
+            report: None,
             notify: Vec::new(),
             clock_synchronised: false,
             socket: "/run/patronus/patronus.sock".into(),
@@ -198,6 +203,8 @@ struct File {
     listen: Option<Listen>,
     /// The webhook of a forge.
     webhook: Option<webhook::WebhookFile>,
+    /// What became of a commit is told to the forge that it came from.
+    report: Option<report::ReportFile>,
     /// Who is told of what happens, and how. Default: nobody.
     notify: Vec<notify::ChannelFile>,
     /// Whether chrony, PTP or the like keeps the wall clock on UTC within about a millisecond. STAMP then tells the
@@ -333,6 +340,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
     let webhook = webhook::build(hook, file.webhook, document, found);
     let notify = notify::channels(file.notify, document, found);
     let source = file.source.and_then(|source| self::source(source, document, found));
+    let report = report::build(file.report, source.as_ref(), document, found);
     let rules = Rules {
         protected: file.protected.build(),
         limits: file.limits.build(),
@@ -349,6 +357,7 @@ fn build(file: File, document: &yaml::Document, found: &mut Vec<Diagnostic>) -> 
         metrics,
         stamp,
         webhook,
+        report,
         notify,
         clock_synchronised: file.clock_synchronised,
         guard: rules,

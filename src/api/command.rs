@@ -47,7 +47,7 @@ pub enum Command {
         /// What.
         order: Order,
         /// Who asks.
-        by: String,
+        who: Who,
         /// Takes what came of it.
         reply: oneshot::Sender<Answer>,
     },
@@ -56,7 +56,7 @@ pub enum Command {
         /// What.
         command: SourceCommand,
         /// Who asks.
-        by: String,
+        who: Who,
         /// Takes what came of it.
         reply: oneshot::Sender<Answer>,
     },
@@ -97,6 +97,19 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// The verb, as the audit has it.
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Failover { .. } => "failover",
+            Self::Failback { .. } => "failback",
+            Self::Drain { .. } => "drain",
+            Self::Undrain { .. } => "undrain",
+        }
+    }
+}
+
 /// What people ask about the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceCommand {
@@ -115,6 +128,19 @@ pub enum SourceCommand {
     Resume,
 }
 
+impl SourceCommand {
+    /// The verb, as the audit has it.
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Accept(_) => "source accept",
+            Self::Retry => "source retry",
+            Self::Suspend { .. } => "suspend",
+            Self::Resume => "resume",
+        }
+    }
+}
+
 /// What came of a command, in a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -122,4 +148,15 @@ pub enum Answer {
     Done(String),
     /// It must not be done, or cannot.
     Refused(String),
+}
+
+impl Answer {
+    /// One line for the audit.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match self {
+            Self::Done(done) => done.clone(),
+            Self::Refused(why) => format!("refused: {why}"),
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub use command::{Answer, Command, Order, SourceCommand};
 pub use health::{Verdict, alive, ready};
 pub(crate) use probe::{Answered, Probing, Round};
 pub(crate) use socket::{Audit, Done, Events, Generations, History};
-pub use webhook::{Hooks, WebhookListener, webhook};
+pub use webhook::{WebhookListener, webhook};
 
 /// What the listeners need of the daemon.
 #[derive(Debug, Clone)]

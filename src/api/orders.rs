@@ -38,7 +38,7 @@ async fn take(
     }
     let (reply, answer) = oneshot::channel();
     let busy = |_| Failed(StatusCode::SERVICE_UNAVAILABLE, "the engine is busy: try again in a moment".into());
-    state.commands.try_send(Command::Order { order, by: peer.name(), reply }).map_err(busy)?;
+    state.commands.try_send(Command::Order { order, who: peer.who(), reply }).map_err(busy)?;
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(Answer::Done(message))) => Ok(Json(Done { format_version: 1, message })),
         Ok(Ok(Answer::Refused(why))) => Err(Failed(StatusCode::CONFLICT, why)),

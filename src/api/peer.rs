@@ -29,13 +29,6 @@ impl Peer {
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
         Who::Person { uid, user, sudo_user: None }
     }
-
-    /// The user's name, or the number of one without a name.
-    pub(super) fn name(self) -> String {
-        let Some(uid) = self.0.map(|peer| Uid::from_raw(peer.uid())) else { return "somebody".into() };
-        let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
-        name.unwrap_or_else(|| format!("uid {uid}"))
-    }
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {

@@ -80,7 +80,7 @@ async fn resume(State(state): State<ApiState>, ConnectInfo(peer): ConnectInfo<Pe
 async fn ask(state: &ApiState, peer: Peer, command: SourceCommand) -> Outcome {
     let (reply, answer) = oneshot::channel();
     let busy = |_| Failed(StatusCode::SERVICE_UNAVAILABLE, "the engine is busy: try again in a moment".into());
-    state.commands.try_send(Command::Source { command, by: peer.name(), reply }).map_err(busy)?;
+    state.commands.try_send(Command::Source { command, who: peer.who(), reply }).map_err(busy)?;
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(Answer::Done(message))) => Ok(Json(Done { format_version: 1, message })),
         Ok(Ok(Answer::Refused(why))) => Err(Failed(StatusCode::CONFLICT, why)),

@@ -7,7 +7,7 @@
 mod verify;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{ApiError, Command, port_hint};
-use crate::clock;
+use crate::{clock, engine::status::Tally};
 
 /// The largest body.
 const LARGEST: usize = 1 << 20;
@@ -37,23 +37,6 @@ const CONNECTIONS: usize = 16;
 const PAUSE: Duration = Duration::from_secs(1);
 /// So many deliveries are remembered.
 const REMEMBERED: usize = 256;
-
-/// Requests by result, for the metrics.
-#[derive(Debug, Default)]
-pub struct Hooks(Mutex<BTreeMap<&'static str, u64>>);
-
-impl Hooks {
-    fn count(&self, result: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(result).or_default() += 1;
-    }
-
-    /// How many requests there were, by result.
-    #[must_use]
-    pub fn counts(&self) -> BTreeMap<String, u64> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.iter().map(|(result, n)| ((*result).to_owned(), *n)).collect()
-    }
-}
 
 /// The webhook listener at work. Dropping it closes it.
 #[derive(Debug)]
@@ -71,7 +54,7 @@ impl Drop for WebhookListener {
 
 struct Shared {
     secret: String,
-    hooks: Arc<Hooks>,
+    hooks: Arc<Tally>,
     fetch: Notify,
     seen: Mutex<VecDeque<String>>,
 }
@@ -81,7 +64,7 @@ pub async fn webhook(
     address: SocketAddr,
     secret: String,
     commands: mpsc::Sender<Command>,
-    hooks: Arc<Hooks>,
+    hooks: Arc<Tally>,
 ) -> Result<WebhookListener, ApiError> {
     let failed = |source: io::Error| ApiError::Webhook { address, hint: port_hint(&source), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;

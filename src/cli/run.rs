@@ -14,7 +14,12 @@ use super::{
 };
 use crate::{
     api::{self, ApiState, Listen},
-    engine::{Engine, Parts, Wires, router::Router, status::Status},
+    engine::{
+        Engine, Parts, Wires,
+        router::Router,
+        status::{Status, Tally},
+    },
+    forge::Reporter,
     guard::Rules,
     kernel::linux::Linux,
     notify::{Notices, Notifier},
@@ -59,7 +64,7 @@ pub async fn run(args: Args) -> Outcome {
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;
     let clock_synchronised = settings.clock_synchronised;
-    let hooks = Arc::new(api::Hooks::default());
+    let (hooks, reports) = (Arc::new(Tally::default()), Arc::new(Tally::default()));
     let notices = Arc::new(Notices::default());
     let parts = Parts {
         origin,
@@ -69,6 +74,7 @@ pub async fn run(args: Args) -> Outcome {
         alarms: Vec::new(),
         clock_synchronised,
         hooks: Arc::clone(&hooks),
+        reports: Arc::clone(&reports),
         notices: Arc::clone(&notices),
     };
     let notifier = Notifier::start(&parts.origin.site, &settings.notify, &recorder, &notices);
@@ -76,7 +82,8 @@ pub async fn run(args: Args) -> Outcome {
         Engine::new(parts).map_err(|e| Failure { exit: Exit::Privilege, ..Failure::error("cannot probe", &e) })?;
     let state = ApiState { status: engine.status(), commands: send, records: recorder, max_age: MAX_AGE };
     let reflector = reflector(&settings, &mut alarms);
-    let forge = webhook(&settings, state.commands.clone(), hooks, &mut alarms).await;
+    let hook = webhook(&settings, state.commands.clone(), hooks, &mut alarms).await;
+    let reporter = reporter(&settings, engine.status(), reports, &mut alarms);
     let listeners = listen(&settings, state, &mut alarms).await;
     engine.alarm_at_start(alarms);
     let supervisor = tokio::spawn(supervise(engine.status()));
@@ -84,7 +91,7 @@ pub async fn run(args: Args) -> Outcome {
     engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    drop((listeners, reflector, forge, notifier));
+    drop((listeners, reflector, hook, reporter, notifier));
     Ok(Exit::Done)
 }
 
@@ -112,7 +119,7 @@ fn reflector(settings: &Settings, alarms: &mut Vec<String>) -> Option<Reflector>
 async fn webhook(
     settings: &Settings,
     commands: mpsc::Sender<api::Command>,
-    hooks: Arc<api::Hooks>,
+    hooks: Arc<Tally>,
     alarms: &mut Vec<String>,
 ) -> Option<api::WebhookListener> {
     let hook = settings.webhook.as_ref()?;
@@ -126,6 +133,18 @@ async fn webhook(
         return None;
     }
     api::webhook(hook.address, secret, commands, hooks).await.map_err(|error| told(&error)).ok()
+}
+
+/// Tells the forge what becomes of commits, if the settings say so. Without it everything else goes on.
+fn reporter(
+    settings: &Settings,
+    status: watch::Receiver<Arc<Status>>,
+    reports: Arc<Tally>,
+    alarms: &mut Vec<String>,
+) -> Option<Reporter> {
+    let spec = settings.report.clone()?;
+    let told = |error| alarms.push(Failure::error("nothing is reported to the forge", &error).message);
+    Reporter::start(spec, status, reports).map_err(told).ok()
 }
 
 /// Opens the listeners. One that cannot be opened is an alarm: the routing goes on.

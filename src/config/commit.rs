@@ -24,6 +24,12 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether its trailer says that a large change is meant.
+    #[must_use]
+    pub fn allows_large(&self) -> bool {
+        self.trailer("Patronus-Allow-Large").is_some_and(|value| value.trim().eq_ignore_ascii_case("yes"))
+    }
+
     /// The value of the last trailer of this name; names do not care about case.
     #[must_use]
     pub fn trailer(&self, name: &str) -> Option<&str> {

@@ -62,6 +62,7 @@ checks! {
     "git-signers", "the file of allowed signers is there and parses", source::git_signers;
     "git-known-hosts", "the file of known hosts is there and knows the host", source::git_known_hosts;
     "git-credentials", "the secret of the repository is there, and private", source::git_credentials;
+    "report-token", "the token for reports to the forge is there, and private", source::report_token;
     "git-authorities", "the file of further certificate authorities is there", source::git_authorities;
     "interfaces", "the site's interfaces are there and up", site::interfaces;
     "carriers", "the uplinks have a carrier", site::carriers;

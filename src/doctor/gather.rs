@@ -258,6 +258,9 @@ fn places(asked: &Asked) -> BTreeMap<PathBuf, Place> {
     {
         wanted.push(file.clone());
     }
+    if let Some(crate::source::git::Secret::File(file)) = settings.report.as_ref().map(|report| &report.token) {
+        wanted.push(file.clone());
+    }
     wanted.into_iter().filter_map(|path| Some((path.clone(), place(&below(&asked.root, &path))?))).collect()
 }
 

@@ -45,6 +45,7 @@ source:
     credentials: {file: /etc/patronus/key}
     knownHosts: /etc/patronus/known_hosts
     verify: {mode: head, allowedSigners: /etc/patronus/signers}
+report: {forge: github, project: team/network, token: {file: /etc/patronus/report-token}}
 windows: [{kind: deny, days: [fri], from: '12:00', timeZone: Europe/Berlin}]
 ";
 
@@ -132,6 +133,7 @@ fn fine() -> Facts {
         (settings.runtime_dir.clone(), place(true, 0o755)),
         ("/etc/patronus/patronus.yaml".into(), place(false, 0o600)),
         ("/etc/patronus/key".into(), place(false, 0o600)),
+        ("/etc/patronus/report-token".into(), place(false, 0o600)),
     ];
     Facts {
         settings,
@@ -315,6 +317,8 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("git-known-hosts", Verdict::Fail, |f| text(f, "/etc/patronus/known_hosts", "other.example ssh-ed25519 AAAA\n")),
     ("git-credentials", Verdict::Fail, |f| set(f, "/etc/patronus/key", |p| p.mode = 0o644)),
     ("git-credentials", Verdict::Fail, |f| lose(f, "/etc/patronus/key")),
+    ("report-token", Verdict::Fail, |f| set(f, "/etc/patronus/report-token", |p| p.mode = 0o640)),
+    ("report-token", Verdict::Fail, |f| lose(f, "/etc/patronus/report-token")),
     ("git-authorities", Verdict::Fail, |f| {
         let text = "source: {git: {url: 'https://a.example/b', ca: /etc/ca.pem}}\n";
         f.settings.source = settings(text).source;

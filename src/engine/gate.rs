@@ -456,8 +456,7 @@ fn from_commit(commit: &Commit) -> (Who, bool) {
         Signature::Good { signer, .. } => Some(signer.clone()),
         _ => None,
     };
-    let allowed = commit.trailer("Patronus-Allow-Large").is_some_and(|value| value.trim().eq_ignore_ascii_case("yes"));
-    (Who::Daemon { author: Some(commit.author.clone()), signer }, allowed)
+    (Who::Daemon { author: Some(commit.author.clone()), signer }, commit.allows_large())
 }
 
 /// What a task that has ended found.

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    api::{Command, Hooks},
+    api::Command,
     clock::{self, Instant},
     failover::{Overrides, Selection, Transition},
     guard::Rules,
@@ -52,10 +52,10 @@ use crate::{
 
 pub use self::source::{Active, ConfigError, Origin, Whence, activate};
 pub use self::status::ReconcileOutcome;
-pub(crate) use self::{drift::object as drifted_object, pass::told, source::chain};
+pub(crate) use self::{drift::object as drifted_object, pass::told, revise::dice, source::chain};
 use self::{
     router::Router,
-    status::{ReconcileStatus, Status, Totals},
+    status::{ReconcileStatus, Status, Tally, Totals},
 };
 
 /// Notifications that come in a burst lead to one pass.
@@ -86,7 +86,9 @@ pub struct Parts {
     /// Whether the wall clock is kept on UTC.
     pub clock_synchronised: bool,
     /// Requests of forges, counted.
-    pub hooks: Arc<Hooks>,
+    pub hooks: Arc<Tally>,
+    /// Reports to the forge, counted.
+    pub reports: Arc<Tally>,
     /// What became of notifications.
     pub notices: Arc<Notices>,
 }
@@ -117,7 +119,8 @@ pub struct Engine {
     revisions: Revisions,
     /// What is written down of the revisions.
     written: String,
-    hooks: Arc<Hooks>,
+    hooks: Arc<Tally>,
+    reports: Arc<Tally>,
     notices: Arc<Notices>,
     /// What an earlier process left to tell.
     notes: Vec<Note>,
@@ -207,6 +210,7 @@ impl Engine {
             revisions,
             written: String::new(),
             hooks: parts.hooks,
+            reports: parts.reports,
             notices: parts.notices,
             notes,
             reader: reader::Reader::default(),
@@ -366,10 +370,10 @@ impl Engine {
             // Whoever asked may have gone away.
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
-            Command::Order { order, by, reply } => self.on_order(order, &by, reply).await,
+            Command::Order { order, who, reply } => self.on_order(order, &who, reply).await,
             Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),
-            Command::Source { command, by, reply } => self.on_source_command(command, &by, reply),
+            Command::Source { command, who, reply } => self.on_source_command(command, &who, reply),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     api::{Answer, Order},
     clock::{self, Instant, Wall},
     failover::{Drain, Overrides, Pin},
+    guard::Who,
     health::{Healths, PathState},
     store::Ledger,
     units::{Name, Span},
@@ -141,8 +142,9 @@ impl Engine {
         self.router.ledger.put(ORDERS, &Kept::of(&self.overrides, (clock::now(), clock::wall())));
     }
 
-    pub(super) async fn on_order(&mut self, order: Order, by: &str, reply: oneshot::Sender<Answer>) {
-        let answer = match self.obey(order, by) {
+    pub(super) async fn on_order(&mut self, order: Order, who: &Who, reply: oneshot::Sender<Answer>) {
+        let verb = order.verb();
+        let answer = match self.obey(order, &who.to_string()) {
             Ok(done) => {
                 self.keep_orders();
                 self.decide(clock::now()).await;
@@ -151,6 +153,7 @@ impl Engine {
             }
             Err(refused) => Answer::Refused(refused),
         };
+        self.audit(who, verb, &answer.line());
         // Whoever asked may have gone.
         let _ = reply.send(answer);
     }

@@ -68,6 +68,7 @@ impl Engine {
         status.overrides = self.drift.overrides().to_vec();
         status.totals = self.totals.clone();
         status.totals.webhook = self.hooks.counts();
+        status.totals.reports = self.reports.counts();
         status.totals.notifications = self.notices.results();
         status.totals.store_lost_rows = self.recorder.lost();
         status.alarms = self.alarms();

@@ -18,6 +18,7 @@ use crate::{
     api::{Answer, SourceCommand},
     clock::{self, Instant},
     config::Snapshot,
+    guard::Who,
     kernel::KernelError,
     revision::{AttemptOutcome, Note, Revisions, Seen, Suspension, Triage},
     source::Watcher,
@@ -199,7 +200,8 @@ impl Engine {
     }
 
     /// What people ask of the source.
-    pub(super) fn on_source_command(&mut self, command: SourceCommand, by: &str, reply: oneshot::Sender<Answer>) {
+    pub(super) fn on_source_command(&mut self, command: SourceCommand, who: &Who, reply: oneshot::Sender<Answer>) {
+        let (verb, by) = (command.verb(), &who.to_string());
         let answer = match command {
             SourceCommand::Accept(revision) => match self.revisions.accept(&revision, by) {
                 Ok(notes) => Answer::Done(self.say("source", notes)),
@@ -210,7 +212,7 @@ impl Engine {
                 None => Answer::Done("nothing is quarantined of what the source holds; it is read again now".into()),
             },
             SourceCommand::Suspend { reason, until } => {
-                let suspension = Suspension { by: by.into(), reason, since: clock::wall(), until };
+                let suspension = Suspension { by: by.clone(), reason, since: clock::wall(), until };
                 let note = self.revisions.suspend(suspension);
                 Answer::Done(self.say("source", vec![note]))
             }
@@ -219,6 +221,7 @@ impl Engine {
                 None => Answer::Done("nothing was suspended".into()),
             },
         };
+        self.audit(who, verb, &answer.line());
         self.write_down();
         self.read_source_at(clock::now());
         // Whoever asked may have gone away.
@@ -290,7 +293,7 @@ impl Engine {
     }
 }
 
-/// Any number; it spreads readings of many routers. The random end of an id is random enough.
-fn dice() -> u64 {
+/// Any number; it spreads what many routers do. The random end of an id is random enough.
+pub(crate) fn dice() -> u64 {
     uuid::Uuid::now_v7().as_u64_pair().1.rotate_left(32)
 }

@@ -1,6 +1,9 @@
 //! What the engine publishes after each pass: plain values for the API, the metrics and the store.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -376,11 +379,32 @@ pub struct Totals {
     /// Requests to the webhook, by result.
     #[serde(default)]
     pub webhook: BTreeMap<String, u64>,
+    /// Reports to the forge, by result.
+    #[serde(default)]
+    pub reports: BTreeMap<String, u64>,
     /// Notifications by channel and result: `sent`, `retried`, `failed`; `dropped` counts events.
     #[serde(default)]
     pub notifications: BTreeMap<Name, BTreeMap<String, u64>>,
     /// Rows that the store could not take.
     pub store_lost_rows: u64,
+}
+
+/// A count for each word, which others keep and the engine publishes.
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Tally {
+    /// One more.
+    pub fn count(&self, word: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(word).or_default() += 1;
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(word, n)| ((*word).to_owned(), *n)).collect()
+    }
 }
 
 /// Something that happened, as stored and as `patronus events` shows it.

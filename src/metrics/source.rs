@@ -33,6 +33,20 @@ pub(super) fn encode(status: &Status, e: &mut DescriptorEncoder<'_>) -> std::fmt
         "Requests to the webhook of the forge since the daemon started, by result.",
         hooks,
     )?;
+    let reports = status.totals.reports.iter().map(|(result, n)| (vec![site, ("result", result.as_str())], *n));
+    counter(
+        e,
+        "patronus_forge_reports_total",
+        "Reports of commits to the forge since the daemon started, by result: taken, refused for good, or failed and tried again.",
+        reports,
+    )?;
+    let trial = status.unconfirmed.iter().map(|trial| (vec![site], seconds(trial.until)));
+    gauge(
+        e,
+        "patronus_trial_deadline_timestamp_seconds",
+        "When the change in force is undone unless it is confirmed; absent without one that waits.",
+        trial,
+    )?;
     let one = |value: usize| [(vec![site], value)];
     gauge(
         e,

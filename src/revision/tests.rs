@@ -156,6 +156,22 @@ fn a_commit_that_was_rolled_back_is_tried_again_only_with_another_content_or_by_
 }
 
 #[test]
+fn content_that_failed_is_tried_again_when_its_commit_says_that_it_is_meant() {
+    let mut router = in_force("aaaaaaaa");
+    assert!(router.sees(&commit("bbbbbbbb", Lineage::Descends), Ok("bad")));
+    router.fails("it deletes more than half");
+    let trailers = vec![("Patronus-Allow-Large".to_owned(), "yes".to_owned())];
+    let meant = Commit { trailers, ..commit("cccccccc", Lineage::Descends) };
+    assert!(router.sees(&meant, Ok("bad")));
+    router.fails("it cuts the router off");
+    assert!(!router.sees(&meant, Ok("bad")), "once");
+    let again = Commit { id: "dddddddd".into(), ..meant };
+    assert!(router.sees(&again, Ok("bad")));
+    router.passes();
+    assert!(router.revisions.quarantined().iter().all(|q| q.content != "bad"), "{:?}", router.revisions.quarantined());
+}
+
+#[test]
 fn without_anything_to_go_back_to_nothing_is_quarantined() {
     let mut router = Router::default();
     assert!(router.sees(&commit("aaaaaaaa", Lineage::First), Ok("1")));

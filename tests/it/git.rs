@@ -2,6 +2,8 @@
 
 mod daemon;
 mod faults;
+mod report;
+mod routine;
 mod trees;
 
 use std::{path::Path, time::Duration};

@@ -16,7 +16,8 @@ use patronus::{
         client::{self, ClientError},
     },
     clock::{self, Wall},
-    engine::status::{Event, Pinned, ReconcileOutcome, ReconcileStatus, Status, Totals},
+    engine::status::{Event, Pinned, ReconcileOutcome, ReconcileStatus, Status, Totals, UnconfirmedStatus},
+    guard::Who,
     health::PathState,
     metrics,
     plan::Step,
@@ -68,6 +69,18 @@ pub fn status() -> Status {
     let sent = BTreeMap::from([("sent".to_owned(), 7), ("failed".to_owned(), 1)]);
     status.totals.notifications = BTreeMap::from([(name("pager"), sent)]);
     status.totals.webhook = BTreeMap::from([("accepted".to_owned(), 4), ("wrong-signature".to_owned(), 1)]);
+    status.totals.reports = BTreeMap::from([("taken".to_owned(), 3), ("failed".to_owned(), 2)]);
+    status.unconfirmed = Some(UnconfirmedStatus {
+        generation: 42,
+        revision: "9be01d2".into(),
+        previous: None,
+        who: Who::DAEMON,
+        until: Wall::from_micros(1_700_001_120_000_000),
+        seconds_left: 120,
+        by_hand: false,
+        waits: Vec::new(),
+        against: Vec::new(),
+    });
     status.totals.source_errors = BTreeMap::from([("invalid".to_owned(), 2), ("read".to_owned(), 1)]);
     status
 }
@@ -95,6 +108,7 @@ fn promtool_finds_nothing_to_complain_about() {
     assert_eq!(promtool(&metrics::render(&status())), "");
     let mut bare = status();
     (bare.paths, bare.rules, bare.policies) = Default::default();
+    bare.unconfirmed = None;
     bare.totals = Totals::default();
     assert_eq!(promtool(&metrics::render(&bare)), "", "before the first reconcile");
 }
@@ -132,6 +146,8 @@ fn metrics_say_what_the_status_says() {
         r#"patronus_config_attempt_timestamp_seconds{site="berlin",outcome="applied"} 1700000940.0"#,
         r#"patronus_source_errors_total{site="berlin",reason="invalid"} 2"#,
         r#"patronus_webhook_requests_total{site="berlin",result="wrong-signature"} 1"#,
+        r#"patronus_forge_reports_total{site="berlin",result="failed"} 2"#,
+        r#"patronus_trial_deadline_timestamp_seconds{site="berlin"} 1700001120.0"#,
         r#"patronus_notifications_total{site="berlin",channel="pager",result="failed"} 1"#,
         r#"patronus_source_held{site="berlin",reason="diverged"} 1"#,
         r#"patronus_source_suspended{site="berlin"} 1"#,

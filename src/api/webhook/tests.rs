@@ -36,7 +36,7 @@ fn signature(body: &str) -> String {
 #[tokio::test]
 async fn a_push_makes_the_source_be_read_and_nothing_else_does() {
     let (sender, mut commands) = mpsc::channel(4);
-    let hooks = Arc::new(Hooks::default());
+    let hooks = Arc::new(Tally::default());
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = webhook(any, "s3cret".into(), sender, Arc::clone(&hooks)).await.unwrap();
     let to = listener.address;

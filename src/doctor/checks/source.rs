@@ -135,40 +135,44 @@ pub(super) fn git_known_hosts(facts: &Facts) -> Finding {
 }
 
 pub(super) fn git_credentials(facts: &Facts) -> Finding {
-    super::either(git(facts).and_then(|spec| {
-        let file = match &spec.secret {
-            Some(Secret::File(file)) => file,
-            Some(Secret::Environment(name)) => {
-                return Err(Finding::skipped(format!("the secret is in the environment of the service ({name})")));
-            }
-            Some(Secret::Systemd(name)) => {
-                return Err(Finding::skipped(format!("systemd gives the service its secret ({name})")));
-            }
-            None if spec.url.scheme == Scheme::Ssh => {
-                return Ok(Finding::fail(
-                    "ssh without a key",
-                    "`credentials: {file: KEY}`: a deploy key that may only read",
-                ));
-            }
-            None => return Err(Finding::skipped("the repository is read without a secret")),
-        };
-        let shown = file.display();
-        let Some(place) = facts.places.get(file) else {
-            return Ok(Finding::fail(
-                format!("{shown} is missing"),
-                "put the token or the private key there, readable by the daemon alone",
-            ));
-        };
-        let others = place.mode & 0o077;
-        Ok(if others == 0 {
-            Finding::ok(format!("{shown} is private"))
-        } else {
-            Finding::fail(
-                format!("{shown} can be read by others (mode {:o})", place.mode & 0o7777),
-                format!("`chmod 600 {shown}`"),
-            )
-        })
+    super::either(git(facts).and_then(|spec| match &spec.secret {
+        Some(secret) => private(facts, secret),
+        None if spec.url.scheme == Scheme::Ssh => {
+            Ok(Finding::fail("ssh without a key", "`credentials: {file: KEY}`: a deploy key that may only read"))
+        }
+        None => Err(Finding::skipped("the repository is read without a secret")),
     }))
+}
+
+pub(super) fn report_token(facts: &Facts) -> Finding {
+    match &facts.settings.report {
+        Some(report) => super::either(private(facts, &report.token)),
+        None => Finding::skipped("nothing is reported to a forge"),
+    }
+}
+
+/// Whether a secret is there for the daemon alone.
+fn private(facts: &Facts, secret: &Secret) -> Result<Finding, Finding> {
+    let file = match secret {
+        Secret::File(file) => file,
+        Secret::Environment(name) => {
+            return Err(Finding::skipped(format!("the secret is in the environment of the service ({name})")));
+        }
+        Secret::Systemd(name) => {
+            return Err(Finding::skipped(format!("systemd gives the service its secret ({name})")));
+        }
+    };
+    let shown = file.display();
+    let Some(place) = facts.places.get(file) else {
+        let remedy = "put the token or the private key there, readable by the daemon alone";
+        return Ok(Finding::fail(format!("{shown} is missing"), remedy));
+    };
+    let others = place.mode & 0o077;
+    if others == 0 {
+        return Ok(Finding::ok(format!("{shown} is private")));
+    }
+    let says = format!("{shown} can be read by others (mode {:o})", place.mode & 0o7777);
+    Ok(Finding::fail(says, format!("`chmod 600 {shown}`")))
 }
 
 pub(super) fn git_authorities(facts: &Facts) -> Finding {

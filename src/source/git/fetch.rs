@@ -1,7 +1,8 @@
 //! One fetch over one way, by libgit2, into the bare repository of the state directory.
 //!
 //! Isolated: the repository is made file by file without templates or hooks, and its configuration is replaced by an
-//! empty one as soon as it is open, so that nothing of the host's (`insteadOf`, proxies, helpers) has a say.
+//! empty one as soon as it is open, so that nothing of the host's (`insteadOf`, proxies, helpers) has a say. libgit2 reads
+//! the host's files all the same when it opens a repository; one that cannot be parsed is an error that names it.
 //!
 //! Shallow where it can be: the first fetch brings the head alone; later ones bring what is between. Only when the new
 //! head does not visibly descend from the accepted commit is the whole history asked for, to tell "set back" from
@@ -16,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use git2::{ErrorCode, Oid, Repository};
+use git2::{ErrorClass, ErrorCode, Oid, Repository};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -37,6 +38,8 @@ const MAX_PACKS: usize = 200;
 const MAX_HISTORY: usize = 200_000;
 /// Commits that libgit2 tells a remote about at most.
 const MAX_TOLD: usize = 256;
+/// The configuration of our repository.
+const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n";
 /// Everything, in the words of the protocol.
 const WHOLE: i32 = i32::MAX;
 
@@ -92,13 +95,12 @@ impl Fetch {
 
     /// Opens the repository; makes it if there is none, and anew if it is damaged or has grown old.
     fn open(&self) -> Result<Repository, GitError> {
-        if let Ok(repository) = self.existing()
-            && packs(&self.dir) <= MAX_PACKS
-            && self.is_sound(&repository)
-        {
-            return Ok(repository);
+        match self.existing() {
+            Ok(repository) if packs(&self.dir) <= MAX_PACKS && self.is_sound(&repository) => Ok(repository),
+            // What is wrong elsewhere on this machine is no reason to throw away what was fetched.
+            Err(error) if error.reason == Reason::Settings => Err(error),
+            _ => self.anew(),
         }
-        self.anew()
     }
 
     fn anew(&self) -> Result<Repository, GitError> {
@@ -119,7 +121,7 @@ impl Fetch {
         for sub in ["objects/pack", "objects/info", "refs/heads"] {
             private.create(self.dir.join(sub))?;
         }
-        fs::write(self.dir.join("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
+        fs::write(self.dir.join("config"), CONFIG)?;
         fs::write(self.dir.join("HEAD"), "ref: refs/heads/none\n")
     }
 
@@ -218,6 +220,12 @@ impl Fetch {
     }
 
     fn storage(&self, error: &git2::Error) -> GitError {
+        let own = fs::read_to_string(self.dir.join("config"));
+        if error.class() == ErrorClass::Config && own.is_ok_and(|text| text == CONFIG) {
+            let message = format!("the Git configuration of this machine cannot be parsed: {}", error.message());
+            let remedy = "mend the file that is named; nothing in it has an effect here, but libgit2 reads it";
+            return GitError::new(Reason::Settings, message, remedy);
+        }
         let message = format!("the repository {} cannot be used: {}", self.dir.display(), error.message());
         GitError::new(Reason::Storage, message, "the state directory must be writable and have space: df -h")
     }

@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// The site with one more policy, so that each version can be told by its name.
-fn site(version: &str) -> String {
+pub fn site(version: &str) -> String {
     let line =
         format!("    {version}: {{priority: 50, match: {{destination: [10.77.0.0/16]}}, action: {{path: lte}}}}\n");
     SITE.replace("  policies:\n", &format!("  policies:\n{line}"))
 }
 
-fn lab() -> Arc<Lab> {
+pub fn lab() -> Arc<Lab> {
     Repository::new(&[("site.yaml", SITE)]).lab()
 }
 
@@ -34,7 +34,7 @@ fn start(lab: &Arc<Lab>, source: &Value) -> Daemon {
     Daemon::start_with(lab, &nothing, "berlin", json!({"source": {"git": source}}))
 }
 
-fn in_force(daemon: &Daemon, commit: &str, version: &str) -> Status {
+pub fn in_force(daemon: &Daemon, commit: &str, version: &str) -> Status {
     daemon.wait(version, |s| {
         s.source.applied.as_deref() == Some(commit) && s.policies.iter().any(|p| p.name.as_str() == version)
     })

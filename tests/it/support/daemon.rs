@@ -143,6 +143,11 @@ impl Daemon {
         self.more = more;
     }
 
+    /// Another variable in its environment, from its next start on.
+    pub fn variable(&mut self, name: &'static str, value: PathBuf) {
+        self.environment.push((name, value));
+    }
+
     /// The lab that it runs in.
     pub const fn lab(&self) -> &Arc<Lab> {
         &self.lab

@@ -5,6 +5,7 @@ pub mod forge;
 pub mod netns;
 pub mod quiet;
 pub mod servers;
+pub mod statuses;
 pub mod wire;
 
 pub use quiet::quiet;
