@@ -316,6 +316,12 @@ pub struct RuleStatus {
     pub members: Vec<Name>,
     /// The choice in force.
     pub choice: Choice,
+    /// The paths that new flows take now; several where the rule shares them.
+    #[serde(default)]
+    pub active_members: Vec<Name>,
+    /// The share of each path, where the rule shares flows: `75%`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<Name, String>,
     /// Seconds until the primary is returned to, while that is under way.
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
@@ -356,6 +362,9 @@ pub struct PolicyStatus {
     pub action: String,
     /// The path its traffic takes now, if any.
     pub path: Option<Name>,
+    /// All paths that its new flows take now.
+    #[serde(default)]
+    pub paths: Vec<Name>,
     /// Kernel counters, carried over reloads.
     pub counter: Counter,
     /// Conntrack entries that belong to it.

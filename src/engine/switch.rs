@@ -18,7 +18,7 @@ use crate::{
     state::{Key, Stamp, State, Target},
     store::TransitionRecord,
     units::{IfName, Name},
-    validate::intent::Path,
+    validate::intent::{Nat, Path},
 };
 
 /// The flows of a rule that are bound to a path, to be forgotten.
@@ -187,12 +187,17 @@ impl Engine {
     /// The steps that forget flows.
     fn forgets(&self, decision: &Decision) -> Vec<Forget> {
         let numbers = &self.router.numbers(&self.observed).targets;
+        // Flows that are not translated go wherever their table leads.
+        let translated = |path: &Name| {
+            let path = self.active.as_ref().and_then(|a| a.site.paths.get(path));
+            path.is_none_or(|path| path.nat != Nat::None)
+        };
         let forget = |(rule, path, why): &(Name, Name, String)| {
             let target = Target::Member(rule.clone(), path.clone());
             let step = plan::forget(&target, *numbers.get(&target)?, self.router.ranges(), why.as_str());
             Some(Forget { rule: rule.clone(), path: path.clone(), step })
         };
-        decision.forget.iter().filter_map(forget).collect()
+        decision.forget.iter().filter(|(_, path, _)| translated(path)).filter_map(forget).collect()
     }
 
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.

@@ -120,9 +120,12 @@ pub(super) fn bury(rule: &Rule, dead: &Candidate, decision: &mut Decision) {
 
 /// Does what is due; a path that is in use again has nothing to settle.
 pub(super) fn settle(rule: &Rule, choice: &mut Choice, now: Instant, decision: &mut Decision) {
-    let active = choice.active.clone();
+    if choice.leaving.is_empty() {
+        return;
+    }
+    let in_use: Vec<Name> = choice.in_use().cloned().collect();
     choice.leaving.retain_mut(|l| {
-        let (back, gone) = (active.as_ref() == Some(&l.path), !rule.members.contains(&l.path));
+        let (back, gone) = (in_use.contains(&l.path), !rule.members.contains(&l.path));
         if !back && !gone && l.until > now {
             return true;
         }

@@ -39,6 +39,9 @@ pub struct Memory {
     dead: bool,
     /// Figures beyond their recovery band, under the rule's own thresholds.
     pub(super) breach: Breach,
+    /// Since when it has been fit to share flows again, where the rule shares them.
+    #[serde(default)]
+    pub(super) fit: Option<Instant>,
 }
 
 impl Memory {
@@ -54,6 +57,7 @@ impl Memory {
             suppressed: false,
             dead: false,
             breach: Breach::default(),
+            fit: None,
         }
     }
 

@@ -20,16 +20,16 @@ use crate::{
 
 const T0: Instant = Instant::from_nanos(1_000_000_000_000);
 
-fn at(seconds: f64) -> Instant {
+pub(super) fn at(seconds: f64) -> Instant {
     T0 + Duration::from_secs_f64(seconds)
 }
 
-fn rule(members: &[&str]) -> Rule {
+pub(super) fn rule(members: &[&str]) -> Rule {
     Rule { strategy: Strategy::BestScore, ..Rule::new(name("critical"), members.iter().map(|m| name(m)).collect()) }
 }
 
 /// `?` = not yet measured, `x` = no carrier, else the score.
-fn health(text: &str) -> PathHealth {
+pub(super) fn health(text: &str) -> PathHealth {
     let (state, score, reason) = match text {
         "?" => (PathState::Unknown, 0, "not yet measured"),
         "x" => (PathState::Down, 0, "no carrier on wan0"),
@@ -57,17 +57,17 @@ fn health(text: &str) -> PathHealth {
     }
 }
 
-struct Story {
-    site: Site,
-    healths: Healths,
-    measures: Measures,
-    selection: Selection,
-    overrides: Overrides,
-    next: Option<(Instant, &'static str)>,
+pub(super) struct Story {
+    pub(super) site: Site,
+    pub(super) healths: Healths,
+    pub(super) measures: Measures,
+    pub(super) selection: Selection,
+    pub(super) overrides: Overrides,
+    pub(super) next: Option<(Instant, &'static str)>,
 }
 
 impl Story {
-    fn new(rule: Rule) -> Self {
+    pub(super) fn new(rule: Rule) -> Self {
         let mut site = site(rule.members.iter().map(|m| path(m.as_str(), 1, 1000)).collect());
         let healths = rule.members.iter().map(|m| (m.clone(), health("?"))).collect();
         site.rules.insert(rule.name.clone(), rule);
@@ -81,7 +81,7 @@ impl Story {
         }
     }
 
-    fn rule(&mut self) -> &mut Rule {
+    pub(super) fn rule(&mut self) -> &mut Rule {
         self.site.rules.get_mut("critical").unwrap()
     }
 
@@ -112,7 +112,7 @@ impl Story {
         decision.transitions.pop()
     }
 
-    fn choice(&self) -> &Choice {
+    pub(super) fn choice(&self) -> &Choice {
         &self.selection.rules["critical"]
     }
 
@@ -658,7 +658,7 @@ fn a_flapping_path_costs_at_most_one_return_per_hold_down_and_none_to_a_dead_pat
     }
 }
 
-fn any_health() -> impl Values<Value = String> {
+pub(super) fn any_health() -> impl Values<Value = String> {
     prop_oneof![Just("?".to_owned()), Just("x".to_owned()), (0_u8..=100).prop_map(|s| s.to_string())]
 }
 

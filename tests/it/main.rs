@@ -24,6 +24,7 @@ mod prove;
 mod reconcile;
 mod records;
 mod saved;
+mod sharing;
 mod simulate;
 mod simulation;
 mod support;

@@ -21,6 +21,11 @@ fn seconds(seconds: f64) -> String {
 /// None when the rule is on its primary and that is usable.
 pub(super) fn mark(status: &Status, rule: &RuleStatus) -> Option<Mark> {
     let Some(active) = &rule.choice.active else { return Some(Mark::Broken) };
+    if !rule.shares.is_empty() {
+        let down = |path| status.paths.get(path).is_some_and(|p| p.health.state == PathState::Down);
+        let all = rule.choice.in_use().count() == rule.members.len();
+        return if rule.choice.in_use().all(down) { Some(Mark::Broken) } else { (!all).then_some(Mark::Look) };
+    }
     let state = status.paths.get(active).map_or(PathState::Unknown, |p| p.health.state);
     match state {
         PathState::Down => Some(Mark::Broken),
@@ -33,6 +38,15 @@ pub(super) fn finding(name: &Name, rule: &RuleStatus) -> String {
     match &rule.choice.active {
         None if rule.passes_on => format!("rule {name} has no path: its new flows go to the next policy"),
         None => format!("rule {name} has no path: its traffic is rejected"),
+        Some(_) if !rule.shares.is_empty() => {
+            let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
+            format!(
+                "rule {name} shares its flows among {} of {} paths: {}",
+                used.len(),
+                rule.members.len(),
+                used.join(", ")
+            )
+        }
         Some(active) if rule.members.first() == Some(active) => {
             format!("rule {name} is on {active}, which is down, and has no better")
         }
@@ -44,9 +58,12 @@ pub(super) fn finding(name: &Name, rule: &RuleStatus) -> String {
 pub(super) fn rules(status: &Status, limit: usize) -> String {
     let rows = status.rules.iter().map(|(name, rule)| {
         let none = if rule.passes_on { "none: next policy" } else { "none: rejecting" };
-        let active = rule.choice.active.as_ref().map_or_else(|| none.to_owned(), ToString::to_string);
-        let primary = rule.members.first().filter(|p| Some(*p) != rule.choice.active.as_ref());
-        let primary = primary.map_or_else(|| "-".into(), ToString::to_string);
+        let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
+        let active = if used.is_empty() { none.to_owned() } else { used.join(" + ") };
+        let sharing = !rule.shares.is_empty();
+        let instead = rule.members.iter().take(if sharing { usize::MAX } else { 1 });
+        let instead: Vec<&str> = instead.filter(|p| !rule.choice.in_use().any(|u| u == *p)).map(Name::as_str).collect();
+        let primary = if instead.is_empty() { "-".into() } else { instead.join(", ") };
         let back = rule.failback_in.map_or("-".into(), seconds);
         let next = rule.choice.tail.first().map_or("nothing".into(), ToString::to_string);
         let since = duration(status.now.since(rule.choice.since));

@@ -268,7 +268,10 @@ const fn state(state: PathState) -> &'static str {
 /// The table of policies.
 pub(super) fn policies(status: &Status, limit: usize) -> String {
     let rows = status.policies.iter().map(|p| {
-        let path = p.path.as_ref().map_or_else(|| "-".into(), ToString::to_string);
+        let path = match &p.paths[..] {
+            [] => p.path.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            paths => paths.iter().map(Name::as_str).collect::<Vec<_>>().join(" + "),
+        };
         let (packets, volume) = (count(p.counter.packets), bytes(p.counter.bytes));
         (
             Mark::Fine,
