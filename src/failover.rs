@@ -27,7 +27,7 @@ mod record;
 pub use self::{
     balance::ways,
     candidate::Standing,
-    flows::{Flows, Leaving},
+    flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
     record::{Alternative, Transition, TransitionKind},
@@ -48,11 +48,11 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Rules with a path that they left, whose flows are answered with errors.
-    pub fn rejected(&self) -> impl Iterator<Item = (&Name, &Name)> {
-        self.rules
-            .iter()
-            .flat_map(|(rule, choice)| choice.leaving.iter().filter(|l| l.reject).map(move |l| (rule, &l.path)))
+    /// Rules with a path that they left, and what its flows are told.
+    pub fn told(&self) -> impl Iterator<Item = (&Name, &Name, Told)> {
+        let all =
+            self.rules.iter().flat_map(|(rule, choice)| choice.leaving.iter().map(move |l| (rule, &l.path, l.told)));
+        all.filter(|(_, _, told)| *told != Told::Nothing)
     }
 
     /// Whether new flows of a rule go to the next policy that matches: it has no path and says so.

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::Command,
     clock::{self, Instant},
-    failover::{Overrides, Selection},
+    failover::{Overrides, Selection, Transition},
     guard::Rules,
     health::{
         Monitor, Sample,
@@ -42,7 +42,6 @@ use crate::{
         linux::{Changes, Linux},
     },
     notify::Notices,
-    plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
     source::Watcher,
@@ -136,7 +135,8 @@ pub struct Engine {
     observed: Observed,
     flows: BTreeMap<u32, u64>,
     probes: BTreeMap<Name, Counts>,
-    reasons: BTreeMap<Name, String>,
+    /// The last change of each rule.
+    changes: BTreeMap<Name, Transition>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
     drift: drift::Books,
@@ -145,7 +145,7 @@ pub struct Engine {
     started: clock::Wall,
     timers: Timers,
     /// Forgetting that is repeated for flows that were born between the decision and the switch.
-    sweeps: Vec<(Instant, Step)>,
+    sweeps: Vec<(Instant, switch::Forget)>,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -220,7 +220,7 @@ impl Engine {
             observed: Observed::default(),
             flows: BTreeMap::new(),
             probes: BTreeMap::new(),
-            reasons: BTreeMap::new(),
+            changes: BTreeMap::new(),
             last: None,
             change: None,
             drift: drift::Books::default(),
@@ -371,6 +371,7 @@ impl Engine {
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, who, reply } => self.on_order(order, &who, reply).await,
+            Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, who, reply } => self.on_source_command(command, &who, reply),
         }

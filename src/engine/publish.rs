@@ -151,10 +151,13 @@ impl Engine {
         };
         let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
             let choice = self.selection.rules.get(name)?.clone();
+            let change = self.changes.get(name);
             let rule = RuleStatus {
                 members: rule.members.clone(),
                 failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
-                reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                reason: change.map(|c| c.reason.clone()).unwrap_or_default(),
+                change: change.cloned(),
+                passes_on: self.selection.passes_on(rule),
                 active_members: choice.in_use().cloned().collect(),
                 shares: shares(rule),
                 standings: failover::views(&inputs, rule, &choice, now),

@@ -13,7 +13,7 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, TransitionKind, View},
+    failover::{Choice, Transition, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
     health::{
@@ -328,9 +328,15 @@ pub struct RuleStatus {
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
     pub reason: String,
+    /// The last transition, with all that is known of it; none after a restart until the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Transition>,
     /// How the rule regards each of its paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standings: Vec<View>,
+    /// It has no path, and its new flows go to the next policy that matches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passes_on: bool,
     /// What it is pinned to by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pinned>,
@@ -419,8 +425,8 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: Wall,
-    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`,
-    /// `confirm`, `daemon`.
+    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `flows`, `path`, `reconcile`, `source`, `drift`,
+    /// `alarm`, `confirm`, `daemon`.
     pub kind: String,
     /// What it is about: a rule, a path, a kind of object; may be empty.
     pub subject: String,

@@ -208,8 +208,7 @@ impl Round<'_> {
     fn leave(&self, m: &Candidate, action: FlowAction, told: Transition, choice: &mut Choice, decision: &mut Decision) {
         let flows = flows::of(action, m.down);
         let silent = Some(m).filter(|m| m.down).and_then(Candidate::silent_since);
-        decision.routes |= flows == Flows::Reject;
-        flows::leave(choice, m.name, action, flows, self.now);
+        flows::leave(self, choice, m, action, decision);
         decision.transitions.push(Transition { flows, detected_in: silent.map(|at| self.now.since(at)), ..told });
     }
 
@@ -259,6 +258,9 @@ impl Round<'_> {
             flows: Flows::Graceful,
             at: self.now,
             detected_in: None,
+            decided_in: None,
+            switched_in: None,
+            forgotten: 0,
         }
     }
 }
