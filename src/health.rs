@@ -311,6 +311,12 @@ impl Monitor {
         self.silence = self.tracks.values().filter_map(Track::silent_at).min();
     }
 
+    /// Takes in that for so long, up to now, nobody listened to the prober: that it was not heard says nothing.
+    pub fn excuse(&mut self, deaf: Duration, now: Instant) {
+        self.tracks.values_mut().for_each(|track| track.excuse(deaf, now));
+        self.silence = self.tracks.values().filter_map(Track::silent_at).min();
+    }
+
     /// The next change of a path's state that was not yet fetched.
     pub fn poll_event(&mut self) -> Option<HealthEvent> {
         self.events.pop_front()

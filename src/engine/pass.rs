@@ -93,6 +93,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         self.observed = self.router.observe(site.as_ref()).await?;
         let now = clock::now();
+        self.catch_up(now);
         self.links_from_facts(now);
         self.decide(now).await;
         // `decide` may have asked for the pass that is just under way.

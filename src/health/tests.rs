@@ -272,6 +272,32 @@ fn a_silent_prober_makes_paths_unknown_and_not_down() {
 }
 
 #[test]
+fn a_pass_however_long_makes_no_path_unknown() {
+    for pass in [2, 14, 600].map(Duration::from_secs) {
+        let mut s = Story::new(1, 1000);
+        s.rounds(20, &[20]);
+        let now = s.at() + pass;
+        s.monitor.excuse(pass, now);
+        s.monitor.handle_timeout(now);
+        s.monitor.set_link(&name("fiber"), Link::Ready, now);
+        assert_eq!((s.health().state, s.monitor.poll_timeout().is_some()), (PathState::Up, true), "{pass:?}");
+        s.round += pass.as_secs();
+        assert_eq!(s.round(&[20]).state, PathState::Up);
+        s.monitor.handle_timeout(s.at() + Duration::from_secs(7));
+        assert_eq!(s.health().state, PathState::Unknown, "the prober is still watched");
+    }
+}
+
+#[test]
+fn the_checker_sees_a_pass_that_nobody_excuses() {
+    let mut s = Story::new(1, 1000);
+    s.rounds(20, &[20]);
+    let now = s.at() + Duration::from_secs(14);
+    s.monitor.set_link(&name("fiber"), Link::Ready, now);
+    assert_eq!(s.health().state, PathState::Unknown);
+}
+
+#[test]
 fn an_unprobed_path_lives_by_its_carrier() {
     let mut s = Story::new(0, 1000);
     assert_eq!((s.health().state, s.health().score), (PathState::Up, 100));

@@ -144,6 +144,11 @@ impl Track {
         }
     }
 
+    /// Takes in that for so long, up to now, nothing could be heard.
+    pub fn excuse(&mut self, deaf: Duration, now: Instant) {
+        self.heard = (self.heard + deaf).min(now);
+    }
+
     /// When the path is to be called unknown because not even lost rounds are reported any more.
     pub fn silent_at(&self) -> Option<Instant> {
         let probe = &self.path.probe;

@@ -1,4 +1,4 @@
-//! The probing task: one loop over the schedule, the rounds under way and the sockets.
+//! The probing thread: one loop over the schedule, the rounds under way and the sockets.
 //!
 //! While a path's last round was lost it is probed faster, and so are paths that share a target with it, so that it is
 //! soon known whether the target or the path is at fault.

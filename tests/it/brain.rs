@@ -342,3 +342,28 @@ fn two_hundred_milliseconds_more_are_found_in_half_a_second() {
         assert!(took < Duration::from_millis(700), "{took:?}");
     });
 }
+
+#[test]
+fn a_long_pass_holds_up_no_probe_and_changes_no_path() {
+    with_two_uplinks(|_| async move {
+        let spec = spec(0, &["10.50.0.1"]);
+        let mut monitor = Monitor::new(&site(&spec), clock::now());
+        let mut bench = Bench::new(vec![spec]);
+        until_state(&mut bench, &mut monitor, PathState::Up).await;
+        // What an engine does that is busy: nothing of its runtime runs, and nothing is taken in.
+        let (before, limit) = (bench.samples.len(), clock::now() + PATIENCE);
+        while bench.samples.len() < before + 30 {
+            assert!(clock::now() < limit, "nothing was probed meanwhile");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut waiting = Vec::new();
+        while let Ok(sample) = bench.samples.try_recv() {
+            waiting.push(sample);
+        }
+        assert!(waiting.iter().filter(|s| lost(s)).count() < 3, "{waiting:?}");
+        for sample in &waiting {
+            monitor.handle_sample(sample, clock::now());
+        }
+        assert_eq!(monitor.healths()["fiber"].state, PathState::Up, "{:?}", monitor.healths());
+    });
+}
