@@ -17,7 +17,7 @@ use crate::{
     desired, plan,
     probe::ProbeSpec,
     revision::AttemptOutcome,
-    state::{Key, SysctlKey, Target, Value},
+    state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
     units::Name,
     validate::intent::{Path, Site},
@@ -92,6 +92,8 @@ impl Engine {
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
         let site = self.active.as_ref().map(|a| a.site.clone());
         self.observed = self.router.observe(site.as_ref()).await?;
+        // Before as much is compiled again.
+        self.router.share(&mut self.observed);
         let now = clock::now();
         self.catch_up(now);
         self.links_from_facts(now);
@@ -188,12 +190,13 @@ impl Engine {
         let numbers = &self.router.numbers(&self.observed).targets;
         let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
         let hops = desired::next_hops(site, path, &self.observed.facts);
+        let sources = desired::source_addresses(site, &path.name, &self.observed.facts);
         ProbeSpec {
             path: path.name.clone(),
             interface: path.interface.clone(),
             mark: self.router.ranges().target_mask.mark(number),
-            sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
-            gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
+            sources: exactly(sources.into_values()),
+            gateways: exactly(hops.values().filter_map(RouteValue::gateway)),
             probe: Arc::clone(&path.probe),
         }
     }
@@ -206,6 +209,11 @@ impl Engine {
         let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
         Ok(Box::new(self.spec(site, probed)))
     }
+}
+
+/// A list that stays as it is. Collected as such, one of a single item has room for four.
+fn exactly<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    items.collect::<Box<[T]>>().into_vec()
 }
 
 /// An apply's outcome as the status shows it.
