@@ -251,7 +251,7 @@ async fn on_trial(
     router.remember_selection(&made.selection);
     trial::begin(router, &mut change, timeout);
     let text = format!(
-        "It stands only if you say so by {}: patronus confirm\nOtherwise, or with `patronus rollback`, {} comes back.\n",
+        "It stands only if you say so by {:.0}: patronus confirm\nOtherwise, or with `patronus rollback`, {} comes back.\n",
         change.deadline.wall,
         change
             .previous

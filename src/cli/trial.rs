@@ -100,8 +100,10 @@ pub fn stands(router: &Router<Linux>, change: &Unconfirmed, why: &str) {
 
 /// Puts in force again what was in force before the change, by the ordinary plan against the kernel as it is now.
 pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &Unconfirmed, reason: &str) -> Outcome {
-    let before = change.previous.as_ref().and_then(|_| router.ledger.last_good());
-    let active = before.map(|good| context::again(settings, good)).transpose()?;
+    let active = match before(router, settings, change) {
+        Ok(active) => active,
+        Err(why) => return Err(no_way_back(router, settings, change, reason, &why)),
+    };
     let undone = router.ledger.in_force().and_then(|kept| context::again(settings, kept).ok()).map(|kept| kept.site);
     let (planned, site, revision) = plan_back(router, active.as_ref(), undone.as_ref()).await?;
     let report = router.apply(&planned, site.as_ref(), &revision).await;
@@ -119,6 +121,31 @@ pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &U
             Err(Failure::new(Exit::Error, text))
         }
     }
+}
+
+/// What comes back; none if nothing was there. The error says why what was there cannot be used.
+fn before(router: &Router<Linux>, settings: &Settings, change: &Unconfirmed) -> Result<Option<Active>, String> {
+    let Some(previous) = &change.previous else { return Ok(None) };
+    let good =
+        router.ledger.last_good().ok_or_else(|| format!("revision {previous} is not in the journal any more"))?;
+    context::again(settings, good).map(Some).map_err(|failure| failure.message)
+}
+
+/// What was before cannot be used any more. That is no reason to tear down what the router works with: it stays, and
+/// the next start begins with it.
+fn no_way_back(router: &Router<Linux>, settings: &Settings, change: &Unconfirmed, reason: &str, why: &str) -> Failure {
+    let kept = router.ledger.in_force().filter(|_| change.phase == Phase::Waiting);
+    if let Some(kept) = kept.filter(|kept| context::again(settings, kept.clone()).is_ok()) {
+        router.ledger.set_last_good(&LastGood { at: clock::wall(), ..kept });
+    }
+    let text = format!(
+        "generation {} (revision {}) was to be undone ({reason}), but there is no way back: {why}; what is in the kernel \
+         stays",
+        change.generation, change.revision
+    );
+    router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, Some(&text));
+    router.ledger.audit(&me(), "rollback", &format!("FAILED: {text}"));
+    Failure::new(Exit::Error, format!("ROLLBACK FAILED, look at once: {text}\n  apply a configuration that works"))
 }
 
 async fn plan_back(
@@ -147,8 +174,14 @@ pub async fn settle(router: &mut Router<Linux>, settings: &Settings) -> Result<O
             tracing::warn!("generation {} is gone: {reason}", change.generation);
         }
         Due::Now => {
-            go_back(router, settings, &change, why(&change)).await?;
-            tracing::warn!("generation {} was undone: {}", change.generation, why(&change));
+            match go_back(router, settings, &change, why(&change)).await {
+                // It is settled all the same: whoever comes next may mend it.
+                Err(failure) if router.ledger.unconfirmed().is_none() => tracing::error!("{}", failure.message),
+                ended => {
+                    ended?;
+                    tracing::warn!("generation {} was undone: {}", change.generation, why(&change));
+                }
+            }
         }
     }
     Ok(None)
@@ -228,6 +261,8 @@ pub async fn watch(args: WatchArgs) -> Outcome {
                     match undo(&settings, told).await {
                         Ok(true) => return Ok(Exit::Done),
                         Ok(false) => {}
+                        // There is no way back, and that is written down.
+                        Err(failure) if ledger.unconfirmed().is_none() => return Err(failure),
                         Err(failure) => {
                             ledger.audit(&me(), "rollback", &failure.message);
                             (next, pause) = (clock::now() + pause, (pause * 2).min(LONGEST));

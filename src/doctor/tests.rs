@@ -334,6 +334,10 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
         kernel(f).neighbours.insert((name("wan0"), "198.51.100.1".parse().unwrap()), false);
     }),
     ("mtu", Verdict::Warn, |f| link(f, "wan0").mtu = 1400),
+    ("mtu", Verdict::Warn, |f| {
+        let Configuration::Site(site) = &mut f.configuration else { return };
+        site.paths.values_mut().filter(|path| path.under().is_none()).for_each(|path| path.mtu = Some(1501));
+    }),
 ];
 
 #[test]

@@ -1,6 +1,10 @@
 //! What is written down of a revision before its first step runs.
 
-use super::{Engine, gate::Proposed, router::Planned};
+use super::{
+    Engine,
+    gate::{Proposed, Stage},
+    router::Planned,
+};
 use crate::{
     apply, clock, desired,
     guard::{Deadline, Phase, Unconfirmed, patience},
@@ -8,7 +12,7 @@ use crate::{
         report::{self, Report, Revisions, View},
         text,
     },
-    store::{NewGeneration, Standing},
+    store::{LastGood, NewGeneration, Standing},
 };
 
 impl Engine {
@@ -32,7 +36,7 @@ impl Engine {
             record: 0,
             generation,
             revision: revision.clone(),
-            previous: self.gate.before().map(|before| before.revision.clone()),
+            previous: self.gate.before().map(|before| before.revision.clone()).or_else(|| self.of_before()),
             who: proposed.who.clone(),
             deadline: Deadline::after(wait, apply::place(), clock::now(), clock::wall()),
             phase: Phase::Applying,
@@ -40,6 +44,39 @@ impl Engine {
         };
         self.router.ledger.add_generation(&new, &mut change);
         Some(change)
+    }
+
+    /// What stands in this kernel although its configuration cannot be used any more: there is no way back to it, but
+    /// nor is it nothing.
+    fn of_before(&self) -> Option<String> {
+        self.router.applied().filter(|state| !state.objects.is_empty())?;
+        self.router.ledger.last_good().map(|good| good.revision)
+    }
+
+    /// The journal was begun anew while a change is on trial: whoever finds it must know of the change and of what
+    /// comes back without a confirmation.
+    pub(super) fn note_trial_again(&mut self) {
+        let (change, shown, before) = match &mut self.gate.stage {
+            Stage::Waiting(trial) => (&mut trial.change, self.active.as_ref(), self.gate.before.as_deref()),
+            Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
+            Stage::Idle | Stage::Proposed(_) => return,
+        };
+        if let Some(good) = before {
+            let (revision, files) = (good.revision.clone(), good.files.clone());
+            self.router.ledger.set_last_good(&LastGood { revision, at: clock::wall(), files });
+        }
+        let (revision, who) = (change.revision.clone(), change.who.clone());
+        let new = NewGeneration {
+            generation: change.generation,
+            revision: &revision,
+            at: clock::wall(),
+            who: &who,
+            plan: "The plan was lost with the journal that held it.\n",
+            document: serde_json::Value::Null,
+            standing: Standing::Unconfirmed,
+            files: &shown.map(|active| active.files.clone()).unwrap_or_default(),
+        };
+        self.router.ledger.add_generation(&new, change);
     }
 
     /// The plan as people and programs read it.

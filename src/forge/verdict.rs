@@ -153,8 +153,13 @@ mod tests {
         };
         let told = of_b(|s| s.source.held = Some(held));
         is(told, State::Pending, "held: the branch was set back behind the last accepted commit");
-        let known =
-            Quarantined { revision: "b".repeat(40), content: String::new(), reason: "x".into(), at: Wall::default() };
+        let known = Quarantined {
+            revision: "b".repeat(40),
+            content: String::new(),
+            reason: "x".into(),
+            at: Wall::default(),
+            fault: crate::revision::Fault::Own,
+        };
         is(of_b(|s| s.source.quarantine.push(known)), State::Failure, "quarantined: x");
         let stop = Suspension { by: "root".into(), reason: "x".into(), since: Wall::default(), until: None };
         is(of_b(|s| s.source.suspended = Some(stop)), State::Pending, "not taken: suspended without an end");

@@ -124,6 +124,10 @@ pub struct Judgement {
     pub against: Vec<String>,
     /// Whether traffic or a service has lost its way: no use in waiting for the rounds of a slow path.
     pub harm: bool,
+    /// Paths that were up before and do not answer.
+    pub silent: BTreeSet<Name>,
+    /// Whether a management network is reached another way, which no provider can bring about.
+    pub moved: bool,
     /// Whether the router seems to be cut off: no use in waiting for the deadline.
     pub cut_off: bool,
 }
@@ -133,6 +137,12 @@ impl Judgement {
     #[must_use]
     pub const fn stands(&self) -> bool {
         self.waits.is_empty() && self.against.is_empty()
+    }
+
+    /// The paths whose silence may be the whole reason; none if there is another.
+    #[must_use]
+    pub fn doubtful(&self) -> BTreeSet<Name> {
+        if self.moved { BTreeSet::new() } else { self.silent.clone() }
     }
 
     /// Why it does not stand, on one line.
@@ -162,7 +172,7 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
         if now.ways.get(net) != Some(way) {
             let is = now.ways.get(net).map_or("not at all", String::as_str);
             found.against.push(format!("the management network {net} was reached {way}, and is now reached {is}"));
-            found.cut_off = true;
+            (found.cut_off, found.moved) = (true, true);
         }
     }
     let silent = before.reached.iter().filter(|label| !now.reached.contains(*label));
@@ -189,6 +199,7 @@ fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Ju
     } else if before.up.contains(name) && rounds.answered < ROUNDS {
         let why = now.healths.get(name).map(|health| format!(" ({})", health.reason)).unwrap_or_default();
         found.against.push(format!("path {name} was up before and does not answer now{why}"));
+        found.silent.insert(name.clone());
     }
 }
 
@@ -324,6 +335,10 @@ mod tests {
         let found = world.judge();
         assert_eq!(found.against, ["path lte was up before and does not answer now (3 rounds lost in a row)"]);
         assert!(!found.cut_off && !found.harm, "the other path answers");
+        assert_eq!(found.doubtful(), [name("lte")].into_iter().collect());
+        world.ways.clear();
+        assert!(world.judge().doubtful().is_empty(), "no provider moves the way to a management network");
+        world.ways.clone_from(&world.before.ways);
         world.before.up.remove(&name("lte"));
         assert!(world.judge().stands());
     }

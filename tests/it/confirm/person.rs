@@ -13,7 +13,7 @@ use nix::{
 };
 use patronus::store::{Standing, read};
 
-use super::{CHANGES, SITE, World, harmless, ours};
+use super::{CHANGES, SITE, World, daemon::spoil_last_good, harmless, ours};
 use crate::support::daemon::{Daemon, PATIENCE};
 
 /// A router without a daemon.
@@ -190,6 +190,26 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(ours(&router.daemon), good);
     assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
+}
+
+#[test]
+fn a_person_s_change_without_a_way_back_stays_and_the_next_one_can_be_made() {
+    let router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &CHANGES[5].site());
+    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "1s"]).status.success());
+    kill_watcher(&router);
+    spoil_last_good(&router.daemon);
+    thread::sleep(Duration::from_millis(1100));
+    let bad = ours(&router.daemon);
+    let output = router.run(&["plan"]);
+    assert!(output.status.success() && said(&output).contains("ROLLBACK FAILED"), "{}", said(&output));
+    assert_eq!(ours(&router.daemon), bad, "the router was not cut off");
+    assert!(router.newest().0 == Standing::RollbackFailed && bad != good, "{:?}", router.newest());
+    router.world.repository.write("site.yaml", SITE);
+    let output = router.run(&["apply", "--yes"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(ours(&router.daemon), good);
 }
 
 #[test]
