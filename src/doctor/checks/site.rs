@@ -102,7 +102,7 @@ pub(super) fn gateways(facts: &Facts) -> Finding {
 /// A path without a tunnel that promises more than its interface carries.
 fn wider(path: &crate::validate::intent::Path, facts: &crate::state::Facts) -> Option<Finding> {
     let says = crate::desired::too_wide(path, facts)?;
-    Some(Finding::warn(says, "lower the path's `mtu`, or raise that of its interface".into()))
+    Some(Finding::warn(says, "lower the path's `mtu`, or raise that of its interface"))
 }
 
 pub(super) fn mtu(facts: &Facts) -> Finding {
