@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     desired,
-    failover::Selection,
+    failover::{self, Selection},
     state::{Allocations, Facts, Fwmark, Ranges, RouteValue, Target},
     units::{Dscp, Family, IfName, Name, PortRange},
     validate::intent::{Action, Destination, Match, Nat, Path, Policy, Site},
@@ -93,6 +93,9 @@ pub struct Steered {
     pub rule: Option<Name>,
     /// The path; none if no path of the target can carry it now.
     pub path: Option<Name>,
+    /// All paths that share the rule's new flows, where several do: which of them this flow draws is seen when it exists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Name>,
     /// Preferred paths that cannot carry it now, each with why.
     pub skipped: Vec<String>,
     /// The next hop.
@@ -254,7 +257,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
     let family = Family::of(&flow.destination);
     let mut skipped = Vec::new();
     let mut found = None;
-    for path in order(&target, world.selection).into_iter().filter_map(|name| world.site.paths.get(name)) {
+    for path in order(&target, world).into_iter().filter_map(|name| world.site.paths.get(name)) {
         match hop(path, family, world) {
             Ok(hop) => {
                 found = Some((path, hop));
@@ -269,6 +272,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
             Target::Rule(rule) | Target::Member(rule, _) => Some(rule.clone()),
         },
         path: found.as_ref().map(|(path, _)| path.name.clone()),
+        shares: shares(&target, world),
         nat: found.as_ref().and_then(|(path, hop)| translation(path, hop, family)),
         hop: found.map(|(_, hop)| hop),
         skipped,
@@ -298,13 +302,24 @@ pub fn with_carrier(facts: &Facts) -> Facts {
 }
 
 /// The paths of a target in the order in which the kernel tries them.
-fn order<'a>(target: &'a Target, selection: &'a Selection) -> Vec<&'a Name> {
-    let chosen = |rule: &Name| selection.rules.get(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
+fn order<'a>(target: &'a Target, world: &World<'a>) -> Vec<&'a Name> {
+    let choice = |rule: &Name| world.selection.rules.get(rule);
+    let chosen = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
     match target {
+        Target::Member(rule, path) if world.site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
+            world.site.rules.get(rule).zip(choice(rule)).map(|(r, c)| failover::ways(r, c, path)).unwrap_or_default()
+        }
         Target::Path(path) => vec![path],
         Target::Rule(rule) => chosen(rule).collect(),
         Target::Member(rule, path) => std::iter::once(path).chain(chosen(rule).filter(|p| *p != path)).collect(),
     }
+}
+
+/// The paths that share the new flows of a rule, where several do.
+fn shares(target: &Target, world: &World<'_>) -> Vec<Name> {
+    let Target::Rule(rule) = target else { return Vec::new() };
+    let sharing = world.selection.rules.get(rule).map(|c| c.sharing.clone()).unwrap_or_default();
+    if sharing.len() > 1 { sharing } else { Vec::new() }
 }
 
 /// The next hop of a path as the kernel takes it: known, and with a carrier.

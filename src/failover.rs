@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+mod balance;
 mod candidate;
 mod choose;
 mod flows;
@@ -23,14 +24,15 @@ mod memory;
 pub mod overrides;
 mod record;
 
-use self::{candidate::Candidate, choose::Round};
 pub use self::{
+    balance::ways,
     candidate::Standing,
-    flows::{Flows, Leaving},
+    flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
     record::{Alternative, Transition, TransitionKind},
 };
+use self::{candidate::Candidate, choose::Round};
 use crate::{
     clock::Instant,
     health::{Healths, Measures},
@@ -46,11 +48,11 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Rules with a path that they left, whose flows are answered with errors.
-    pub fn rejected(&self) -> impl Iterator<Item = (&Name, &Name)> {
-        self.rules
-            .iter()
-            .flat_map(|(rule, choice)| choice.leaving.iter().filter(|l| l.reject).map(move |l| (rule, &l.path)))
+    /// Rules with a path that they left, and what its flows are told.
+    pub fn told(&self) -> impl Iterator<Item = (&Name, &Name, Told)> {
+        let all =
+            self.rules.iter().flat_map(|(rule, choice)| choice.leaving.iter().map(move |l| (rule, &l.path, l.told)));
+        all.filter(|(_, _, told)| *told != Told::Nothing)
     }
 
     /// Whether new flows of a rule go to the next policy that matches: it has no path and says so.
@@ -80,11 +82,20 @@ pub struct Choice {
     pub members: Vec<Memory>,
     /// Paths that were left, whose flows are not yet settled.
     pub leaving: Vec<Leaving>,
+    /// The paths that share new flows, in the rule's order, the active one first; empty where one path carries all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sharing: Vec<Name>,
 }
 
 impl Choice {
     /// Stands in `recovering` for a wait that somebody ended by hand.
     const AT_ONCE: Instant = Instant::from_nanos(0);
+
+    /// The paths that new flows take now: none, one, or several that share them.
+    pub fn in_use(&self) -> impl Iterator<Item = &Name> {
+        let one = self.active.iter().filter(|_| self.sharing.is_empty());
+        self.sharing.iter().chain(one)
+    }
 
     /// Ends the wait for a return; it happens with the next decision if a path is fit to be returned to.
     pub const fn hasten(&mut self) {

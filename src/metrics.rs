@@ -231,10 +231,10 @@ impl Scrape {
     fn rules(&self, e: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
         let active = self.0.rules.iter().flat_map(|(name, rule)| {
             let labels = |path| vec![self.site(), ("rule", name.as_str()), ("path", path)];
-            let is_active = |path| u32::from(rule.choice.active.as_ref() == Some(path));
+            let is_active = |path| u32::from(rule.choice.in_use().any(|used| used == path));
             rule.members.iter().map(move |path| (labels(path.as_str()), is_active(path)))
         });
-        gauge(e, "patronus_failover_active_path", "Whether the rule uses this path now: 1 or 0.", active)?;
+        gauge(e, "patronus_failover_active_path", "Whether new flows of the rule take this path now: 1 or 0.", active)?;
         let remaining = self.0.rules.iter().filter_map(|(name, rule)| {
             let labels = vec![self.site(), ("rule", name.as_str())];
             Some((labels, rule.failback_in?))

@@ -257,6 +257,10 @@ fn past(
         };
         let members = active.site.rules.get(rule).map(|r| r.members.clone()).unwrap_or_default();
         choice.tail = members.into_iter().filter(|path| Some(path) != record.to.as_ref()).collect();
+        if !choice.sharing.is_empty() {
+            let used = alternatives(settings, &record).into_iter().filter(|other| other.lost.is_empty());
+            choice.sharing = used.map(|other| other.path).collect();
+        }
         choice.active = record.to;
     }
     let (numbers, site) = (Allocations::default(), &active.site);
@@ -303,13 +307,18 @@ fn chosen(settings: &Settings, model: &Model, at: Wall) -> Option<Chosen> {
     let Verdict::Steered(steered) = &model.verdict else { return None };
     let rule = steered.rule.as_ref()?;
     let transition = recorded(settings, rule, at).ok()??;
+    let alternatives = alternatives(settings, &transition);
+    Some(Chosen { transition, alternatives })
+}
+
+/// What each path was worth when a rule chose.
+fn alternatives(settings: &Settings, transition: &TransitionRecord) -> Vec<Alternative> {
     // The event with the whole record is written down in the same breath, a moment before.
     let near = Wall::from_micros(transition.at.as_micros().saturating_sub(1_000_000));
     let wanted = Wanted { since: Some(near), until: Some(transition.at), only: None, limit: 1_000 };
     let events = read::events(&settings.state_dir, &wanted).unwrap_or_default();
-    let of_rule = events.into_iter().rev().filter(|event| event.subject == rule.as_str());
+    let of_rule = events.into_iter().rev().filter(|event| event.subject == transition.rule.as_str());
     let whole = of_rule.filter_map(|event| serde_json::from_value::<Transition>(event.detail).ok());
     let same = |t: &Transition| t.to == transition.to && t.reason == transition.reason;
-    let alternatives = whole.into_iter().find(same).map(|t| t.alternatives).unwrap_or_default();
-    Some(Chosen { transition, alternatives })
+    whole.into_iter().find(same).map(|t| t.alternatives).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //!
 //! Each has a `format` in the schema; [`check`] is what that format means and explains what does not fit.
 
-use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -459,6 +459,34 @@ scalar_schema!(Nat, {
     "examples": ["masquerade", "none"],
     "description": "`masquerade`, `none`, or `{snat: ADDRESS}`",
     "x-expects": "`masquerade`, `none`, or `{snat: ADDRESS}`",
+});
+
+/// How flows are shared: by path, or `bandwidth`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Weights {
+    /// As these numbers say.
+    Of(BTreeMap<Name, u32>),
+    /// As the endpoints declare.
+    By(WeightsWord),
+}
+
+/// The word that stands in place of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightsWord {
+    /// The declared bandwidth.
+    Bandwidth,
+}
+
+scalar_schema!(Weights, {
+    "type": ["string", "object"], "pattern": "^bandwidth$",
+    "additionalProperties": {
+        "type": "integer", "minimum": 1, "maximum": 100, "x-expects": "a whole number from 1 to 100",
+    },
+    "examples": ["bandwidth"],
+    "description": "`bandwidth`, or a number from 1 to 100 for each path",
+    "x-expects": "`bandwidth`, or a mapping of paths to numbers from 1 to 100",
 });
 
 #[cfg(test)]

@@ -86,8 +86,11 @@ pub struct ExpectSpec {
     pub policy: Option<Name>,
     /// The failover rule that is meant.
     pub rule: Option<Name>,
-    /// The path that is used, `none` for no path; beside `state` and `event`, the path that is meant.
+    /// The path that is used, or one of those that share; `none` for no path; beside `state` and `event`, the path that is meant.
     pub path: Option<Name>,
+    /// The paths that share, all of them and no other.
+    #[serde(default)]
+    pub paths: Vec<Name>,
     /// The state of the path: `unknown`, `up`, `degraded`, `down`; with `rule` also `held`, `damped`, `drained`, `disabled`.
     #[serde(default)]
     #[schemars(schema_with = "states")]

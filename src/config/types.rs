@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::probe::ProbeSpec;
-use super::scalars::{Address, Addresses, DscpName, Gateway, Inner, Nat, Ports, Prefix, ProtocolName, To};
+use super::scalars::{Address, Addresses, DscpName, Gateway, Inner, Nat, Ports, Prefix, ProtocolName, To, Weights};
 use crate::units::{IfName, Name, Rate, Ratio, Span};
 
 /// Who an object is.
@@ -198,7 +198,7 @@ pub struct FailoverSpec {
     /// The others, in order of preference.
     #[serde(default)]
     pub backups: Vec<Name>,
-    /// How a path is chosen: `ordered` (the primary, then the first healthy backup; the default), `best-score` (the primary, then the backup with the highest score), `best-quality` (the best by `metric`), or `lowest-cost` (the cheapest that meets the thresholds).
+    /// How a path is chosen: `ordered` (the primary, then the first healthy backup; the default), `best-score` (the primary, then the backup with the highest score), `best-quality` (the best by `metric`), `lowest-cost` (the cheapest that meets the thresholds), or `load-balance` (new flows are shared among all that are healthy).
     #[serde(default)]
     #[schemars(schema_with = "strategies")]
     pub strategy: Option<StrategyName>,
@@ -208,6 +208,12 @@ pub struct FailoverSpec {
     pub metric: Option<MetricName>,
     /// How much better another path has to be, for `failbackDelay` without a break, before a good path is left for it. Default: `best-quality` 10%, `best-score` never.
     pub advantage: Option<Ratio>,
+    /// How `load-balance` shares new flows: `{fiber: 3, lte: 1}`, where a path that is not named counts 1, or `bandwidth`, as the endpoints declare it. Default: equally.
+    pub weights: Option<Weights>,
+    /// What `load-balance` keeps together on one path: all flows of a `source`, or all from a source to a destination (`pair`). Default: every flow goes for itself.
+    #[serde(default)]
+    #[schemars(schema_with = "stickies")]
+    pub sticky: Option<StickyName>,
     /// The active path is left when its score falls below. Default 50.
     #[schemars(range(min = 1, max = 100))]
     pub failover_threshold: Option<u8>,
@@ -237,7 +243,7 @@ pub struct FailoverSpec {
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowActionSpec {
-    /// When a path is left because it failed: `graceful` (they stay until they end), `drain` (they stay for `drain`, then they are forgotten), `forced` (forgotten at once), or `reject` (answered with TCP resets and ICMP errors). Default: `forced` from a path that is down, else `graceful`.
+    /// When a path is left because it failed: `graceful` (they stay until they end), `drain` (they stay for `drain`, then as `forced`), `forced` (TCP is reset for a second, then all are forgotten; at once from a path that is down), or `reject` (answered with TCP resets and ICMP errors). Default: `forced` from a path that is down, else `graceful`.
     #[schemars(schema_with = "flow_actions")]
     pub failover: Option<FlowActionName>,
     /// When a rule returns or moves to a better path. Default `graceful`.
@@ -288,7 +294,11 @@ fn tunnel_kinds(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn strategies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    words(&["ordered", "best-score", "best-quality", "lowest-cost"], &["load-balance", "overflow"])
+    words(&["ordered", "best-score", "best-quality", "lowest-cost", "load-balance"], &["overflow"])
+}
+
+fn stickies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["source", "pair"], &[])
 }
 
 fn metrics(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -320,6 +330,18 @@ pub enum StrategyName {
     BestQuality,
     /// The cheapest that meets the thresholds.
     LowestCost,
+    /// All that are healthy.
+    LoadBalance,
+}
+
+/// What stays together on one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StickyName {
+    /// All flows of a source.
+    Source,
+    /// All flows from a source to a destination.
+    Pair,
 }
 
 /// A figure of a path.

@@ -14,8 +14,8 @@ pub(super) fn targets(site: &Site) -> BTreeSet<Target> {
     let paths = site.paths.keys().cloned().map(Target::Path);
     let rules = site.rules.keys().cloned().map(Target::Rule);
     let members = site.rules.values().flat_map(|rule| {
-        let nat = rule.members.iter().filter(|m| site.paths.get(*m).is_some_and(|p| p.nat != Nat::None));
-        nat.map(|m| Target::Member(rule.name.clone(), m.clone()))
+        let bound = |m: &&Name| rule.balance.is_some() || site.paths.get(*m).is_some_and(|p| p.nat != Nat::None);
+        rule.members.iter().filter(bound).map(|m| Target::Member(rule.name.clone(), m.clone()))
     });
     paths.chain(rules).chain(members).collect()
 }

@@ -6,7 +6,9 @@ mod allocate;
 pub mod assumed;
 pub mod classify;
 mod nft;
+mod print;
 mod routes;
+mod share;
 mod sysctl;
 
 use std::collections::BTreeMap;

@@ -1,23 +1,20 @@
 //! Renders the nftables table through `templates/patronus.nft.j2`.
 //!
-//! Invariant: nothing reaches the text that has not passed a filter for its alphabet. The formatter refuses
-//! every value that no filter has marked, since nft knows no escapes.
+//! What may be printed is up to [`super::print`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::LazyLock,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::Serialize;
 
 use super::{
     CompileError, Inputs, address_on,
     classify::{Block, Field, Interval, layout},
+    print::{ENVIRONMENT, MAX_COMMENT},
+    share,
 };
 use crate::{
-    failover::Selection,
+    failover::{Selection, Told},
     state::{Allocations, Ranges, Target},
     units::{Family, Name},
     validate::intent::{Action, Destination, Nat, Path, Policy, Rule, Site, TunnelSpec},
@@ -28,71 +25,7 @@ pub const NIL_STAMP: &str = "generation 0 plan 00000000-0000-0000-0000-000000000
 
 const TEMPLATE: &str = include_str!("../../templates/patronus.nft.j2");
 
-static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
-
-fn environment() -> Environment<'static> {
-    let mut env = Environment::new();
-    env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.set_formatter(|out, _, value| {
-        if !value.is_safe() {
-            return Err(refuse("unfiltered value", &value.to_string()));
-        }
-        out.write_str(value.as_str().unwrap_or_default()).map_err(|_| refuse("write", ""))
-    });
-    for (filter, allowed) in ALPHABETS {
-        env.add_filter(filter, move |value: &Value| checked(filter, allowed, value));
-    }
-    env
-}
-
-type Allowed = fn(char) -> bool;
-
-/// What each kind of value may consist of.
-const ALPHABETS: [(&str, Allowed); 13] = [
-    ("comment", |c| c.is_ascii_alphanumeric() || " /-".contains(c)),
-    ("name", is_name),
-    ("chain", |c| is_name(c) || c == '_'),
-    ("mark", |c| c.is_ascii_hexdigit() || c == 'x'),
-    ("word", |c| c.is_ascii_lowercase() || c.is_ascii_digit()),
-    ("number", |c| c.is_ascii_digit()),
-    ("address", |c| c.is_ascii_hexdigit() || ".:".contains(c)),
-    ("prefix", is_prefix),
-    ("prefixes", |c| is_prefix(c) || ", ".contains(c)),
-    ("interface", is_interface),
-    ("interfaces", |c| is_interface(c) || ", ".contains(c)),
-    ("values", |c| is_prefix(c) || is_interface(c) || "-, ".contains(c)),
-    ("fields", |c| c.is_ascii_lowercase() || c.is_ascii_digit() || " .".contains(c)),
-];
-
-const fn is_name(c: char) -> bool {
-    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
-}
-
-fn is_prefix(c: char) -> bool {
-    c.is_ascii_hexdigit() || ".:/".contains(c)
-}
-
-fn is_interface(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "\"._+-".contains(c)
-}
-
-fn refuse(what: &str, value: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("refused to print {what} `{value}` into the ruleset"))
-}
-
-/// nft's comments end at 128 bytes (`NFTNL_UDATA_COMMENT_MAXLEN`).
-const MAX_COMMENT: usize = 127;
-
-fn checked(filter: &str, allowed: Allowed, value: &Value) -> Result<Value, Error> {
-    let text = value.to_string();
-    let too_long = filter == "comment" && text.len() > MAX_COMMENT;
-    if text.is_empty() || too_long || !text.chars().all(allowed) {
-        return Err(refuse(filter, &text));
-    }
-    Ok(Value::from_safe_string(text))
-}
-
-fn hex(mark: u32) -> String {
+pub(super) fn hex(mark: u32) -> String {
     format!("{mark:#010x}")
 }
 
@@ -120,9 +53,10 @@ struct Ruleset {
     p: String,
     p_inverse: String,
     targets: Vec<TargetContext>,
-    refused: Vec<String>,
+    refused: Vec<PinEntry>,
     steering: Vec<PolicyContext>,
     policies: Vec<PolicyContext>,
+    balances: Vec<share::BalanceContext>,
     families: [FamilyContext; 2],
     arrivals: Vec<ArrivalContext>,
     uplinks: Vec<ArrivalContext>,
@@ -240,6 +174,7 @@ pub(super) fn render(site: &Site, inputs: &Inputs<'_>, numbers: &Allocations) ->
         refused: b.refused(),
         steering: b.policies().into_iter().filter(|p| p.verdict == "steer").collect(),
         policies: b.policies(),
+        balances: site.rules.values().filter_map(|rule| share::context(rule, |member| b.chain(member))).collect(),
         families: Family::ALL.map(|f| b.family(f)),
         arrivals: b.arrivals(),
         uplinks: b.arrivals().into_iter().filter(|a| !a.transit).collect(),
@@ -306,9 +241,15 @@ impl Build<'_> {
     }
 
     /// Marks of flows that are answered with errors: those bound to a path that its rule left in this way.
-    fn refused(&self) -> Vec<String> {
-        let left = self.selection.rejected().map(|(rule, path)| Target::Member(rule.clone(), path.clone()));
-        left.filter(|target| self.numbers.targets.contains_key(target)).map(|target| self.mark(&target)).collect()
+    fn refused(&self) -> Vec<PinEntry> {
+        let entry = |(rule, path, told): (&Name, &Name, Told)| {
+            let target = Target::Member(rule.clone(), path.clone());
+            let chain = if told == Told::Resets { "refuse_tcp" } else { "refuse" };
+            let bound = self.site.paths.get(path).is_some_and(|p| p.nat != Nat::None);
+            let known = bound && self.numbers.targets.contains_key(&target);
+            known.then(|| PinEntry { mark: self.mark(&target), chain: chain.to_owned() })
+        };
+        self.selection.told().filter_map(entry).collect()
     }
 
     /// The policies that new flows meet: not those whose rule has no path and lets them go to the next one.
@@ -326,19 +267,29 @@ impl Build<'_> {
 
     fn policy(&self, policy: &Policy) -> PolicyContext {
         let number = self.numbers.policies.get(&policy.name).copied().unwrap_or_default();
-        let (verdict, target) = match &policy.action {
-            Action::Failover(rule) => ("steer", Some(Target::Rule(rule.clone()))),
-            Action::Path(path) => ("steer", Some(Target::Path(path.clone()))),
-            Action::Drop => ("drop", None),
-            Action::Reject => ("reject", None),
+        let (verdict, chain) = match &policy.action {
+            Action::Failover(rule) if self.balances(rule) => ("steer", format!("balance_{rule}")),
+            Action::Failover(rule) => ("steer", self.steer(&Target::Rule(rule.clone()))),
+            Action::Path(path) => ("steer", self.steer(&Target::Path(path.clone()))),
+            Action::Drop => ("drop", String::new()),
+            Action::Reject => ("reject", String::new()),
         };
         PolicyContext {
             name: policy.name.to_string(),
             mark: hex(self.ranges.policy_mask.mark(number)),
             dscp: policy.set_dscp.map(crate::units::Dscp::value),
             verdict,
-            chain: target.as_ref().map(|t| self.chain(t)).unwrap_or_default(),
+            chain,
         }
+    }
+
+    /// Whether a rule shares new flows among its members.
+    fn balances(&self, rule: &Name) -> bool {
+        self.site.rules.get(rule).is_some_and(|r| r.balance.is_some())
+    }
+
+    fn steer(&self, target: &Target) -> String {
+        format!("steer_{}", self.chain(target))
     }
 
     fn family(&self, family: Family) -> FamilyContext {
@@ -375,8 +326,13 @@ impl Build<'_> {
             Destination::Site { .. } => used
                 .chain(self.site.rules.keys())
                 .find(has)
-                .map_or_else(|| Target::Path(path.name.clone()), |rule| Target::Rule(rule.clone())),
+                .map_or_else(|| Target::Path(path.name.clone()), |rule| self.shared(rule, path)),
         }
+    }
+
+    /// A rule as seen from one of its paths: where it shares flows, this path's part of it.
+    fn shared(&self, rule: &Name, path: &Path) -> Target {
+        if self.balances(rule) { Target::Member(rule.clone(), path.name.clone()) } else { Target::Rule(rule.clone()) }
     }
 
     fn arrivals(&self) -> Vec<ArrivalContext> {
@@ -420,8 +376,8 @@ impl Build<'_> {
         let bound = |target: &Target| match target {
             Target::Path(_) => target.clone(),
             Target::Rule(rule) | Target::Member(rule, _) => match path.nat {
-                Nat::None => Target::Rule(rule.clone()),
-                Nat::Masquerade | Nat::Snat(_) => Target::Member(rule.clone(), path.name.clone()),
+                Nat::None if !self.balances(rule) => Target::Rule(rule.clone()),
+                _ => Target::Member(rule.clone(), path.name.clone()),
             },
         };
         // Only what leads out by this path: a hub has a thousand paths, and most rules have two.
@@ -453,7 +409,7 @@ impl Build<'_> {
     }
 }
 
-const fn field_text(field: Field, family: Family) -> &'static str {
+pub(super) const fn field_text(field: Field, family: Family) -> &'static str {
     match (field, family) {
         (Field::InInterface, _) => "iifname",
         (Field::Protocol, _) => "meta l4proto",

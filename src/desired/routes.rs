@@ -6,6 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Inputs, address_on, allocate};
 use crate::{
+    failover::ways,
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
@@ -138,12 +139,15 @@ const fn default_route(family: Family) -> IpNet {
 }
 
 /// The paths of a target's table in order of metric.
-fn order<'a>(target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a Name> {
+fn order<'a>(site: &'a Site, target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| inputs.selection.rules.get(rule);
     let in_use = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
     match target {
         Target::Path(path) => vec![path],
         Target::Rule(rule) => in_use(rule).collect(),
+        Target::Member(rule, path) if site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
+            site.rules.get(rule).zip(choice(rule)).map(|(rule, choice)| ways(rule, choice, path)).unwrap_or_default()
+        }
         Target::Member(rule, path) => std::iter::once(path).chain(in_use(rule).filter(|p| *p != path)).collect(),
     }
 }
@@ -159,7 +163,7 @@ pub(super) fn routes<'a>(
         site.paths.iter().map(|(name, path)| (name, next_hops(site, path, inputs.facts))).collect();
     allocations.targets.iter().flat_map(move |(target, number)| {
         let table = inputs.ranges.table(*number);
-        let order = order(target, &inputs);
+        let order = order(site, target, &inputs);
         let hops = &hops;
         Family::ALL.into_iter().flat_map(|family| table_routes(table, family, &order, hops)).collect::<Vec<_>>()
     })

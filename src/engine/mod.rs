@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::Command,
     clock::{self, Instant},
-    failover::{Overrides, Selection},
+    failover::{Overrides, Selection, Transition},
     guard::Rules,
     health::{
         Monitor, Sample,
@@ -43,7 +43,6 @@ use crate::{
         linux::{Changes, Linux},
     },
     notify::Notices,
-    plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
     source::Watcher,
@@ -137,7 +136,8 @@ pub struct Engine {
     observed: Observed,
     flows: BTreeMap<u32, u64>,
     probes: BTreeMap<Name, Counts>,
-    reasons: BTreeMap<Name, String>,
+    /// The last change of each rule.
+    changes: BTreeMap<Name, Transition>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
     drift: drift::Books,
@@ -146,7 +146,7 @@ pub struct Engine {
     started: clock::Wall,
     timers: Timers,
     /// Forgetting that is repeated for flows that were born between the decision and the switch.
-    sweeps: Vec<(Instant, Step)>,
+    sweeps: Vec<(Instant, switch::Forget)>,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -221,7 +221,7 @@ impl Engine {
             observed: Observed::default(),
             flows: BTreeMap::new(),
             probes: BTreeMap::new(),
-            reasons: BTreeMap::new(),
+            changes: BTreeMap::new(),
             last: None,
             change: None,
             drift: drift::Books::default(),
@@ -372,6 +372,7 @@ impl Engine {
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, who, reply } => self.on_order(order, &who, reply).await,
+            Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, who, reply } => self.on_source_command(command, &who, reply),
         }

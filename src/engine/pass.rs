@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{
     AUDIT, Engine, RETRY, gate,
+    orders::named,
     router::{PlanError, Planned},
     source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
@@ -20,6 +21,8 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, SysctlKey, Target, Value},
     store::Run,
+    units::Name,
+    validate::intent::{Path, Site},
 };
 
 /// Sysctls that are looked at every second.
@@ -181,26 +184,31 @@ impl Engine {
     /// Tells the prober what to probe, through which mark, device and source.
     fn configure_probes(&mut self) {
         let Some(active) = &self.active else { return };
-        let ranges = self.router.ranges();
+        let paths = active.site.paths.values().filter(|p| !p.probe.targets.is_empty());
+        self.prober.configure(paths.map(|path| self.spec(&active.site, path)).collect());
+    }
+
+    fn spec(&self, site: &Site, path: &Path) -> ProbeSpec {
         let numbers = &self.router.numbers(&self.observed).targets;
-        let spec = |path: &crate::validate::intent::Path| {
-            let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
-            ProbeSpec {
-                path: path.name.clone(),
-                interface: path.interface.clone(),
-                mark: ranges.target_mask.mark(number),
-                sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
-                    .into_values()
-                    .collect(),
-                gateways: desired::next_hops(&active.site, path, &self.observed.facts)
-                    .values()
-                    .filter_map(crate::state::RouteValue::gateway)
-                    .collect(),
-                probe: path.probe.clone(),
-            }
-        };
-        let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();
-        self.prober.configure(specs);
+        let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
+        let hops = desired::next_hops(site, path, &self.observed.facts);
+        ProbeSpec {
+            path: path.name.clone(),
+            interface: path.interface.clone(),
+            mark: self.router.ranges().target_mask.mark(number),
+            sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
+            gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
+            probe: path.probe.clone(),
+        }
+    }
+
+    /// How a path is probed, for whoever wants to do it by hand.
+    pub(super) fn spec_by_hand(&self, path: &Name) -> Result<Box<ProbeSpec>, String> {
+        let site = &self.active.as_ref().ok_or("nothing is in force yet")?.site;
+        named(path, "path", site.paths.keys())?;
+        let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
+        let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
+        Ok(Box::new(self.spec(site, probed)))
     }
 }
 

@@ -9,13 +9,14 @@ use super::{
     },
 };
 use crate::{
-    clock, desired, failover,
+    clock, desired,
+    failover::{self, Choice},
     health::quality,
     plan::report::action_text,
     revision::View,
     state::RouteValue,
     units::Name,
-    validate::intent::{Action, Policy, Site},
+    validate::intent::{Action, Policy, Rule, Site},
 };
 
 /// Version of the status format.
@@ -149,10 +150,15 @@ impl Engine {
         };
         let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
             let choice = self.selection.rules.get(name)?.clone();
+            let change = self.changes.get(name);
             let rule = RuleStatus {
                 members: rule.members.clone(),
                 failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
-                reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                reason: change.map(|c| c.reason.clone()).unwrap_or_default(),
+                change: change.cloned(),
+                passes_on: self.selection.passes_on(rule),
+                active_members: choice.in_use().cloned().collect(),
+                shares: shares(rule),
                 standings: failover::views(&inputs, rule, &choice, now),
                 pinned: self.overrides.pin(name, now).map(|pin| Pinned {
                     to: pin.to.clone(),
@@ -167,17 +173,20 @@ impl Engine {
     }
 
     fn policy(&self, policy: &Policy) -> PolicyStatus {
-        let path = match &policy.action {
-            Action::Failover(rule) => self.selection.rules.get(rule).and_then(|c| c.active.clone()),
-            Action::Path(path) => Some(path.clone()),
-            Action::Drop | Action::Reject => None,
+        let paths: Vec<Name> = match &policy.action {
+            Action::Failover(rule) => {
+                self.selection.rules.get(rule).into_iter().flat_map(Choice::in_use).cloned().collect()
+            }
+            Action::Path(path) => vec![path.clone()],
+            Action::Drop | Action::Reject => Vec::new(),
         };
         let number = self.router.numbers(&self.observed).policies.get(&policy.name);
         PolicyStatus {
             name: policy.name.clone(),
             priority: policy.priority,
             action: action_text(&policy.action),
-            path,
+            path: paths.first().cloned(),
+            paths,
             counter: self.observed.counters.get(&policy.name).copied().unwrap_or_default(),
             flows: number.and_then(|n| self.flows.get(n)).copied().unwrap_or_default(),
         }
@@ -197,4 +206,10 @@ impl Engine {
             Err(error) => tracing::debug!(%error, "flows cannot be counted"),
         }
     }
+}
+
+/// The share of each path of a rule that shares.
+fn shares(rule: &Rule) -> BTreeMap<Name, String> {
+    let balance = rule.balance.iter();
+    balance.flat_map(|b| b.weights.keys().map(|path| (path.clone(), b.share(path)))).collect()
 }

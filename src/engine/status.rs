@@ -11,7 +11,7 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, TransitionKind, View},
+    failover::{Choice, Transition, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
     health::{
@@ -316,13 +316,25 @@ pub struct RuleStatus {
     pub members: Vec<Name>,
     /// The choice in force.
     pub choice: Choice,
+    /// The paths that new flows take now; several where the rule shares them.
+    #[serde(default)]
+    pub active_members: Vec<Name>,
+    /// The share of each path, where the rule shares flows: `75%`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<Name, String>,
     /// Seconds until the primary is returned to, while that is under way.
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
     pub reason: String,
+    /// The last transition, with all that is known of it; none after a restart until the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Transition>,
     /// How the rule regards each of its paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standings: Vec<View>,
+    /// It has no path, and its new flows go to the next policy that matches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passes_on: bool,
     /// What it is pinned to by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pinned>,
@@ -350,6 +362,9 @@ pub struct PolicyStatus {
     pub action: String,
     /// The path its traffic takes now, if any.
     pub path: Option<Name>,
+    /// All paths that its new flows take now.
+    #[serde(default)]
+    pub paths: Vec<Name>,
     /// Kernel counters, carried over reloads.
     pub counter: Counter,
     /// Conntrack entries that belong to it.
@@ -408,8 +423,8 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: Wall,
-    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`,
-    /// `confirm`, `daemon`.
+    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `flows`, `path`, `reconcile`, `source`, `drift`,
+    /// `alarm`, `confirm`, `daemon`.
     pub kind: String,
     /// What it is about: a rule, a path, a kind of object; may be empty.
     pub subject: String,

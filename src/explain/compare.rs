@@ -213,6 +213,11 @@ fn pinned(flow: &Flow, model: &Model, tracked: &Tracked, kernel: &Kernel, world:
         _ => None,
     };
     if let Some(path) = bound.path.as_ref().filter(|path| Some(*path) != new) {
+        let shares = matches!(&model.verdict, Verdict::Steered(new) if new.shares.contains(path));
+        if shares {
+            found.explained.push(format!("this flow exists and drew {path}, one of the paths that share"));
+            return;
+        }
         let why = match (target, tracked.source_became) {
             (Target::Member(rule, _), Some(address)) => format!(
                 "it began when {rule} used {path} and its source address became {address}; moving would break it, so it stays until it ends"

@@ -70,6 +70,8 @@ pub(super) struct Candidate<'a> {
     pub score: u8,
     /// Down by the path's own thresholds: whoever is bound to it has nothing to lose.
     pub down: bool,
+    /// It became so just now.
+    pub died: bool,
     /// Drained, so that it is no choice even as the last one.
     pub barred: bool,
     pub standing: Standing,
@@ -94,6 +96,8 @@ impl<'a> Candidate<'a> {
             _ => (state, health.map_or(0, |h| h.score)),
         };
         memory.observe(state, rule, now);
+        let down = health.is_some_and(|h| h.state == PathState::Down);
+        let died = memory.died(down);
         let drain = inputs.overrides.drains.get(name);
         let disabled = health.is_some_and(|h| h.disabled);
         let (standing, until) = standing(state, drain.is_some(), disabled, rule, memory);
@@ -102,7 +106,8 @@ impl<'a> Candidate<'a> {
             name,
             state,
             score,
-            down: health.is_some_and(|h| h.state == PathState::Down),
+            down,
+            died,
             barred: drain.is_some_and(|d| d.force),
             standing,
             until,

@@ -24,10 +24,10 @@ pub(super) struct Round<'a> {
 }
 
 /// What is to be used next.
-struct Move<'s> {
+pub(super) struct Move<'s> {
     to: Option<&'s Candidate<'s>>,
     kind: TransitionKind,
-    reason: String,
+    pub(super) reason: String,
 }
 
 impl<'s> Move<'s> {
@@ -39,7 +39,14 @@ impl<'s> Move<'s> {
 impl Round<'_> {
     /// Brings the choice to what is right now.
     pub fn decide(&self, choice: &mut Choice, known: bool, decision: &mut Decision) {
+        if self.rule.balance.is_some() {
+            return self.share(choice, known, decision);
+        }
+        decision.routes |= !choice.sharing.is_empty();
+        choice.sharing.clear();
         let active = choice.active.as_ref().and_then(|name| self.members.iter().find(|m| m.name == name));
+        let unused = self.members.iter().filter(|m| m.died && !choice.in_use().any(|used| used == m.name));
+        unused.for_each(|dead| flows::bury(self.rule, dead, decision));
         self.track_recovery(choice, active);
         let step = match active {
             _ if !known => Some(self.begin(None)),
@@ -80,7 +87,7 @@ impl Round<'_> {
         };
         let primary = || self.members.first().filter(fit);
         match self.rule.strategy {
-            Strategy::Ordered => primary(),
+            Strategy::Ordered | Strategy::LoadBalance => primary(),
             Strategy::BestScore => primary().or_else(|| {
                 let advantage =
                     self.rule.advantage.filter(|_| active.name != self.members[0].name || !active.free())?;
@@ -129,13 +136,13 @@ impl Round<'_> {
     }
 
     /// The path that the rule is pinned to, unless it is known not to work.
-    fn pinned(&self) -> Option<&Candidate<'_>> {
+    pub(super) fn pinned(&self) -> Option<&Candidate<'_>> {
         let pin = self.pin?;
         let fit = |m: &&Candidate| *m.name == pin.to && (m.alive() || m.state == PathState::Unknown) && !m.barred;
         self.members.iter().find(fit)
     }
 
-    fn by_hand<'s>(&self, to: &'s Candidate<'s>) -> Move<'s> {
+    pub(super) fn by_hand<'s>(&self, to: &'s Candidate<'s>) -> Move<'s> {
         let (reason, left) = self.pin.map(|p| (p.reason.as_str(), p.until.since(self.now))).unwrap_or_default();
         let reason = format!("by hand for {}: {reason}; {}", shown(left), to.told(self.now));
         Move::new(Some(to), TransitionKind::Manual, reason)
@@ -203,7 +210,7 @@ impl Round<'_> {
         let figure = |m: &Candidate| m.figure(self.rule.metric).unwrap_or(f64::INFINITY);
         // Of equals `min_by` keeps the first.
         match self.rule.strategy {
-            Strategy::Ordered => among.next(),
+            Strategy::Ordered | Strategy::LoadBalance => among.next(),
             Strategy::BestScore => among.min_by_key(|m| Reverse(m.score)),
             Strategy::BestQuality => among.min_by(|a, b| figure(a).total_cmp(&figure(b))),
             Strategy::LowestCost => among.min_by_key(|m| m.cost),
@@ -213,14 +220,14 @@ impl Round<'_> {
     /// The one that is taken of several of which none is good enough: never simply the cheapest.
     fn least<'s>(&self, mut among: impl Iterator<Item = &'s Candidate<'s>>) -> Option<&'s Candidate<'s>> {
         match self.rule.strategy {
-            Strategy::Ordered => among.next(),
+            Strategy::Ordered | Strategy::LoadBalance => among.next(),
             Strategy::BestQuality => self.best(among),
             Strategy::BestScore | Strategy::LowestCost => among.min_by_key(|m| Reverse(m.score)),
         }
     }
 
     /// Of paths that are all down, the one that loses least.
-    fn least_bad(&self) -> Option<&Candidate<'_>> {
+    pub(super) fn least_bad(&self) -> Option<&Candidate<'_>> {
         self.members.iter().filter(|m| !m.barred).min_by_key(|m| m.badness())
     }
 
@@ -274,7 +281,7 @@ impl Round<'_> {
         Move::new(to, TransitionKind::Exhausted, format!("no path is up: {}; {then}", all.join("; ")))
     }
 
-    fn left(&self, active: &Candidate, to: &Candidate) -> String {
+    pub(super) fn left(&self, active: &Candidate, to: &Candidate) -> String {
         let (score, threshold) = (active.score, self.rule.failover_threshold);
         let relation = if score < threshold { "<" } else { ">=" };
         format!("{}: {} (score {score} {relation} {threshold}); {}", active.name, active.reason(), to.told(self.now))
@@ -292,8 +299,7 @@ impl Round<'_> {
         let left = active.filter(|_| moved);
         let flows = left.map_or(Flows::Graceful, |a| flows::of(action, a.down));
         if let Some(left) = left {
-            flows::leave(choice, left.name, action, flows, self.now);
-            decision.routes |= flows == Flows::Reject;
+            flows::leave(self, choice, left, action, decision);
         }
         decision.transitions.push(Transition {
             rule: self.rule.name.clone(),
@@ -306,6 +312,9 @@ impl Round<'_> {
             flows,
             at: self.now,
             detected_in: left.filter(|a| a.down).and_then(Candidate::silent_since).map(|good| self.now.since(good)),
+            decided_in: None,
+            switched_in: None,
+            forgotten: 0,
         });
         decision.routes |= moved;
         choice.exhausted = step.kind == TransitionKind::Exhausted;
@@ -316,7 +325,7 @@ impl Round<'_> {
         }
     }
 
-    fn alternative(&self, m: &Candidate, chosen: Option<&Candidate>) -> Alternative {
+    pub(super) fn alternative(&self, m: &Candidate, chosen: Option<&Candidate>) -> Alternative {
         let lost = match chosen {
             Some(chosen) if chosen.name == m.name => String::new(),
             _ if m.standing == Standing::Up || m.standing == Standing::Degraded => self.why_not(m, chosen),
@@ -335,13 +344,14 @@ impl Round<'_> {
             Strategy::LowestCost if m.cost > chosen.cost => format!("it costs {}, more than {}", m.cost, chosen.cost),
             Strategy::BestQuality => format!("{} is better or as good", chosen.name),
             _ if self.pin.is_some_and(|p| p.to == *chosen.name) => format!("pinned to {} by hand", chosen.name),
+            Strategy::LoadBalance => "it waits to share flows again".to_owned(),
             _ => format!("{} comes first", chosen.name),
         }
     }
 
     /// Puts the others in order, best standing first, in order of preference within it. A rule that gives up leaves out
     /// what is down, so that the kernel does not fall back to it.
-    fn order_tail(&self, choice: &mut Choice, decision: &mut Decision) {
+    pub(super) fn order_tail(&self, choice: &mut Choice, decision: &mut Decision) {
         let all = !self.rule.no_path.gives_up();
         let active = choice.active.as_ref();
         let wanted = |m: &&Candidate| {

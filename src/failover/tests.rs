@@ -20,16 +20,16 @@ use crate::{
 
 const T0: Instant = Instant::from_nanos(1_000_000_000_000);
 
-fn at(seconds: f64) -> Instant {
+pub(super) fn at(seconds: f64) -> Instant {
     T0 + Duration::from_secs_f64(seconds)
 }
 
-fn rule(members: &[&str]) -> Rule {
+pub(super) fn rule(members: &[&str]) -> Rule {
     Rule { strategy: Strategy::BestScore, ..Rule::new(name("critical"), members.iter().map(|m| name(m)).collect()) }
 }
 
 /// `?` = not yet measured, `x` = no carrier, else the score.
-fn health(text: &str) -> PathHealth {
+pub(super) fn health(text: &str) -> PathHealth {
     let (state, score, reason) = match text {
         "?" => (PathState::Unknown, 0, "not yet measured"),
         "x" => (PathState::Down, 0, "no carrier on wan0"),
@@ -57,17 +57,17 @@ fn health(text: &str) -> PathHealth {
     }
 }
 
-struct Story {
-    site: Site,
-    healths: Healths,
-    measures: Measures,
-    selection: Selection,
-    overrides: Overrides,
-    next: Option<(Instant, &'static str)>,
+pub(super) struct Story {
+    pub(super) site: Site,
+    pub(super) healths: Healths,
+    pub(super) measures: Measures,
+    pub(super) selection: Selection,
+    pub(super) overrides: Overrides,
+    pub(super) next: Option<(Instant, &'static str)>,
 }
 
 impl Story {
-    fn new(rule: Rule) -> Self {
+    pub(super) fn new(rule: Rule) -> Self {
         let mut site = site(rule.members.iter().map(|m| path(m.as_str(), 1, 1000)).collect());
         let healths = rule.members.iter().map(|m| (m.clone(), health("?"))).collect();
         site.rules.insert(rule.name.clone(), rule);
@@ -81,17 +81,21 @@ impl Story {
         }
     }
 
-    fn rule(&mut self) -> &mut Rule {
+    pub(super) fn rule(&mut self) -> &mut Rule {
         self.site.rules.get_mut("critical").unwrap()
     }
 
     /// Sets the members' health in order of preference and selects, twice: the second time nothing may change.
     fn step(&mut self, seconds: f64, healths: &[&str]) -> Option<Transition> {
+        self.set(healths);
+        self.select(at(seconds))
+    }
+
+    fn set(&mut self, healths: &[&str]) {
         let members = self.site.rules["critical"].members.clone();
         for (member, text) in members.iter().zip(healths) {
             self.healths.insert(member.clone(), health(text));
         }
-        self.select(at(seconds))
     }
 
     fn select(&mut self, now: Instant) -> Option<Transition> {
@@ -108,7 +112,7 @@ impl Story {
         decision.transitions.pop()
     }
 
-    fn choice(&self) -> &Choice {
+    pub(super) fn choice(&self) -> &Choice {
         &self.selection.rules["critical"]
     }
 
@@ -557,15 +561,20 @@ fn of_paths_that_are_all_down_the_least_bad_is_taken_where_the_rule_says_so() {
 #[test]
 fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
     let drain = FlowAction::Drain(Duration::from_secs(600));
-    let mut s = Story::new(Rule { on_failover: drain, on_failback: FlowAction::Reject, ..rule(&["fiber", "lte"]) });
+    let mut s = Story::new(Rule {
+        on_failover: drain,
+        on_failback: FlowAction::Reject,
+        failover_threshold: 70,
+        ..rule(&["fiber", "lte"])
+    });
     s.step(0.0, &["100", "100"]);
-    let t = s.step(1.0, &["0", "100"]).unwrap();
+    let t = s.step(1.0, &["60", "100"]).unwrap();
     assert_eq!((t.flows, s.choice().leaving.len()), (Flows::Drain, 1));
     s.step(2.0, &["100", "100"]);
     let t = s.select(at(62.0)).unwrap();
     assert_eq!((t.kind, t.flows), (Failback, Flows::Reject));
-    let left: Vec<_> = s.choice().leaving.iter().map(|l| (l.path.as_str(), l.reject)).collect();
-    assert_eq!(left, [("lte", true)], "fiber is in use again: nothing to drain");
+    let left: Vec<_> = s.choice().leaving.iter().map(|l| (l.path.as_str(), l.told)).collect();
+    assert_eq!(left, [("lte", Told::Errors)], "fiber is in use again: nothing to drain");
     let decide_at = |s: &mut Story, now| {
         let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
         decide(&inputs, &mut s.selection, now)
@@ -575,6 +584,53 @@ fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
     assert_eq!(done.forget.iter().map(|(_, path, _)| path.as_str()).collect::<Vec<_>>(), ["lte"]);
     assert!(done.routes, "the rule that rejects goes");
     assert!(decide_at(&mut s, at(122.0)).forget.is_empty());
+}
+
+#[test]
+fn tcp_is_told_before_flows_of_a_living_path_are_forgotten_and_nobody_is_when_it_is_dead() {
+    let told = |s: &Story| s.choice().leaving.iter().map(|l| l.told).collect::<Vec<_>>();
+    let decide_at = |s: &mut Story, now| {
+        let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        decide(&inputs, &mut s.selection, now)
+    };
+    let forced = Rule { on_failover: FlowAction::Forced, failover_threshold: 70, ..rule(&["fiber", "lte"]) };
+    let mut s = Story::new(forced.clone());
+    s.step(0.0, &["100", "100"]);
+    let t = s.step(1.0, &["60", "100"]).unwrap();
+    assert_eq!((t.flows, told(&s)), (Flows::Forced, vec![Told::Resets]));
+    assert!(decide_at(&mut s, at(1.9)).forget.is_empty());
+    assert_eq!(decide_at(&mut s, at(2.0)).forget.len(), 1);
+    assert!(told(&s).is_empty());
+
+    let mut s = Story::new(forced);
+    s.step(0.0, &["100", "100"]);
+    s.set(&["0", "100"]);
+    let gone = decide_at(&mut s, at(1.0));
+    assert_eq!((gone.transitions[0].flows, gone.forget.len(), told(&s)), (Flows::Forced, 1, vec![]));
+
+    let drain = FlowAction::Drain(Duration::from_secs(60));
+    let mut s = Story::new(Rule { on_failover: drain, failover_threshold: 70, ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    s.step(1.0, &["60", "100"]);
+    assert_eq!(told(&s), [Told::Nothing]);
+    assert!(decide_at(&mut s, at(61.0)).forget.is_empty());
+    assert_eq!(told(&s), [Told::Resets]);
+    assert_eq!(decide_at(&mut s, at(62.0)).forget.len(), 1);
+}
+
+#[test]
+fn flows_that_stayed_on_a_path_are_forgotten_when_it_dies_unless_the_rule_says_that_they_stay() {
+    for (action, forgotten) in [(FlowAction::Auto, 1), (FlowAction::Graceful, 0), (FlowAction::Reject, 0)] {
+        let mut s = Story::new(Rule { on_failover: action, failover_threshold: 70, ..rule(&["fiber", "lte"]) });
+        s.step(0.0, &["100", "100"]);
+        s.step(1.0, &["60", "100"]);
+        assert_eq!(s.active(), "lte");
+        s.set(&["0", "100"]);
+        let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        let died = decide(&inputs, &mut s.selection, at(2.0));
+        assert_eq!((died.transitions.len(), died.forget.len()), (0, forgotten), "{action:?}");
+        assert!(decide(&inputs, &mut s.selection, at(3.0)).forget.is_empty(), "once");
+    }
 }
 
 #[test]
@@ -602,7 +658,7 @@ fn a_flapping_path_costs_at_most_one_return_per_hold_down_and_none_to_a_dead_pat
     }
 }
 
-fn any_health() -> impl Values<Value = String> {
+pub(super) fn any_health() -> impl Values<Value = String> {
     prop_oneof![Just("?".to_owned()), Just("x".to_owned()), (0_u8..=100).prop_map(|s| s.to_string())]
 }
 

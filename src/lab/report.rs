@@ -4,7 +4,7 @@
 //! one that arrived, so a receiver that gets the processor late does not lengthen it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -161,6 +161,18 @@ impl Track {
     pub fn crossings_between(&self, from: Instant, until: Instant) -> BTreeMap<Option<Crossing>, u64> {
         let arrived = self.packets().filter(|(at, _)| (from..until).contains(at)).filter_map(|(_, arrival)| arrival);
         tally(arrived.map(|arrival| arrival.via.clone()))
+    }
+
+    /// The providers that each of several flows came by, which were sent in turn, of packets sent in `[from, until)`.
+    #[must_use]
+    pub fn ways(&self, flows: usize, from: Instant, until: Instant) -> Vec<BTreeSet<Option<Crossing>>> {
+        let mut ways = vec![BTreeSet::new(); flows];
+        for (number, (at, arrival)) in self.packets().enumerate() {
+            if let Some(arrival) = arrival.filter(|_| (from..until).contains(&at)) {
+                ways[number % flows].insert(arrival.via.clone());
+            }
+        }
+        ways
     }
 
     /// Packets that arrived by provider.

@@ -121,6 +121,17 @@ pub struct Route {
     pub path: String,
     /// Paths that would take over, in order.
     pub backups: Vec<String>,
+    /// All paths that share its new flows, where several do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<String>,
+}
+
+impl Route {
+    /// The path, or all that share, as people read it: `fiber + lte`.
+    #[must_use]
+    pub fn told(&self) -> String {
+        if self.shares.is_empty() { self.path.clone() } else { self.shares.join(" + ") }
+    }
 }
 
 /// Counts of a plan.
@@ -281,7 +292,7 @@ fn plain(value: &Json) -> String {
 fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
     let text = match kind {
         "path" => site.paths.get(name).map(describe_path),
-        "failover" => site.rules.get(name).map(|r| format!("{} in order", join(&r.members))),
+        "failover" => site.rules.get(name).map(describe_rule),
         "policy" => site
             .policies
             .iter()
@@ -291,6 +302,17 @@ fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
         _ => None,
     };
     text.into_iter().collect()
+}
+
+fn describe_rule(rule: &intent::Rule) -> String {
+    let Some(balance) = &rule.balance else { return format!("{} in order", join(&rule.members)) };
+    let shares: Vec<String> = rule.members.iter().map(|m| format!("{m} {}", balance.share(m))).collect();
+    let by = match balance.sticky {
+        None => "every flow for itself",
+        Some(intent::Sticky::Source) => "all flows of a source together",
+        Some(intent::Sticky::Pair) => "all flows from a source to a destination together",
+    };
+    format!("shared: {}; {by}", shares.join(", "))
 }
 
 fn describe_path(path: &intent::Path) -> String {
@@ -380,16 +402,19 @@ fn consequences(inputs: &Inputs<'_>) -> Vec<Consequence> {
 }
 
 fn route(view: View<'_>, policy: &intent::Policy) -> Route {
+    let mut shares = Vec::new();
     let (path, backups) = match &policy.action {
         intent::Action::Failover(rule) => {
             let choice = view.selection.rules.get(rule);
+            shares.extend(choice.into_iter().flat_map(|c| &c.sharing).map(ToString::to_string));
+            shares.truncate(if shares.len() > 1 { shares.len() } else { 0 });
             let active = choice.and_then(|c| c.active.as_ref()).map_or_else(|| "none".into(), ToString::to_string);
             (active, choice.map(|c| c.tail.iter().map(ToString::to_string).collect()).unwrap_or_default())
         }
         intent::Action::Path(path) => (path.to_string(), vec![]),
         other => (action_text(other), vec![]),
     };
-    Route { path, backups }
+    Route { path, backups, shares }
 }
 
 fn risk(from: Option<&Route>, to: Option<&Route>) -> Option<String> {

@@ -272,7 +272,7 @@ fn nft_difference(old: &str, new: &str) -> (usize, usize, Vec<String>) {
 }
 
 fn consequence(c: &Consequence, width: usize) -> String {
-    let path = |r: &Option<Route>| r.as_ref().map_or_else(|| "main table".to_owned(), |r| r.path.clone());
+    let path = |r: &Option<Route>| r.as_ref().map_or_else(|| "main table".to_owned(), Route::told);
     let backups = |r: &Option<Route>| {
         let names = r.as_ref().map(|r| r.backups.join(", ")).unwrap_or_default();
         if names.is_empty() { "none".to_owned() } else { names }

@@ -149,12 +149,12 @@ fn row(group: &Group<'_>) -> String {
     )
 }
 
-fn path(route: Option<&Route>) -> &str {
-    route.map_or("main table", |route| &route.path)
+fn path(route: Option<&Route>) -> String {
+    route.map_or_else(|| "main table".to_owned(), Route::told)
 }
 
 fn moved(c: &Consequence) -> String {
-    format!("{}: {} → {}", code(c.policy.as_str()), code(path(c.from.as_ref())), code(path(c.to.as_ref())))
+    format!("{}: {} → {}", code(c.policy.as_str()), code(&path(c.from.as_ref())), code(&path(c.to.as_ref())))
 }
 
 fn risks(change: &SiteChange) -> Vec<String> {

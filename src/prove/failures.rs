@@ -163,9 +163,15 @@ fn play(site: &Site, failed: &[&Unit<'_>]) -> Failure {
     let works = |path: &&Name| !paths.contains(path);
     let just_before = CALM.saturating_sub(Duration::from_millis(1));
     let hit = site.policies.iter().filter_map(|policy| {
+        let fails = |path: &&Name| paths.contains(path);
+        // Of several that share, the one that fails is told.
         let (before, after, rule) = match &policy.action {
             Action::Path(path) => (path, Some(path), None),
-            Action::Failover(rule) => (story.used(rule, just_before)??, story.used(rule, end)?, Some(rule)),
+            Action::Failover(rule) => (
+                story.used(rule, just_before).iter().find(fails)?,
+                story.used(rule, end).iter().find(works),
+                Some(rule),
+            ),
             Action::Drop | Action::Reject => return None,
         };
         let switched = rule.and_then(|rule| {

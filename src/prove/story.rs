@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     clock::Instant,
-    failover::{self, Decision, Inputs, Selection, Standing, Transition},
+    failover::{self, Choice, Decision, Inputs, Selection, Standing, Transition},
     health::PathState,
     units::Name,
     validate::intent::Site,
@@ -51,12 +51,12 @@ fn lines<T>(names: &[Name]) -> BTreeMap<Name, Line<T>> {
 #[derive(Debug)]
 pub struct Story {
     begin: Instant,
-    active: BTreeMap<Name, Line<Option<Name>>>,
+    active: BTreeMap<Name, Line<Vec<Name>>>,
     states: BTreeMap<Name, Line<(PathState, String)>>,
     standings: BTreeMap<Name, BTreeMap<Name, Line<Standing>>>,
     /// Every change of a rule's path.
     pub transitions: Vec<(Duration, Transition)>,
-    /// Flows that were forgotten because their time was over: rule and path.
+    /// Flows that were forgotten: rule and path.
     pub forgotten: Vec<(Duration, Name, Name)>,
     /// Decisions taken.
     pub decisions: u64,
@@ -86,9 +86,9 @@ impl Story {
             }
         }
         for (name, line) in &mut self.active {
-            let active = selection.rules.get(name).and_then(|c| c.active.as_ref());
-            if line.0.last().is_none_or(|(_, last)| last.as_ref() != active) {
-                line.note(at, active.cloned());
+            let used = || selection.rules.get(name).into_iter().flat_map(Choice::in_use);
+            if line.0.last().is_none_or(|(_, last)| !last.iter().eq(used())) {
+                line.note(at, used().cloned().collect());
             }
         }
         self.note_standings(inputs, selection, now);
@@ -110,17 +110,16 @@ impl Story {
         }
     }
 
-    /// The path that a rule used; `Some(None)` is none at all.
+    /// The paths that new flows of a rule took: none, one, or several that shared them.
     #[must_use]
-    pub fn used(&self, rule: &Name, at: Duration) -> Option<Option<&Name>> {
-        self.active.get(rule)?.at(at).map(Option::as_ref)
+    pub fn used(&self, rule: &Name, at: Duration) -> &[Name] {
+        self.active.get(rule).and_then(|line| line.at(at)).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The paths that a rule used from a time to another.
+    /// The same from a time to another.
     #[must_use]
-    pub fn used_between(&self, rule: &Name, from: Duration, to: Duration) -> Vec<(Duration, Option<&Name>)> {
-        let line = self.active.get(rule).map(|line| line.between(from, to)).unwrap_or_default();
-        line.iter().map(|(at, path)| (*at, path.as_ref())).collect()
+    pub fn used_between(&self, rule: &Name, from: Duration, to: Duration) -> &[(Duration, Vec<Name>)] {
+        self.active.get(rule).map(|line| line.between(from, to)).unwrap_or_default()
     }
 
     /// The states that a path had from a time to another, with why.

@@ -232,6 +232,9 @@ fn expectations(document: &Document, site: &Site, all: &[ExpectSpec], found: &mu
         if let Some(path) = e.path.as_ref().filter(|path| !none && !site.paths.contains_key(*path)) {
             found.push(no_such(at("/path"), "path", path, site.paths.keys()));
         }
+        for (i, path) in e.paths.iter().enumerate().filter(|(_, path)| !site.paths.contains_key(*path)) {
+            found.push(no_such(at(&format!("/paths/{i}")), "path", path, site.paths.keys()));
+        }
         if let Some((message, help)) = senseless(e) {
             found.push(bad(at(""), message, help));
         }
@@ -260,7 +263,10 @@ fn senseless(e: &ExpectSpec) -> Option<(&'static str, &'static str)> {
             "a `state` is one of a `path`",
             "name the path, and the `rule` if the state is held, damped or drained",
         )),
-        (None, None) if !(user && path) => Some((
+        _ if !e.paths.is_empty() && (path || e.event.is_some() || e.state.is_some()) => {
+            Some(("`paths` goes with `policy` or `rule` alone", "write two expectations"))
+        }
+        (None, None) if !(user && (path || !e.paths.is_empty())) => Some((
             "nothing is expected",
             "write `policy` or `rule` with `path`, `path` with `state`, or `event` with `rule`",
         )),

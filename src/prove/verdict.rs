@@ -87,7 +87,15 @@ pub(super) fn judge(place: &Place<'_>, story: &Story, number: usize, e: &ExpectS
     match (&e.event, &e.state, &e.path) {
         (Some(event), _, _) => happened(place, story, e, event, window, at("event")),
         (_, Some(state), Some(path)) => was(story, e, (path, state), window, at("state")),
-        (_, _, Some(path)) => used(place, story, e, path, window, at("path")),
+        (_, _, Some(path)) => {
+            let wanted: &[Name] = if path.as_str() == "none" { &[] } else { std::slice::from_ref(path) };
+            let right = |got: &[Name]| wanted.first().map_or(got.is_empty(), |path| got.contains(path));
+            used(place, story, e, (wanted, &right), window, at("path"))
+        }
+        _ if !e.paths.is_empty() => {
+            let right = |got: &[Name]| got.len() == e.paths.len() && e.paths.iter().all(|path| got.contains(path));
+            used(place, story, e, (&e.paths, &right), window, at("paths"))
+        }
         _ => None,
     }
 }
@@ -118,27 +126,41 @@ fn name_of(path: Option<&Name>) -> String {
     path.map_or_else(|| "no path".to_owned(), |path| format!("`{path}`"))
 }
 
-fn used(place: &Place<'_>, story: &Story, e: &ExpectSpec, path: &Name, window: Window, at: Span) -> Option<Diagnostic> {
-    let wanted = (path.as_str() != "none").then_some(path);
+fn names_of(paths: &[Name]) -> String {
+    let names: Vec<String> = paths.iter().map(|path| format!("`{path}`")).collect();
+    if names.is_empty() { "no path".to_owned() } else { names.join(" and ") }
+}
+
+/// What is expected of the paths in use: names for a person, and the check.
+type Expected<'e> = (&'e [Name], &'e dyn Fn(&[Name]) -> bool);
+
+fn used(
+    place: &Place<'_>,
+    story: &Story,
+    e: &ExpectSpec,
+    (wanted, right): Expected<'_>,
+    window: Window,
+    at: Span,
+) -> Option<Diagnostic> {
     let rule = match rule_of(place, e) {
         Ok(rule) => rule,
-        Err(fixed) if fixed == wanted => return None,
         Err(fixed) => {
-            let message = format!("{} always uses {}, expected {}", user(e), name_of(fixed), name_of(wanted));
-            return Some(unmet(message, at).help("its action names no failover rule"));
+            let fixed: Vec<Name> = fixed.into_iter().cloned().collect();
+            let message = format!("{} always uses {}, expected {}", user(e), names_of(&fixed), names_of(wanted));
+            return (!right(&fixed)).then(|| unmet(message, at).help("its action names no failover rule"));
         }
     };
-    let values = story.used_between(rule, window.from, window.to);
-    let (since, got) = *window.wrong(&values, |got| *got == wanted)?;
-    let moment = if window.throughout { since.max(window.from) } else { window.to };
+    let (since, got) = window.wrong(story.used_between(rule, window.from, window.to), |got| right(got))?;
+    let moment = if window.throughout { (*since).max(window.from) } else { window.to };
     let message = format!(
         "{} {} uses {}, expected {}",
         if window.throughout { format!("at {}", shown(moment)) } else { window.told() },
         user(e),
-        name_of(got),
-        name_of(wanted)
+        names_of(got),
+        names_of(wanted)
     );
-    Some(explained(place, story, unmet(message, at), rule, moment, wanted))
+    let missing = wanted.iter().find(|path| !got.contains(path)).or_else(|| wanted.first());
+    Some(explained(place, story, unmet(message, at), rule, moment, missing))
 }
 
 /// Adds what the rule itself says, and where it stands.

@@ -220,6 +220,8 @@ pub struct Rule {
     pub metric: Metric,
     /// How much better another path has to be before a good one is left for it; never if absent.
     pub advantage: Option<Ratio>,
+    /// How flows are shared; only with `load-balance`.
+    pub balance: Option<Balance>,
     /// The active path is left when its score falls below.
     pub failover_threshold: u8,
     /// The primary is returned to when its score stays at or above.
@@ -252,6 +254,7 @@ impl Rule {
             strategy: Strategy::Ordered,
             metric: Metric::Latency,
             advantage: None,
+            balance: None,
             failover_threshold: 50,
             failback_threshold: 80,
             failback_delay: Duration::from_secs(60),
@@ -277,6 +280,42 @@ pub enum Strategy {
     BestQuality,
     /// The cheapest that meets the thresholds.
     LowestCost,
+    /// All that are healthy, each with its share.
+    LoadBalance,
+}
+
+/// How new flows are shared among the paths of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Balance {
+    /// The share of each member, as a number of parts; each has at least one.
+    pub weights: BTreeMap<Name, u32>,
+    /// What stays together on one path; none = every flow goes for itself.
+    pub sticky: Option<Sticky>,
+}
+
+impl Balance {
+    /// All parts.
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.weights.values().sum()
+    }
+
+    /// A member's share as people read it: `75%`.
+    #[must_use]
+    pub fn share(&self, path: &Name) -> String {
+        let parts = self.weights.get(path).copied().unwrap_or_default();
+        format!("{:.0}%", f64::from(parts) * 100.0 / f64::from(self.total().max(1)))
+    }
+}
+
+/// What stays together on one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sticky {
+    /// All flows of a source.
+    Source,
+    /// All flows from a source to a destination.
+    Pair,
 }
 
 /// A figure of a path.

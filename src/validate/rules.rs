@@ -5,14 +5,17 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     Report, error,
     fleet::{Fleet, View, with_suggestion},
-    intent::{self, Damping, FlowAction, Metric, NoPath, Strategy},
+    intent::{self, Balance, Damping, Endpoint, FlowAction, Metric, NoPath, Sticky, Strategy},
     paths::sla_missing,
 };
 use crate::{
     config::{
         Object,
+        scalars::Weights,
         schema::Kind,
-        types::{DampingSpec, FailoverSpec, FlowActionName, FlowActionSpec, MetricName, NoPathName, StrategyName},
+        types::{
+            DampingSpec, FailoverSpec, FlowActionName, FlowActionSpec, MetricName, NoPathName, StickyName, StrategyName,
+        },
     },
     diag::{Code, Diagnostic, Span},
     units::{Family, Name, Ratio, Span as Length},
@@ -22,7 +25,7 @@ use crate::{
 pub fn check(
     fleet: &Fleet<'_>,
     view: &View<'_>,
-    families: &BTreeMap<Name, Vec<Family>>,
+    (families, endpoints): (&BTreeMap<Name, Vec<Family>>, &BTreeMap<Name, Endpoint>),
     report: &mut Report,
 ) -> BTreeMap<Name, intent::Rule> {
     let mut rules: BTreeMap<Name, intent::Rule> = BTreeMap::new();
@@ -32,7 +35,7 @@ pub fn check(
             ambiguous(fleet, view, (first, object), "failover rule", report);
             continue;
         }
-        if let Some(rule) = (Subject { fleet, view, families, object }).rule(report) {
+        if let Some(rule) = (Subject { fleet, view, families, endpoints, object }).rule(report) {
             rules.insert(object.name.clone(), rule);
         }
     }
@@ -48,6 +51,7 @@ const fn strategy(name: StrategyName) -> Strategy {
         StrategyName::BestScore => Strategy::BestScore,
         StrategyName::BestQuality => Strategy::BestQuality,
         StrategyName::LowestCost => Strategy::LowestCost,
+        StrategyName::LoadBalance => Strategy::LoadBalance,
     }
 }
 
@@ -121,6 +125,7 @@ struct Subject<'a> {
     view: &'a View<'a>,
     /// What each path can carry, as far as the configuration tells.
     families: &'a BTreeMap<Name, Vec<Family>>,
+    endpoints: &'a BTreeMap<Name, Endpoint>,
     object: &'a Object<FailoverSpec>,
 }
 
@@ -157,6 +162,7 @@ impl Subject<'_> {
             strategy: strategy(spec.strategy.unwrap_or_default()),
             metric: metric(spec.metric.unwrap_or_default()),
             advantage: self.advantage(),
+            balance: self.balance(&members, report),
             failover_threshold: low,
             failback_threshold: high,
             failback_delay: spec.failback_delay.map_or(Duration::from_secs(60), Length::get),
@@ -174,6 +180,57 @@ impl Subject<'_> {
         let spec = &self.object.spec;
         let by_quality = spec.strategy == Some(StrategyName::BestQuality);
         spec.advantage.or_else(|| by_quality.then_some(BETTER).and_then(|ppm| Ratio::from_ppm(ppm).ok()))
+    }
+
+    /// How flows are shared. Weights beside another strategy do nothing, and `sensible` says so.
+    fn balance(&self, members: &[Name], report: &mut Report) -> Option<Balance> {
+        let spec = &self.object.spec;
+        if spec.strategy != Some(StrategyName::LoadBalance) {
+            return None;
+        }
+        let sticky = spec.sticky.map(|name| match name {
+            StickyName::Source => Sticky::Source,
+            StickyName::Pair => Sticky::Pair,
+        });
+        let weights = match &spec.weights {
+            None => members.iter().map(|m| (m.clone(), 1)).collect(),
+            Some(Weights::Of(given)) => {
+                self.strangers(given, report);
+                members.iter().map(|m| (m.clone(), given.get(m).copied().unwrap_or(1))).collect()
+            }
+            Some(Weights::By(_)) => self.by_bandwidth(members, report),
+        };
+        Some(Balance { weights, sticky })
+    }
+
+    /// Weights of paths that are not in the rule.
+    fn strangers(&self, given: &BTreeMap<Name, u32>, report: &mut Report) {
+        let spec = &self.object.spec;
+        let named = || std::iter::once(&spec.primary).chain(&spec.backups);
+        for name in given.keys().filter(|name| !named().any(|m| m == *name)) {
+            let at = self.fleet.config.field_name(self.object, &format!("/weights/{name}"));
+            let found = error(Code::Dangling, at, format!("the path `{name}` is not in this rule"));
+            self.report(report, with_suggestion(found, name.as_str(), named()));
+        }
+    }
+
+    /// Parts of a hundred, by the declared bandwidth towards the site; away from it where only that is declared.
+    fn by_bandwidth(&self, members: &[Name], report: &mut Report) -> BTreeMap<Name, u32> {
+        let mut rates: BTreeMap<Name, u64> = BTreeMap::new();
+        for path in members {
+            let Some(from) = self.view.paths.get(path).map(|path| &path.spec.from) else { continue };
+            let Some(endpoint) = self.endpoints.get(from) else { continue };
+            if let Some(rate) = endpoint.down.or(endpoint.up) {
+                rates.insert(path.clone(), rate.bits_per_second());
+            } else {
+                let message = format!("`weights: bandwidth` needs to know how fast the endpoint of `{path}` is");
+                let help = format!("add `bandwidth: {{down: 50Mbit, up: 10Mbit}}` to the endpoint `{from}`");
+                self.report(report, error(Code::Combination, self.at("/weights"), message).help(help));
+            }
+        }
+        let total: u128 = rates.values().copied().map(u128::from).sum::<u128>().max(1);
+        let part = |rate: u64| u32::try_from((u128::from(rate) * 100 + total / 2) / total).unwrap_or(100).max(1);
+        rates.into_iter().map(|(path, rate)| (path, part(rate))).collect()
     }
 
     fn damping(&self, spec: DampingSpec, report: &mut Report) -> Damping {
@@ -212,6 +269,16 @@ impl Subject<'_> {
         }
         if spec.advantage.is_some() && !matches!(rule.strategy, Strategy::BestQuality | Strategy::BestScore) {
             self.report(report, idle("advantage", "`strategy: best-quality` or `best-score`"));
+        }
+        for (field, written) in [("weights", spec.weights.is_some()), ("sticky", spec.sticky.is_some())] {
+            if written && rule.balance.is_none() {
+                self.report(report, idle(field, "`strategy: load-balance`"));
+            }
+        }
+        if rule.balance.is_some() && spec.flow_action.is_some_and(|f| f.failback.is_some()) {
+            let at = self.fleet.config.field_name(self.object, "/flowAction/failback");
+            let found = error(Code::Combination, at, "`failback` does nothing with `strategy: load-balance`");
+            self.report(report, found.help("delete it: a path that comes back gets new flows and moves none"));
         }
         let drains = |a: FlowAction| matches!(a, FlowAction::Drain(_));
         if spec.flow_action.is_some_and(|f| f.drain.is_some()) && !drains(rule.on_failover) && !drains(rule.on_failback)

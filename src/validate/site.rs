@@ -21,7 +21,7 @@ pub fn check(fleet: &Fleet<'_>, view: &View<'_>, options: &Options, report: &mut
     let endpoints = endpoints(fleet, view, report);
     let paths = paths::check(fleet, view, &endpoints, report);
     let able = paths.iter().map(|(name, path)| (name.clone(), paths::families(path, &endpoints))).collect();
-    let rules = rules::check(fleet, view, &able, report);
+    let rules = rules::check(fleet, view, (&able, &endpoints), report);
     let policies = policies::check(fleet, view, (&endpoints, &paths, &rules), options, report);
     interfaces(fleet, view, &paths, report);
     gateways(fleet, view, report);

@@ -96,6 +96,6 @@ fn sites_and_facts_lead_to_the_rulesets_and_plans_on_file() {
             crate::support::netns::nft(&loaded);
         });
     }
-    assert_eq!(dirs.len(), 3, "{dirs:?}");
+    assert_eq!(dirs.len(), 4, "{dirs:?}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

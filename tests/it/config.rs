@@ -71,7 +71,7 @@ fn assert_valid(name: &str, snapshot: &Snapshot) -> Intent {
 
 #[test]
 fn the_examples_are_valid() {
-    for example in ["one-site", "hub-and-branches", "fleet"] {
+    for example in ["one-site", "two-lines", "hub-and-branches", "fleet"] {
         let directory = root().join("examples").join(example);
         assert_valid(example, &snapshot(&directory, std::slice::from_ref(&directory)));
     }

@@ -48,7 +48,7 @@ fn copy_of(example: &str) -> tempfile::TempDir {
 
 #[test]
 fn the_examples_keep_what_their_tests_promise_and_every_rule_is_tested() {
-    for example in ["one-site", "hub-and-branches"] {
+    for example in ["one-site", "two-lines", "hub-and-branches"] {
         let (config, intent) = load(&[root().join("examples").join(example)]);
         let outcomes = trial::run(&config, &intent, |_| true);
         assert!(!outcomes.is_empty(), "{example} has no tests");

@@ -20,7 +20,7 @@ use patronus::{
     health::{Link, Monitor, Notes, PathState, Sample},
     units::{Name, Ratio},
     validate::intent::{
-        Damping, Destination, FlowAction, Health, Metric, Nat, NoPath, Path, Probe, Rule, Site, Strategy,
+        Balance, Damping, Destination, FlowAction, Health, Metric, Nat, NoPath, Path, Probe, Rule, Site, Strategy,
     },
 };
 
@@ -85,7 +85,15 @@ fn site(dice: &mut Dice) -> Site {
     };
     let seconds = |n: u64| Duration::from_secs(n);
     let mut rule = Rule::new(name("r"), PATHS.map(name).to_vec());
-    rule.strategy = dice.of(&[Strategy::Ordered, Strategy::BestScore, Strategy::BestQuality, Strategy::LowestCost]);
+    rule.strategy = dice.of(&[
+        Strategy::Ordered,
+        Strategy::BestScore,
+        Strategy::BestQuality,
+        Strategy::LowestCost,
+        Strategy::LoadBalance,
+    ]);
+    let equally = || Balance { weights: PATHS.map(|p| (name(p), 1)).into(), sticky: None };
+    rule.balance = (rule.strategy == Strategy::LoadBalance).then(equally);
     rule.metric = dice.of(&[Metric::Latency, Metric::Loss]);
     rule.advantage = dice.of(&[None, Some(Ratio::of(1, 10))]);
     rule.failback_delay = seconds(dice.of(&[0, 3, 10, 30]));
@@ -319,7 +327,7 @@ impl Play {
     fn check(&self, before: &Selection, decision: &Decision) -> Result<(), String> {
         let choice = &self.selection.rules["r"];
         let others = |path: &Name| self.rule().members.iter().any(|m| m != path && self.works(m));
-        if let Some(active) = choice.active.as_ref().filter(|a| self.state(a) == PathState::Down && others(a)) {
+        if let Some(active) = choice.in_use().find(|a| self.state(a) == PathState::Down && others(a)) {
             return Err(format!("on {active}, which is down, while another works"));
         }
         if choice.active.is_none() && self.rule().members.iter().any(|m| self.works(m)) {
@@ -341,6 +349,10 @@ impl Play {
     /// A path that is held or damped is entered only when no other works that is not.
     fn check_entry(&self, before: &Selection, to: Option<&Name>, from: Option<&Name>) -> Result<(), String> {
         let (Some(to), Some(old)) = (to, before.rules.get("r")) else { return Ok(()) };
+        // Whoever takes over the share of another is no newcomer.
+        if old.in_use().any(|used| used == to) {
+            return Ok(());
+        }
         let inputs = Inputs {
             site: &self.site,
             healths: self.monitor.healths(),
@@ -384,6 +396,9 @@ impl Play {
         let by_rank = matches!(self.rule().strategy, Strategy::Ordered | Strategy::BestScore);
         if by_rank && settled.active.as_ref() != Some(home) {
             return Err(format!("all is well, and it ends on {:?}", settled.active));
+        }
+        if self.rule().balance.is_some() && settled.sharing != self.rule().members {
+            return Err(format!("all is well, and only {:?} share", settled.sharing));
         }
         if self.kernel != settled.active {
             return Err(format!("the kernel is on {:?}, the rule on {:?}", self.kernel, settled.active));

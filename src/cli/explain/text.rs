@@ -74,6 +74,14 @@ fn steered(out: &mut String, steered: &Steered) {
         (Some(path), Some(hop)) => line(out, "path", &format!("{path}, {hop}")),
         _ => line(out, "path", "none can carry it: answered with `unreachable`"),
     }
+    if !steered.shares.is_empty() {
+        let names: Vec<&str> = steered.shares.iter().map(crate::units::Name::as_str).collect();
+        line(
+            out,
+            "shared",
+            &format!("{}: a new flow draws one of them; one that exists is shown below", names.join(" + ")),
+        );
+    }
     if let Some(nat) = &steered.nat {
         line(out, "nat", nat);
     }

@@ -104,7 +104,8 @@ fn large(daemon: &Daemon, team: &Team, forge: &Forge) -> String {
 
 /// An older generation comes back; the newest commit is not tried again.
 fn went_back(daemon: &Daemon, forge: &Forge, generation: u64, (old, new): (&str, &str)) {
-    let (code, said) = daemon.tells(&["rollback", "--to", &generation.to_string(), "--yes"]);
+    let (code, said) =
+        daemon.tells(&["rollback", "--to", &generation.to_string(), "--yes", "--confirm-timeout", "10m"]);
     assert!(code == Some(0) && said.contains(&old[..7]), "{code:?} {said}");
     daemon.wait("the older generation on trial", |s| s.unconfirmed.as_ref().is_some_and(|t| t.by_hand));
     let (code, said) = daemon.tells(&["confirm"]);
