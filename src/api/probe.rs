@@ -1,7 +1,7 @@
 //! Probes that somebody asks for by hand: by the path's own method and marks, over sockets of their own, so that the
 //! schedule and the statistics of the path are not touched.
 
-use std::{convert::Infallible, net::IpAddr, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -100,7 +100,8 @@ async fn probe(
         return Err(Failed(StatusCode::BAD_REQUEST, format!("a path is probed once to {MOST} times")));
     }
     let mut spec = spec_of(&state, path).await?;
-    spec.probe.interval = spec.probe.interval.min(RHYTHM).max(spec.probe.timeout);
+    let probe = Arc::make_mut(&mut spec.probe);
+    probe.interval = probe.interval.min(RHYTHM).max(probe.timeout);
     let head = Probing {
         format_version: 1,
         path: spec.path.clone(),

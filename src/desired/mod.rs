@@ -140,7 +140,7 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
 /// What stands in the way of each path of a site that cannot be used now.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
-    let of = |path| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
+    let of = |path: &std::sync::Arc<Path>| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
     site.paths.values().filter_map(of).collect()
 }
 

@@ -2,7 +2,10 @@
 //!
 //! What may be printed is up to [`super::print`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -214,12 +217,12 @@ impl Build<'_> {
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.site.paths.values()
+        self.site.paths.values().map(Arc::as_ref)
     }
 
     fn members(&self, rule: &Name) -> impl Iterator<Item = &Path> {
         let names = self.site.rules.get(rule).map(|r| r.members.iter()).unwrap_or_default();
-        names.filter_map(|name| self.site.paths.get(name))
+        names.filter_map(|name| self.site.paths.get(name).map(Arc::as_ref))
     }
 
     fn targets(&self) -> Vec<TargetContext> {

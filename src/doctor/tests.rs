@@ -336,7 +336,9 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("mtu", Verdict::Warn, |f| link(f, "wan0").mtu = 1400),
     ("mtu", Verdict::Warn, |f| {
         let Configuration::Site(site) = &mut f.configuration else { return };
-        site.paths.values_mut().filter(|path| path.under().is_none()).for_each(|path| path.mtu = Some(1501));
+        for path in site.paths.values_mut().filter(|path| path.under().is_none()) {
+            std::sync::Arc::make_mut(path).mtu = Some(1501);
+        }
     }),
 ];
 

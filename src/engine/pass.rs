@@ -1,6 +1,6 @@
 //! The full pass: look, plan, apply, read back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -72,12 +72,12 @@ impl Engine {
             Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
             _ => None,
         });
-        let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
-        let Ok(found) = self.router.kernel.sysctls(&paths) else { return };
-        let same = |(path, value): (&String, &&Value)| {
-            found.get(&Key::Sysctl(SysctlKey { path: path.clone() })).is_none_or(|now| now == *value)
+        // Each by itself, so that what is needed for all of them together is not kept until the next second.
+        let changed = |(path, value): (String, &Value)| {
+            let found = self.router.kernel.sysctls(std::slice::from_ref(&path)).unwrap_or_default();
+            found.values().any(|now| now != value)
         };
-        if self.timers.retry == RETRY && !paths.iter().zip(&values).all(same) {
+        if self.timers.retry == RETRY && wanted.take(SYSCTLS).any(changed) {
             self.timers.pass_at(now);
         }
     }
@@ -97,6 +97,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         self.observed = self.router.observe(site.as_ref()).await?;
         let now = clock::now();
+        self.catch_up(now);
         self.links_from_facts(now);
         self.decide(now).await;
         // `decide` may have asked for the pass that is just under way.
@@ -198,7 +199,7 @@ impl Engine {
             mark: self.router.ranges().target_mask.mark(number),
             sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
             gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
-            probe: path.probe.clone(),
+            probe: Arc::clone(&path.probe),
         }
     }
 

@@ -1,7 +1,9 @@
 //! What the engine publishes after each pass: plain values for the API, the metrics and the store.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Mutex, PoisonError},
 };
 
@@ -20,7 +22,7 @@ use crate::{
     },
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
-    units::Name,
+    units::{IfName, Name},
 };
 
 /// Everything `patronus status` and `/metrics` show. Published whole, replaced whole.
@@ -283,9 +285,9 @@ pub enum ReconcileOutcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PathStatus {
     /// The interface it leaves by.
-    pub interface: String,
-    /// Its next hops as text, IPv4 first; empty when unknown.
-    pub gateways: Vec<String>,
+    pub interface: IfName,
+    /// Its next hops, IPv4 first; empty when unknown.
+    pub gateways: Vec<IpAddr>,
     /// What is measured.
     pub health: PathHealth,
     /// Probes that were answered.
@@ -297,7 +299,7 @@ pub struct PathStatus {
     pub drained: bool,
     /// How it is probed: `icmp`, `udp` and so on.
     #[serde(default)]
-    pub method: String,
+    pub method: Cow<'static, str>,
     /// Round-trip times of the window; none without answers.
     #[serde(default)]
     pub spread: Option<Spread>,

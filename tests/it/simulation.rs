@@ -75,7 +75,8 @@ fn site(dice: &mut Dice) -> Site {
             up_after: 2,
             window: 6,
             ..Probe::default()
-        },
+        }
+        .into(),
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::of(1, 50),
@@ -108,7 +109,7 @@ fn site(dice: &mut Dice) -> Site {
         labels: BTreeMap::new(),
         lan: Vec::new(),
         endpoints: BTreeMap::new(),
-        paths: PATHS.iter().map(|p| (name(p), path(p))).collect(),
+        paths: PATHS.iter().map(|p| (name(p), path(p).into())).collect(),
         rules: [(name("r"), rule)].into(),
         policies: Vec::new(),
         beyond: BTreeMap::new(),

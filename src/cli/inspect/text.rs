@@ -192,7 +192,8 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
         let loss =
             if measured { format!("{:.1}%", health.loss.as_f64() * 100.0).replace(".0%", "%") } else { "-".into() };
         let score = if health.state == PathState::Unknown { "-".into() } else { health.score.to_string() };
-        let via = std::iter::once(path.interface.clone()).chain(path.gateways.clone()).collect::<Vec<_>>().join(" ");
+        let gateways = path.gateways.iter().map(|gateway| format!(" {gateway}"));
+        let via = std::iter::once(path.interface.to_string()).chain(gateways).collect::<String>();
         let why = if health.carrier || health.state != PathState::Down {
             clean(&health.reason)
         } else {

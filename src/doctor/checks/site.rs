@@ -108,7 +108,7 @@ fn wider(path: &crate::validate::intent::Path, facts: &crate::state::Facts) -> O
 pub(super) fn mtu(facts: &Facts) -> Finding {
     either(both(facts).map(|(site, kernel)| {
         let links = &kernel.observed.facts.links;
-        let finding = |path: &crate::validate::intent::Path| {
+        let finding = |path: &std::sync::Arc<crate::validate::intent::Path>| {
             let Some(under) = path.under() else { return wider(path, &kernel.observed.facts) };
             let under = links.get(under)?.mtu;
             let inner = path.mtu.or_else(|| links.get(&path.interface).map(|link| link.mtu))?;
