@@ -5,6 +5,7 @@
 //! (a log-out that ends all processes of a session, a shutdown), it undoes the change first.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -20,7 +21,7 @@ use tokio::{
 use super::{
     Exit, Failure, Outcome,
     context::{self, RouterArgs},
-    plan,
+    plan::{self, Made},
 };
 use crate::{
     apply, clock,
@@ -34,9 +35,9 @@ use crate::{
         linux::Linux,
         lock::{Lock, LockError},
     },
-    plan::{report::Report, text},
+    plan::text,
     settings::Settings,
-    store::{LastGood, NewGeneration, Standing},
+    store::{LastGood, Ledger, NewGeneration, Standing},
     validate::intent::Site,
 };
 
@@ -57,8 +58,9 @@ pub fn me() -> Who {
 }
 
 /// Writes a plan down before its first step; with a timeout, it is on trial from here on.
-pub fn write_down(router: &Router<Linux>, active: &Active, report: &Report, timeout: Duration) -> Unconfirmed {
-    let who = me();
+pub fn write_down(router: &Router<Linux>, made: &Made, timeout: Duration) -> Unconfirmed {
+    let (who, Made { active, report, observed, .. }) = (me(), made);
+    let lost = || observed.stamp.is_some().then(|| Unconfirmed::LOST.to_owned());
     let new = NewGeneration {
         generation: report.generation.to,
         revision: &active.revision,
@@ -73,7 +75,7 @@ pub fn write_down(router: &Router<Linux>, active: &Active, report: &Report, time
         record: 0,
         generation: report.generation.to,
         revision: active.revision.clone(),
-        previous: router.ledger.last_good().map(|good| good.revision),
+        previous: router.ledger.last_good().map(|good| good.revision).or_else(lost),
         who: who.clone(),
         deadline: Deadline::after(timeout, apply::place(), clock::now(), clock::wall()),
         phase: Phase::Applying,
@@ -245,18 +247,18 @@ pub async fn watch(args: WatchArgs) -> Outcome {
     let (mut hangup, mut interrupt) = (on(SignalKind::hangup())?, on(SignalKind::interrupt())?);
     let mut term = on(SignalKind::terminate())?;
     let settings = context::settings(&args.router, None)?;
-    let ledger = context::ledger(&settings);
+    let mut ledger = context::ledger(&settings);
     println_ready();
     let mut parent = parent().map_err(|e| Failure::error("cannot watch the process that applies", &e))?;
-    let (mut orphan, mut told, mut seen) = (false, false, false);
+    let (mut orphan, mut told, mut kept) = (false, false, None);
     let (mut next, mut pause) = (clock::now(), LOOK);
     let mut byte = [0_u8; 1];
     loop {
-        match ledger.unconfirmed() {
-            None if seen || orphan => return Ok(Exit::Done),
+        let known = kept.is_some();
+        match look(&mut ledger, &mut kept) {
+            None if known || orphan => return Ok(Exit::Done),
             None => {}
             Some(change) => {
-                seen = true;
                 if (told || is_over(&change, orphan)) && clock::now() >= next {
                     match undo(&settings, told).await {
                         Ok(true) => return Ok(Exit::Done),
@@ -279,6 +281,41 @@ pub async fn watch(args: WatchArgs) -> Outcome {
             _ = interrupt.recv() => {}
         }
     }
+}
+
+/// What is known of a change even when the journal that held it is lost.
+struct Kept {
+    change: Unconfirmed,
+    before: Option<LastGood>,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Kept {
+    fn of(ledger: &Ledger, change: Unconfirmed) -> Self {
+        let files = ledger.in_force().map(|shown| shown.files).unwrap_or_default();
+        Self { change, before: ledger.last_good(), files }
+    }
+}
+
+/// The change that waits. A journal that is lost meanwhile, deleted or written over, is begun anew with it: that nobody
+/// can read of a change any more is no way out of its undo.
+fn look(ledger: &mut Ledger, kept: &mut Option<Kept>) -> Option<Unconfirmed> {
+    let found = ledger.unconfirmed();
+    // Whoever settled it did so in the file that this process has open, deleted or not, unless nothing can be read there.
+    let settled = found.is_none() && ledger.last_good().is_some();
+    match (&found, kept.as_mut()) {
+        (Some(change), Some(known)) => known.change.clone_from(change),
+        (Some(change), None) => *kept = Some(Kept::of(ledger, change.clone())),
+        (None, _) => {}
+    }
+    let (Some(known), Some(told)) = (kept, ledger.tend().filter(|_| !settled)) else { return found };
+    if let Some(change) = ledger.unconfirmed() {
+        // A daemon has done so.
+        return Some(change);
+    }
+    ledger.add_trial_again(&mut known.change, known.before.as_ref(), &known.files);
+    ledger.audit(&me(), "journal", &told);
+    Some(known.change.clone())
 }
 
 /// Whether nobody can confirm a change any more.

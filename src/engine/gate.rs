@@ -21,12 +21,12 @@ use crate::{
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
         doubt::Doubt,
-        gate::{Baseline, Judgement, Rounds, works},
+        gate::{Baseline, Judgement, Rounds, measured, works},
         patience,
         rails::{self, Change, Refusal},
         window,
     },
-    health::{PathState, Sample},
+    health::Sample,
     revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
@@ -290,17 +290,13 @@ impl Engine {
             return Some(again.to_string());
         }
         let measuring = now.since(self.gate.started) < MEASURING
-            && self.active.as_ref().is_some_and(|a| a.site.paths.values().any(|path| self.is_unknown(path)));
+            && self.active.as_ref().is_some_and(|a| !a.site.paths.values().all(|path| self.is_measured(path)));
         measuring.then(|| "its paths are not measured yet".into())
     }
 
-    /// Whether nothing was measured of a path, or only by the process before this one.
-    fn is_unknown(&self, path: &Path) -> bool {
-        let Some(health) = self.monitor.healths().get(&path.name) else { return true };
+    fn is_measured(&self, path: &Path) -> bool {
         let seen = self.gate.seen.get(&path.name).copied().unwrap_or_default();
-        let remembered = !path.probe.targets.is_empty() && health.carrier && !health.disabled;
-        health.state == PathState::Unknown && !health.held
-            || remembered && seen.answered == 0 && seen.done < path.probe.down_after
+        measured(path, self.monitor.healths().get(&path.name), seen)
     }
 
     /// From here on the paths that were up before the change that was undone are waited for.

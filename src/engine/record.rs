@@ -1,7 +1,7 @@
 //! What is written down of a revision before its first step runs.
 
 use super::{
-    Engine,
+    Active, Engine,
     gate::{Proposed, Stage},
     router::Planned,
 };
@@ -46,37 +46,25 @@ impl Engine {
         Some(change)
     }
 
-    /// What stands in this kernel although its configuration cannot be used any more: there is no way back to it, but
-    /// nor is it nothing.
+    /// What stands in this kernel although its configuration cannot be used any more, or was lost with the journal:
+    /// there is no way back to it, but nor is it nothing.
     fn of_before(&self) -> Option<String> {
-        self.router.applied().filter(|state| !state.objects.is_empty())?;
-        self.router.ledger.last_good().map(|good| good.revision)
+        let known = self.router.applied().is_some_and(|state| !state.objects.is_empty());
+        let good = || self.router.ledger.last_good().map(|good| good.revision);
+        (known || self.observed.stamp.is_some()).then(|| good().unwrap_or_else(|| Unconfirmed::LOST.to_owned()))
     }
 
-    /// The journal was begun anew while a change is on trial: whoever finds it must know of the change and of what
-    /// comes back without a confirmation.
+    /// The journal was begun anew while a change is on trial.
     pub(super) fn note_trial_again(&mut self) {
         let (change, shown, before) = match &mut self.gate.stage {
             Stage::Waiting(trial) => (&mut trial.change, self.active.as_ref(), self.gate.before.as_deref()),
             Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
             Stage::Idle | Stage::Proposed(_) => return,
         };
-        if let Some(good) = before {
-            let (revision, files) = (good.revision.clone(), good.files.clone());
-            self.router.ledger.set_last_good(&LastGood { revision, at: clock::wall(), files });
-        }
-        let (revision, who) = (change.revision.clone(), change.who.clone());
-        let new = NewGeneration {
-            generation: change.generation,
-            revision: &revision,
-            at: clock::wall(),
-            who: &who,
-            plan: "The plan was lost with the journal that held it.\n",
-            document: serde_json::Value::Null,
-            standing: Standing::Unconfirmed,
-            files: &shown.map(|active| active.files.clone()).unwrap_or_default(),
-        };
-        self.router.ledger.add_generation(&new, change);
+        let good =
+            |good: &Active| LastGood { revision: good.revision.clone(), at: clock::wall(), files: good.files.clone() };
+        let files = shown.map(|active| active.files.clone()).unwrap_or_default();
+        self.router.ledger.add_trial_again(change, before.map(good).as_ref(), &files);
     }
 
     /// The plan as people and programs read it.

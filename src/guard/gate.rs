@@ -157,6 +157,16 @@ impl Judgement {
     }
 }
 
+/// Whether this process has measured a path, by the rounds that it has `seen`: what an earlier one remembered of it is
+/// no evidence of how things are now.
+#[must_use]
+pub fn measured(path: &Path, health: Option<&PathHealth>, seen: Rounds) -> bool {
+    let Some(health) = health else { return false };
+    let remembered = !path.probe.targets.is_empty() && health.carrier && !health.disabled;
+    (health.state != PathState::Unknown || health.held)
+        && (!remembered || seen.answered > 0 || seen.done >= path.probe.down_after)
+}
+
 /// Weighs the evidence.
 #[must_use]
 pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
@@ -313,6 +323,19 @@ mod tests {
                 },
             )
         }
+    }
+
+    #[test]
+    fn what_an_earlier_process_remembered_of_a_path_is_not_measured() {
+        let fiber = path("fiber", 1, 100);
+        let rounds = |done, answered| Rounds { done, answered };
+        let (up, down) = (health(PathState::Up, true), health(PathState::Down, true));
+        assert!(!measured(&fiber, None, rounds(9, 9)) && !measured(&fiber, Some(&up), rounds(0, 0)));
+        assert!(!measured(&fiber, Some(&up), rounds(1, 0)), "one lost round is not the end of a path");
+        assert!(measured(&fiber, Some(&up), rounds(1, 1)) && measured(&fiber, Some(&down), rounds(9, 0)));
+        assert!(!measured(&fiber, Some(&health(PathState::Unknown, true)), rounds(9, 9)));
+        assert!(measured(&fiber, Some(&health(PathState::Down, false)), rounds(0, 0)), "no cable, no rounds");
+        assert!(measured(&path("fiber", 0, 100), Some(&up), rounds(0, 0)), "it is not probed");
     }
 
     #[test]

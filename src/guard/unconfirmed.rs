@@ -90,6 +90,9 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
+    /// Stands for the revision before where the kernel holds something of ours and no journal tells what it is.
+    pub const LOST: &str = "unknown";
+
     /// What whoever finds it has to do: nothing yet, or go back.
     #[must_use]
     pub fn due(&self, place: &str, now: Instant) -> Due {

@@ -211,7 +211,7 @@ impl Suspension {
     /// `until …` or `without an end`.
     #[must_use]
     pub fn end(&self) -> String {
-        self.until.map_or_else(|| "without an end".into(), |until| format!("until {until}"))
+        self.until.map_or_else(|| "without an end".into(), |until| format!("until {until:.0}"))
     }
 }
 

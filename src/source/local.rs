@@ -127,9 +127,11 @@ fn hint(revision: &str, shallow: bool) -> String {
             let or = |name: &str| if name.is_empty() { "HEAD" } else { name }.to_owned();
             format!("\n  a range is written as two arguments: `patronus diff {} {}`", or(from), or(to))
         }
-        None if shallow => "\n  a shallow clone has few revisions: in CI, fetch the whole history (`fetch-depth: 0`, \
-                            `GIT_DEPTH: 0`)"
-            .to_owned(),
+        None if shallow => {
+            "\n  a shallow clone has few revisions: `git fetch --unshallow`; in CI, fetch the whole history \
+             (`fetch-depth: 0`, `GIT_DEPTH: 0`)"
+                .to_owned()
+        }
         None => String::new(),
     }
 }
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn a_name_that_means_nothing_gets_the_hint_that_fits() {
         assert_eq!(hint("mian", false), "");
-        assert!(hint("main", true).contains("shallow clone"));
+        assert!(hint("main", true).contains("`git fetch --unshallow`; in CI"));
         assert!(hint("main..HEAD", true).ends_with("two arguments: `patronus diff main HEAD`"));
         assert!(hint("main...", false).ends_with("`patronus diff main HEAD`"));
     }

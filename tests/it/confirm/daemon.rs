@@ -230,6 +230,13 @@ fn a_change_without_a_way_back_stays_in_the_kernel_is_repaired_and_is_an_alarm_u
     assert!(!ours(&daemon).contains("policy_oops"));
 }
 
+/// Deletes the journal, whoever uses it.
+pub fn lose_journal(daemon: &Daemon) {
+    for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
+        drop(fs::remove_file(daemon.state_dir().join(file)));
+    }
+}
+
 /// Makes the configuration before invalid, in the journal of a daemon that has ended.
 pub fn spoil_last_good(daemon: &Daemon) {
     let journal = rusqlite::Connection::open(daemon.state_dir().join("journal.db")).unwrap();
@@ -265,9 +272,7 @@ fn a_journal_that_is_lost_during_a_trial_is_written_anew_so_that_a_kill_is_no_wa
     let good = wait_confirmed(&daemon).source.applied;
     world.repository.write("site.yaml", &CHANGES[5].site());
     daemon.wait("the trial", |s| s.unconfirmed.is_some());
-    for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
-        drop(fs::remove_file(daemon.state_dir().join(file)));
-    }
+    lose_journal(&daemon);
     // Any change makes the next pass come now.
     daemon.sh("nft delete table inet patronus");
     daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains("a new one was begun")));
@@ -277,4 +282,15 @@ fn a_journal_that_is_lost_during_a_trial_is_written_anew_so_that_a_kill_is_no_wa
     daemon.wait("the way back", back);
     assert!(!ours(&daemon).contains("policy_oops"));
     assert_eq!(standing(&daemon).1, Standing::RolledBack);
+    // Lost while nothing runs: there is no way back to what the kernel holds, and that is no reason to tear it down.
+    world.repository.write("site.yaml", SITE);
+    wait_confirmed(&daemon);
+    daemon.kill();
+    lose_journal(&daemon);
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    daemon.launch();
+    let stays = |s: &Status| s.alarms.iter().any(|a| a.contains("what is in the kernel stays"));
+    daemon.wait("a change that cannot be undone", stays);
+    assert!(ours(&daemon).contains("policy_oops"));
+    assert_eq!(standing(&daemon).1, Standing::RollbackFailed);
 }
