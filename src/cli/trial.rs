@@ -257,21 +257,19 @@ pub async fn watch(args: WatchArgs) -> Outcome {
         let known = kept.is_some();
         match look(&mut ledger, &mut kept) {
             None if known || orphan => return Ok(Exit::Done),
-            None => {}
-            Some(change) => {
-                if (told || is_over(&change, orphan)) && clock::now() >= next {
-                    match undo(&settings, told).await {
-                        Ok(true) => return Ok(Exit::Done),
-                        Ok(false) => {}
-                        // There is no way back, and that is written down.
-                        Err(failure) if ledger.unconfirmed().is_none() => return Err(failure),
-                        Err(failure) => {
-                            ledger.audit(&me(), "rollback", &failure.message);
-                            (next, pause) = (clock::now() + pause, (pause * 2).min(LONGEST));
-                        }
+            Some(change) if (told || is_over(&change, orphan)) && clock::now() >= next => {
+                match undo(&settings, told).await {
+                    Ok(true) => return Ok(Exit::Done),
+                    Ok(false) => {}
+                    // There is no way back, and that is written down.
+                    Err(failure) if ledger.unconfirmed().is_none() => return Err(failure),
+                    Err(failure) => {
+                        ledger.audit(&me(), "rollback", &failure.message);
+                        (next, pause) = (clock::now() + pause, (pause * 2).min(LONGEST));
                     }
                 }
             }
+            _ => {}
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}

@@ -164,7 +164,9 @@ impl Ledger {
         before: Option<&LastGood>,
         files: &BTreeMap<String, Vec<u8>>,
     ) {
-        before.into_iter().for_each(|before| self.set_last_good(before));
+        if let Some(before) = before {
+            self.set_last_good(before);
+        }
         let (revision, who) = (change.revision.clone(), change.who.clone());
         let new = NewGeneration {
             generation: change.generation,
