@@ -72,6 +72,8 @@ pub(super) struct Candidate<'a> {
     pub down: bool,
     /// It became so just now.
     pub died: bool,
+    /// It was down and has not been measured to work since.
+    pub fallen: bool,
     /// Drained, so that it is no choice even as the last one.
     pub barred: bool,
     pub standing: Standing,
@@ -108,6 +110,7 @@ impl<'a> Candidate<'a> {
             score,
             down,
             died,
+            fallen: memory.has_fallen(),
             barred: drain.is_some_and(|d| d.force),
             standing,
             until,
