@@ -17,7 +17,7 @@ use crate::{
     failover::Selection,
     state::{Allocations, Facts, Key, NftTable, Ranges, State, SysctlKey, Value},
     units::{Family, IfName, Name},
-    validate::intent::Site,
+    validate::intent::{Path, Site},
 };
 
 pub use nft::NIL_STAMP;
@@ -137,10 +137,26 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
     found
 }
 
-/// What stands in the way of each path of a site that cannot be used now.
+/// The probe targets of a path that are addresses of this router. They would be answered here, whatever the path does.
+#[must_use]
+pub fn own_targets(path: &Path, facts: &Facts) -> Vec<std::net::IpAddr> {
+    let ours = |target: &std::net::IpAddr| {
+        facts.links.values().any(|link| link.addresses.iter().any(|address| address.addr() == *target))
+    };
+    path.probe.targets.iter().filter(|target| ours(target)).copied().collect()
+}
+
+/// What stands in the way of each path of a site that cannot be used now, or not be probed.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
-    site.paths.values().filter_map(|path| obstacle(site, path, facts)).collect()
+    let own = |path: &Path| {
+        let targets: Vec<String> = own_targets(path, facts).iter().map(ToString::to_string).collect();
+        (!targets.is_empty()).then(|| {
+            let (name, targets) = (&path.name, targets.join(", "));
+            format!("path {name}: this router itself has the address of its probe target {targets}, which is not asked")
+        })
+    };
+    site.paths.values().flat_map(|path| obstacle(site, path, facts).into_iter().chain(own(path))).collect()
 }
 
 fn is_uplink(site: &Site, interface: &IfName) -> bool {
