@@ -156,7 +156,21 @@ pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
             format!("path {name}: this router itself has the address of its probe target {targets}, which is not asked")
         })
     };
-    site.paths.values().flat_map(|path| obstacle(site, path, facts).into_iter().chain(own(path))).collect()
+    let of = |path: &std::sync::Arc<Path>| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
+    site.paths.values().flat_map(|path| of(path).into_iter().chain(own(path))).collect()
+}
+
+/// A path whose `mtu` is above that of its interface, which is known: its route promises more than the link carries. A
+/// tunnel's interface is made with the path's.
+#[must_use]
+pub fn too_wide(path: &Path, facts: &Facts) -> Option<String> {
+    let link = facts.links.get(&path.interface).filter(|_| path.under().is_none())?.mtu;
+    let mtu = path.mtu.filter(|mtu| *mtu > link)?;
+    Some(format!(
+        "path {} has `mtu: {mtu}`, and its interface {} carries packets of {link} bytes: larger ones are lost in \
+         silence; set `mtu: {link}` or less",
+        path.name, path.interface
+    ))
 }
 
 fn is_uplink(site: &Site, interface: &IfName) -> bool {

@@ -311,3 +311,17 @@ fn a_probe_target_that_is_an_address_of_the_router_is_none() {
     let told = obstacles(&site, &facts);
     assert!(told.iter().any(|text| text.contains("path fiber") && text.contains(&target.to_string())), "{told:?}");
 }
+
+#[test]
+fn a_path_that_is_wider_than_its_link_is_an_obstacle_and_one_that_fits_is_none() {
+    let mut site = berlin();
+    assert!(obstacles(&site, &facts()).is_empty());
+    std::sync::Arc::make_mut(site.paths.get_mut(&name("fiber")).unwrap()).mtu = Some(1500);
+    assert!(obstacles(&site, &facts()).is_empty());
+    std::sync::Arc::make_mut(site.paths.get_mut(&name("fiber")).unwrap()).mtu = Some(9000);
+    let found = obstacles(&site, &facts());
+    assert!(
+        found.len() == 1 && found[0].contains("`mtu: 9000`, and its interface wan0 carries packets of 1500"),
+        "{found:?}"
+    );
+}
