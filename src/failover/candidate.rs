@@ -62,6 +62,8 @@ impl fmt::Display for Standing {
 }
 
 /// A member of a rule.
+// Facts that have nothing to do with each other: no state machine hides in them.
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct Candidate<'a> {
     pub name: &'a Name,
     /// Its state under the rule's thresholds.
