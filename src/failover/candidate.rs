@@ -76,6 +76,10 @@ pub(super) struct Candidate<'a> {
     /// Until when it is held or damped.
     pub until: Option<Instant>,
     pub cost: u32,
+    /// Its line is full: new flows go elsewhere if they can.
+    pub full: bool,
+    /// When that changes, if its load stays as it is.
+    pub turns: Option<Instant>,
     health: Option<&'a PathHealth>,
     stats: Option<&'a Stats>,
     /// The thresholds of the rule, where they count.
@@ -94,6 +98,7 @@ impl<'a> Candidate<'a> {
             _ => (state, health.map_or(0, |h| h.score)),
         };
         memory.observe(state, rule, now);
+        memory.brim.observe(rule, health.and_then(|h| h.used), now);
         let drain = inputs.overrides.drains.get(name);
         let disabled = health.is_some_and(|h| h.disabled);
         let (standing, until) = standing(state, drain.is_some(), disabled, rule, memory);
@@ -107,6 +112,8 @@ impl<'a> Candidate<'a> {
             standing,
             until,
             cost: endpoint().map_or(1, |e| e.cost),
+            full: memory.brim.is_full(),
+            turns: memory.brim.turns_at(rule),
             health,
             stats: measured,
             sla,
@@ -163,6 +170,12 @@ impl<'a> Candidate<'a> {
     /// When its last good round was sent.
     pub fn silent_since(&self) -> Option<Instant> {
         self.health?.good
+    }
+
+    /// How much of its bandwidth is in use, for people.
+    pub fn load(&self) -> String {
+        let used = self.health.and_then(|h| h.used);
+        used.map_or_else(|| "an unknown part".to_owned(), |used| format!("{:.0}%", used * 100.0))
     }
 
     /// Nothing at all gets through.

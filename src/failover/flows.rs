@@ -82,7 +82,7 @@ pub(super) fn settle(rule: &Rule, choice: &mut Choice, now: Instant, decision: &
     if choice.leaving.is_empty() {
         return;
     }
-    let in_use: Vec<Name> = choice.in_use().cloned().collect();
+    let in_use: Vec<Name> = choice.carrying().cloned().collect();
     choice.leaving.retain(|l| {
         let back = in_use.contains(&l.path);
         let over = back || l.until <= now || !rule.members.contains(&l.path);

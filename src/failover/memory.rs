@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::overflow::Brim;
 use crate::{
     clock::Instant,
     health::{Breach, PathState},
@@ -39,6 +40,12 @@ pub struct Memory {
     /// Since when it has been fit to share flows again, where the rule shares them.
     #[serde(default)]
     pub(super) fit: Option<Instant>,
+    /// Whether its line is full, where the rule overflows.
+    #[serde(default)]
+    pub(super) brim: Brim,
+    /// It has got new flows since it came into use, where the rule overflows.
+    #[serde(default)]
+    pub(super) carries: bool,
 }
 
 impl Memory {
@@ -54,6 +61,8 @@ impl Memory {
             suppressed: false,
             breach: Breach::default(),
             fit: None,
+            brim: Brim::default(),
+            carries: false,
         }
     }
 

@@ -52,6 +52,7 @@ pub(super) fn health(text: &str) -> PathHealth {
         disabled: false,
         held: false,
         good: None,
+        used: None,
         since: T0,
         reason,
     }

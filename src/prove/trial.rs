@@ -289,6 +289,7 @@ struct PathSky {
     jitter: Series<Span>,
     loss: Series<Ratio>,
     carrier: Series<Link>,
+    load: Option<Series<Ratio>>,
     /// Loss that is due, in parts per million; a probe is lost when it reaches a whole one.
     due: u32,
     round: Option<(Duration, bool)>,
@@ -302,6 +303,7 @@ impl Default for PathSky {
             jitter: Series::constant(Span::from_millis(0)),
             loss: Series::constant(Ratio::ZERO),
             carrier: Series::constant(Link::Ready),
+            load: None,
             due: 0,
             round: None,
             late: false,
@@ -371,6 +373,8 @@ impl PathSky {
         read("jitter", set(spec.jitter.as_deref(), &mut sky.jitter, Series::parse), help);
         let help = "write values and how many steps each lasts: `0% x10 40% x20`";
         read("loss", set(spec.loss.as_deref(), &mut sky.loss, Series::parse), help);
+        let load = spec.load.as_deref().map_or(Ok(None), |text| Series::parse(text).map(Some));
+        read("load", load.map(|load| sky.load = load), "write values and steps: `10% x30 95% x30`");
         let links = |text: &str| Series::parse_with(text, link);
         read("carrier", set(spec.carrier.as_deref(), &mut sky.carrier, links), "write `up x30 down x5 up`");
         sky
@@ -396,6 +400,11 @@ impl Weather for Sky<'_> {
         };
         let late = if sky.late { sky.jitter.at(step).get() } else { Duration::ZERO };
         (!lost).then(|| sky.rtt.at(step).get() + late)
+    }
+
+    fn load(&self, path: &Name, at: Duration) -> Option<Ratio> {
+        let load = self.paths.get(path)?.load.as_ref()?;
+        Some(load.at(self.step_at(at)))
     }
 
     fn links(&self, path: &Name) -> Vec<(Duration, Link)> {

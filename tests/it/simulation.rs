@@ -91,7 +91,9 @@ fn site(dice: &mut Dice) -> Site {
         Strategy::BestQuality,
         Strategy::LowestCost,
         Strategy::LoadBalance,
+        Strategy::Overflow,
     ]);
+    rule.overflow = (rule.strategy == Strategy::Overflow).then(|| Ratio::of(8, 10));
     let equally = || Balance { weights: PATHS.map(|p| (name(p), 1)).into(), sticky: None };
     rule.balance = (rule.strategy == Strategy::LoadBalance).then(equally);
     rule.metric = dice.of(&[Metric::Latency, Metric::Loss]);
@@ -137,6 +139,8 @@ struct Mood {
     until: u64,
     answers: u64,
     ms: u64,
+    /// Of a hundred parts of its bandwidth.
+    used: u64,
 }
 
 struct Play {
@@ -177,7 +181,7 @@ impl Play {
         let mut dice = Dice(seed);
         let site = site(&mut dice);
         let monitor = Monitor::new(&site, BEGIN);
-        let calm = Mood { until: 0, answers: 100, ms: 20 };
+        let calm = Mood { until: 0, answers: 100, ms: 20, used: 5 };
         Self {
             wrong: wrong(&site, sabotage),
             site,

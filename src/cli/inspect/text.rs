@@ -263,6 +263,9 @@ pub(super) fn quality(status: &Status, name: &Name) -> String {
     if let Some(way) = &path.counts.one_way {
         lines.push(format!("one way       there {}, back {}", ms(way.there), ms(way.back)));
     }
+    if let Some(used) = path.health.used {
+        lines.push(format!("load          {:.0}% of the bandwidth", used * 100.0));
+    }
     if let Some(mos) = path.mos {
         lines.push(format!("a call        MOS {mos:.1}"));
     }

@@ -218,6 +218,7 @@ fn bare(state: PathState, score: u8, since: Instant, reason: String) -> PathHeal
         disabled: false,
         held: false,
         good: None,
+        used: None,
         since,
         reason,
     }
