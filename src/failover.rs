@@ -28,7 +28,7 @@ mod record;
 pub use self::{
     balance::ways,
     candidate::Standing,
-    flows::{Flows, Leaving},
+    flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
     record::{Alternative, Transition, TransitionKind},
@@ -49,11 +49,11 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Rules with a path that they left, whose flows are answered with errors.
-    pub fn rejected(&self) -> impl Iterator<Item = (&Name, &Name)> {
-        self.rules
-            .iter()
-            .flat_map(|(rule, choice)| choice.leaving.iter().filter(|l| l.reject).map(move |l| (rule, &l.path)))
+    /// Rules with a path that they left, and what its flows are told.
+    pub fn told(&self) -> impl Iterator<Item = (&Name, &Name, Told)> {
+        let all =
+            self.rules.iter().flat_map(|(rule, choice)| choice.leaving.iter().map(move |l| (rule, &l.path, l.told)));
+        all.filter(|(_, _, told)| *told != Told::Nothing)
     }
 
     /// Whether new flows of a rule go to the next policy that matches: it has no path and says so.
@@ -107,6 +107,12 @@ impl Choice {
     pub fn carrying(&self) -> impl Iterator<Item = &Name> {
         let one = self.active.iter().filter(|_| self.sharing.is_empty());
         self.sharing.iter().chain(one)
+    }
+
+    /// Lets all waits for a return begin anew: nobody knows how the paths were meanwhile.
+    pub fn wait_anew(&mut self) {
+        (self.recovering, self.toward) = (None, None);
+        self.members.iter_mut().for_each(|memory| memory.fit = None);
     }
 
     /// Ends the wait for a return; it happens with the next decision if a path is fit to be returned to.
@@ -237,6 +243,9 @@ pub struct View {
     pub remaining: Option<f64>,
     /// Its penalty for flapping now; 0 without damping.
     pub penalty: u32,
+    /// Its line is full, so that new flows go on to the next; only where the rule overflows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
 }
 
 /// How a rule regards its paths; `choice` is not changed.
@@ -253,6 +262,7 @@ pub fn views(inputs: &Inputs<'_>, rule: &Rule, choice: &Choice, now: Instant) ->
             reason: member.reason(),
             remaining: member.until.map(|at| at.since(now).as_secs_f64()),
             penalty: rule.damping.as_ref().map_or(0, |d| memory.penalty(d, now)),
+            full: member.full,
         }
     };
     rule.members.iter().zip(&mut memories).map(view).collect()

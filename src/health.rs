@@ -29,7 +29,7 @@ use vote::{Jury, Service};
 
 use crate::{
     clock::Instant,
-    units::{Name, Ratio},
+    units::{Name, Ratio, pack},
     validate::intent::Site,
 };
 
@@ -224,6 +224,10 @@ impl Monitor {
             }
             self.look(name, now);
         }
+        pack(&mut self.tracks);
+        pack(&mut self.healths);
+        pack(&mut self.measures);
+        self.jury.pack();
     }
 
     /// Takes in the result of a probe round. Samples of unknown paths are dropped.
@@ -310,6 +314,12 @@ impl Monitor {
         for name in names {
             self.look(&name, now);
         }
+        self.silence = self.tracks.values().filter_map(Track::silent_at).min();
+    }
+
+    /// Takes in that for so long, up to now, nobody listened to the prober: that it was not heard says nothing.
+    pub fn excuse(&mut self, deaf: Duration, now: Instant) {
+        self.tracks.values_mut().for_each(|track| track.excuse(deaf, now));
         self.silence = self.tracks.values().filter_map(Track::silent_at).min();
     }
 

@@ -3,7 +3,7 @@
 //! Each type can only be built through a checking constructor or `FromStr`, prints itself in the
 //! form the configuration language accepts, and carries its JSON Schema.
 
-use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -50,6 +50,12 @@ macro_rules! text_unit {
 mod names;
 
 pub use names::{IfName, Name};
+
+/// Brings a map that is complete and stays so into its smallest form. One that was filled in the order of its keys has
+/// nodes that are half empty, and with large values that is more than all their content.
+pub fn pack<K: Ord, V>(map: &mut BTreeMap<K, V>) {
+    *map = std::mem::take(map).into_iter().collect();
+}
 
 /// An address family of the routing tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

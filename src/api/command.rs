@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::{clock::Wall, engine::status::ReconcileStatus, guard::Who, units::Name};
+use crate::{clock::Wall, engine::status::ReconcileStatus, guard::Who, probe::ProbeSpec, units::Name};
 
 /// A request to the engine. It answers when it has done it; a dropped reply means that it is shutting down.
 #[derive(Debug)]
@@ -35,6 +35,13 @@ pub enum Command {
     },
     /// Read the source now, and go on as after any reading.
     Fetch,
+    /// How a path is probed, for probes by hand.
+    Probe {
+        /// The path.
+        path: Name,
+        /// Takes the answer, or why there is none.
+        reply: oneshot::Sender<Result<Box<ProbeSpec>, String>>,
+    },
     /// Something about paths and rules, by hand.
     Order {
         /// What.

@@ -20,12 +20,14 @@ mod health;
 mod metrics;
 mod orders;
 mod peer;
+mod probe;
 mod socket;
 mod source;
 mod webhook;
 
 pub use command::{Answer, Command, Order, SourceCommand};
 pub use health::{Verdict, alive, ready};
+pub(crate) use probe::{Answered, Probing, Round};
 pub(crate) use socket::{Audit, Done, Events, Generations, History};
 pub use webhook::{WebhookListener, webhook};
 

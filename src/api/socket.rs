@@ -76,6 +76,7 @@ pub(super) fn router(state: ApiState, group: Gid) -> Router {
         .route("/v1/rollback", post(rollback))
         .merge(super::source::router())
         .merge(super::orders::router())
+        .merge(super::probe::router())
         .fallback(|| async {
             Failed(StatusCode::NOT_FOUND, "no such question: is this client of another version?".into())
         })

@@ -17,9 +17,10 @@ use crate::{
 mod human;
 mod past;
 pub(super) mod revisions;
+mod rules;
 mod text;
 
-pub(in crate::cli) use human::clean;
+pub(in crate::cli) use human::{clean, latency};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -72,7 +73,7 @@ pub enum Kind {
     #[value(alias = "path")]
     Paths,
     /// Failover rules and the path that each uses
-    #[value(alias = "rule")]
+    #[value(aliases = ["rule", "failover"])]
     Rules,
     /// Policies with their traffic
     #[value(alias = "policy")]
@@ -188,7 +189,9 @@ pub async fn get(args: GetArgs) -> Outcome {
         Kind::Paths => {
             text::paths(&status, usize::MAX) + &args.name.map_or_else(String::new, |n| text::quality(&status, &n))
         }
-        Kind::Rules => text::rules(&status, usize::MAX),
+        Kind::Rules => {
+            rules::rules(&status, usize::MAX) + &args.name.map_or_else(String::new, |n| rules::whole(&status, &n))
+        }
         Kind::Policies => text::policies(&status, usize::MAX),
         Kind::Source | Kind::Events | Kind::Generation => revisions::whole(&status),
     }))
@@ -358,7 +361,7 @@ pub(super) fn print(text: &str) -> Exit {
     Exit::Done
 }
 
-fn writes(text: &str) -> bool {
+pub(super) fn writes(text: &str) -> bool {
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

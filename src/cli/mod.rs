@@ -24,6 +24,7 @@ pub mod lab;
 mod notify;
 mod orders;
 pub mod plan;
+pub mod probe;
 mod reference;
 pub mod restore;
 pub mod run;
@@ -135,6 +136,7 @@ enum Verb {
     Init(init::Args),
     Fmt(format::Args),
     Test(test::Args),
+    Probe(probe::ProbeArgs),
     Simulate(simulate::Args),
     Failover(orders::FailoverArgs),
     Failback(orders::FailbackArgs),
@@ -217,6 +219,7 @@ fn run(verb: Verb) -> Outcome {
             Verb::Init(args) => init::run(&args),
             Verb::Fmt(args) => format::run(&args),
             Verb::Test(args) => test::run(&args),
+            Verb::Probe(args) => probe::run(args).await,
             Verb::Simulate(args) => simulate::run(&args),
             Verb::Failover(args) => orders::failover(args).await,
             Verb::Failback(args) => orders::failback(args).await,

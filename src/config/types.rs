@@ -245,7 +245,7 @@ pub struct FailoverSpec {
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowActionSpec {
-    /// When a path is left because it failed: `graceful` (they stay until they end), `drain` (they stay for `drain`, then they are forgotten), `forced` (forgotten at once), or `reject` (answered with TCP resets and ICMP errors). Default: `forced` from a path that is down, else `graceful`.
+    /// When a path is left because it failed: `graceful` (they stay until they end), `drain` (they stay for `drain`, then as `forced`), `forced` (TCP is reset for a second, then all are forgotten; at once from a path that is down), or `reject` (answered with TCP resets and ICMP errors). Default: `forced` from a path that is down, else `graceful`.
     #[schemars(schema_with = "flow_actions")]
     pub failover: Option<FlowActionName>,
     /// When a rule returns or moves to a better path. Default `graceful`.

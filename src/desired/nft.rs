@@ -2,7 +2,10 @@
 //!
 //! What may be printed is up to [`super::print`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -14,7 +17,7 @@ use super::{
     share,
 };
 use crate::{
-    failover::Selection,
+    failover::{Selection, Told},
     state::{Allocations, Ranges, Target},
     units::{Family, Name},
     validate::intent::{Action, Destination, Nat, Path, Policy, Rule, Site, TunnelSpec},
@@ -53,7 +56,7 @@ struct Ruleset {
     p: String,
     p_inverse: String,
     targets: Vec<TargetContext>,
-    refused: Vec<String>,
+    refused: Vec<PinEntry>,
     steering: Vec<PolicyContext>,
     policies: Vec<PolicyContext>,
     balances: Vec<share::BalanceContext>,
@@ -214,12 +217,12 @@ impl Build<'_> {
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.site.paths.values()
+        self.site.paths.values().map(Arc::as_ref)
     }
 
     fn members(&self, rule: &Name) -> impl Iterator<Item = &Path> {
         let names = self.site.rules.get(rule).map(|r| r.members.iter()).unwrap_or_default();
-        names.filter_map(|name| self.site.paths.get(name))
+        names.filter_map(|name| self.site.paths.get(name).map(Arc::as_ref))
     }
 
     fn targets(&self) -> Vec<TargetContext> {
@@ -241,14 +244,15 @@ impl Build<'_> {
     }
 
     /// Marks of flows that are answered with errors: those bound to a path that its rule left in this way.
-    fn refused(&self) -> Vec<String> {
-        let bound = |path: &Name| self.site.paths.get(path).is_some_and(|p| p.nat != Nat::None);
-        let left = self
-            .selection
-            .rejected()
-            .filter(|(_, path)| bound(path))
-            .map(|(rule, path)| Target::Member(rule.clone(), path.clone()));
-        left.filter(|target| self.numbers.targets.contains_key(target)).map(|target| self.mark(&target)).collect()
+    fn refused(&self) -> Vec<PinEntry> {
+        let entry = |(rule, path, told): (&Name, &Name, Told)| {
+            let target = Target::Member(rule.clone(), path.clone());
+            let chain = if told == Told::Resets { "refuse_tcp" } else { "refuse" };
+            let bound = self.site.paths.get(path).is_some_and(|p| p.nat != Nat::None);
+            let known = bound && self.numbers.targets.contains_key(&target);
+            known.then(|| PinEntry { mark: self.mark(&target), chain: chain.to_owned() })
+        };
+        self.selection.told().filter_map(entry).collect()
     }
 
     /// The policies that new flows meet: not those whose rule has no path and lets them go to the next one.

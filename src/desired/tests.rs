@@ -24,7 +24,7 @@ fn path(n: &str, interface: &str) -> Path {
         interface: interface.parse().expect("an interface"),
         nat: Nat::Masquerade,
         mtu: None,
-        probe: Probe { targets: vec!["1.1.1.1".parse().expect("an address")], ..Probe::default() },
+        probe: Probe { targets: vec!["1.1.1.1".parse().expect("an address")], ..Probe::default() }.into(),
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::of(2, 100),
@@ -58,7 +58,7 @@ fn berlin() -> Site {
             (name("lte"), endpoint("wwan0", GatewaySpec::Auto)),
         ]
         .into(),
-        paths: [(name("fiber"), path("fiber", "wan0")), (name("lte"), path("lte", "wwan0"))].into(),
+        paths: [(name("fiber"), path("fiber", "wan0").into()), (name("lte"), path("lte", "wwan0").into())].into(),
         rules: [(name("critical"), rule)].into(),
         policies: vec![
             policy("voice", 100, voice, Action::Failover(name("critical"))),
@@ -133,7 +133,7 @@ fn numbers_stay_and_a_number_given_up_is_not_given_out_at_once() {
     let first = compiled(&berlin(), &Selection::default(), &Allocations::default());
     let mut site = berlin();
     site.paths.remove(&name("fiber"));
-    site.paths.insert(name("cable"), path("cable", "wan0"));
+    site.paths.insert(name("cable"), path("cable", "wan0").into());
     site.rules.get_mut(&name("critical")).expect("the rule").members = vec![name("cable"), name("lte")];
     let second = compiled(&site, &Selection::default(), &first.allocations);
     let kept = Target::Path(name("lte"));
@@ -147,7 +147,7 @@ fn more_targets_than_the_mask_has_room_for_is_an_error_that_names_the_setting() 
     let mut site = berlin();
     for i in 0..300 {
         let n = format!("p{i}");
-        site.paths.insert(name(&n), path(&n, &format!("wan{i}")));
+        site.paths.insert(name(&n), path(&n, &format!("wan{i}")).into());
     }
     let inputs = Inputs {
         selection: &Selection::default(),
@@ -194,7 +194,7 @@ fn names_of_full_length_stay_within_what_nft_takes() {
     let (rule, fiber) = (long('r'), long('f'));
     let mut site = berlin();
     let mut member = site.paths.remove(&name("fiber")).expect("the path");
-    member.name = name(&fiber);
+    std::sync::Arc::make_mut(&mut member).name = name(&fiber);
     site.paths.insert(name(&fiber), member);
     let mut critical = site.rules.remove(&name("critical")).expect("the rule");
     (critical.name, critical.members) = (name(&rule), vec![name(&fiber), name("lte")]);

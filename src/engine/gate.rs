@@ -275,7 +275,9 @@ impl Engine {
     /// From here on the paths that were up before the change that was undone are waited for.
     pub(super) fn wait_for_paths(&mut self, undone: &Unconfirmed) {
         let Some(active) = &self.active else { return };
-        let rounds = |path: &Path| (path.probe.interval * (path.probe.up_after + 2)).saturating_add(path.probe.timeout);
+        let rounds = |path: &std::sync::Arc<Path>| {
+            (path.probe.interval * (path.probe.up_after + 2)).saturating_add(path.probe.timeout)
+        };
         let up = active.site.paths.values().filter(|path| undone.baseline.up.contains(&path.name));
         let longest = up.clone().map(rounds).fold(RECOVERING, Duration::max);
         let up = up.map(|path| path.name.clone()).collect();

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::Command,
     clock::{self, Instant},
-    failover::{Overrides, Selection},
+    failover::{Overrides, Selection, Transition},
     guard::Rules,
     health::{
         Monitor, Sample,
@@ -42,7 +42,6 @@ use crate::{
         linux::{Changes, Linux},
     },
     notify::Notices,
-    plan::Step,
     probe::{ProbeError, Prober},
     revision::{Note, Revisions},
     source::Watcher,
@@ -69,6 +68,12 @@ const PUBLISH: Duration = Duration::from_secs(1);
 const COUNT: Duration = Duration::from_secs(10);
 /// A link that came up gets its addresses and neighbours before a remote is asked over it.
 const LINK_SETTLES: Duration = Duration::from_millis(300);
+/// The loop wakes at least every [`PUBLISH`]; when it did not for this long, something held it up.
+const HELD_UP: Duration = Duration::from_millis(1500);
+/// Announcements of the kernel that are taken in before anything else is done.
+const BURST: usize = 65_536;
+/// Results of probes that may wait: those of a thousand paths while a pass takes half a minute.
+const WAITING: usize = 32_768;
 /// First wait after a pass that failed; it doubles up to [`AUDIT`].
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -136,7 +141,8 @@ pub struct Engine {
     observed: Observed,
     flows: BTreeMap<u32, u64>,
     probes: BTreeMap<Name, Counts>,
-    reasons: BTreeMap<Name, String>,
+    /// The last change of each rule.
+    changes: BTreeMap<Name, Transition>,
     last: Option<ReconcileStatus>,
     change: Option<ReconcileStatus>,
     drift: drift::Books,
@@ -145,7 +151,7 @@ pub struct Engine {
     started: clock::Wall,
     timers: Timers,
     /// Forgetting that is repeated for flows that were born between the decision and the switch.
-    sweeps: Vec<(Instant, Step)>,
+    sweeps: Vec<(Instant, switch::Forget)>,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -166,11 +172,21 @@ struct Timers {
     audit: Instant,
     source: Instant,
     retry: Duration,
+    /// When results of probes were taken in last, if there were any.
+    caught_up: Instant,
 }
 
 impl Timers {
     fn new(now: Instant) -> Self {
-        Self { pass: Some(now), publish: now, count: now, audit: now + AUDIT, source: now, retry: RETRY }
+        Self {
+            pass: Some(now),
+            publish: now,
+            count: now,
+            audit: now + AUDIT,
+            source: now,
+            retry: RETRY,
+            caught_up: now,
+        }
     }
 
     fn pass_at(&mut self, at: Instant) {
@@ -192,7 +208,7 @@ enum Wake {
 impl Engine {
     /// Makes an engine; nothing happens before [`Engine::run`].
     pub fn new(parts: Parts) -> Result<Self, ProbeError> {
-        let (sender, samples) = mpsc::channel(4096);
+        let (sender, samples) = mpsc::channel(WAITING);
         let now = clock::now();
         let (revisions, notes) = revise::remembered(&parts.router.ledger);
         let blank = publish::blank(&parts.origin);
@@ -220,7 +236,7 @@ impl Engine {
             observed: Observed::default(),
             flows: BTreeMap::new(),
             probes: BTreeMap::new(),
-            reasons: BTreeMap::new(),
+            changes: BTreeMap::new(),
             last: None,
             change: None,
             drift: drift::Books::default(),
@@ -257,7 +273,7 @@ impl Engine {
             self.on_time(&mut watcher).await;
             match self.wake(&mut wires, &mut watcher).await {
                 Wake::Stop => break,
-                Wake::Kernel(event) => self.on_kernel(event).await,
+                Wake::Kernel(event) => self.on_kernel(event, &mut wires.changes).await,
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
                 Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
@@ -301,10 +317,7 @@ impl Engine {
     /// Does whatever is due.
     async fn on_time(&mut self, watcher: &mut Watcher) {
         let now = clock::now();
-        // After a long pass samples wait: whoever is late here must not call the prober silent.
-        while let Ok(sample) = self.samples.try_recv() {
-            self.take_sample(&sample, now);
-        }
+        self.catch_up(now);
         self.monitor.handle_timeout(now);
         self.expire_orders(now);
         self.decide(now).await;
@@ -333,21 +346,45 @@ impl Engine {
         }
     }
 
-    async fn on_kernel(&mut self, event: KernelEvent) {
-        let now = clock::now();
-        match event {
-            KernelEvent::Link { name, up, carrier } => {
-                self.link_changed(&name, up, carrier, now);
-                self.decide(now).await;
-                if up && carrier && self.origin.is_remote() && self.revisions.trouble().is_some() {
-                    self.read_source_at(now + LINK_SETTLES);
-                }
-            }
-            KernelEvent::Touched(touch) => return self.note_touch(touch),
-            KernelEvent::Changed(_) => {}
-            KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
+    /// Takes in the results of probes that wait, before any path is judged by the time that has passed. Whoever was held
+    /// up, as by a long pass, must not call the prober silent.
+    fn catch_up(&mut self, now: Instant) {
+        while let Ok(sample) = self.samples.try_recv() {
+            self.take_sample(&sample, now);
         }
-        self.timers.pass_at(now + DEBOUNCE);
+        let deaf = now.since(std::mem::replace(&mut self.timers.caught_up, now));
+        if deaf > HELD_UP {
+            self.monitor.excuse(deaf, now);
+        }
+    }
+
+    /// Takes in all that the kernel has announced by now, and asks for one pass: an apply of many objects is announced
+    /// with as many messages, and a pass for every few of them goes on for minutes.
+    async fn on_kernel(&mut self, first: KernelEvent, changes: &mut Changes) {
+        let now = clock::now();
+        let (mut pass, mut linked) = (false, None);
+        let more = std::iter::from_fn(|| changes.ready()).take(BURST);
+        for event in std::iter::once(first).chain(more) {
+            pass |= !matches!(event, KernelEvent::Touched(_));
+            match event {
+                KernelEvent::Link { name, up, carrier } => {
+                    self.link_changed(&name, up, carrier, now);
+                    linked = Some(linked.unwrap_or_default() || up && carrier);
+                }
+                KernelEvent::Touched(touch) => self.note_touch(touch),
+                KernelEvent::Changed(_) => {}
+                KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
+            }
+        }
+        if let Some(came_up) = linked {
+            self.decide(now).await;
+            if came_up && self.origin.is_remote() && self.revisions.trouble().is_some() {
+                self.read_source_at(now + LINK_SETTLES);
+            }
+        }
+        if pass {
+            self.timers.pass_at(now + DEBOUNCE);
+        }
     }
 
     async fn on_sample(&mut self, first: Sample) {
@@ -371,6 +408,7 @@ impl Engine {
             Command::Confirm { who, reply } => drop(reply.send(self.confirm(&who))),
             Command::Rollback { who, to, within, reply } => drop(reply.send(self.rollback(&who, to, within).await)),
             Command::Order { order, who, reply } => self.on_order(order, &who, reply).await,
+            Command::Probe { path, reply } => drop(reply.send(self.spec_by_hand(&path))),
             Command::Fetch => self.read_source_at(clock::now()),
             Command::Source { command, who, reply } => self.on_source_command(command, &who, reply),
         }

@@ -15,6 +15,7 @@ use crate::{
     failover::{Drain, Overrides, Pin},
     guard::Who,
     health::{Healths, PathState},
+    store::Ledger,
     units::{Name, Span},
     validate::intent::{Rule, Site},
 };
@@ -36,6 +37,17 @@ struct Kept {
 pub(super) struct Warm {
     at: Instant,
     healths: Healths,
+}
+
+impl Warm {
+    fn keep(&self, ledger: &Ledger) {
+        ledger.set_warm(self);
+    }
+
+    /// What an earlier process of this boot knew, unless that is too long ago.
+    fn recall(ledger: &Ledger, now: Instant) -> Option<Healths> {
+        ledger.warm::<Self>().filter(|warm| now.since(warm.at) < FRESH).map(|warm| warm.healths)
+    }
 }
 
 fn later(now: (Instant, Wall), at: Wall) -> Instant {
@@ -78,7 +90,7 @@ fn last_for<'a>(site: &'a Site, path: &Name, orders: &Overrides, healths: &Healt
     site.rules.values().filter(last).map(|rule| &rule.name).collect()
 }
 
-fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
+pub(super) fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
     let known: Vec<&str> = known.map(Name::as_str).collect();
     if known.contains(&name.as_str()) {
         return Ok(());
@@ -103,15 +115,15 @@ impl Engine {
     /// Takes over what an earlier process of this boot knew of the paths, unless that is too long ago.
     pub(super) fn recall_health(&mut self) {
         let now = clock::now();
-        if let Some(warm) = self.router.ledger.warm::<Warm>().filter(|w| now.since(w.at) < FRESH) {
-            self.monitor.remember(&warm.healths, now);
+        if let Some(healths) = Warm::recall(&self.router.ledger, now) {
+            self.monitor.remember(&healths, now);
         }
     }
 
     /// Remembers what is known of the paths, for a restart.
     pub(super) fn keep_health(&self) {
         let warm = Warm { at: clock::now(), healths: self.monitor.healths().clone() };
-        self.router.ledger.set_warm(&warm);
+        warm.keep(&self.router.ledger);
     }
 
     /// Ends orders whose time is over.
@@ -209,6 +221,28 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_known_of_paths_is_used_again_within_ten_minutes_of_the_same_boot_and_not_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
+        let known = serde_json::json!({"fiber": {"state": "down", "score": 0, "loss": "100%", "latency": null,
+            "jitter": null, "rounds": 20, "carrier": true, "since": 1, "reason": "3 rounds lost in a row"}});
+        let healths: Healths = serde_json::from_value(known).unwrap();
+        let (ledger, _) = Ledger::open(dir.path());
+        assert_eq!(Warm::recall(&ledger, at(100)), None, "nothing is known at first");
+        Warm { at: at(100), healths: healths.clone() }.keep(&ledger);
+        drop(ledger);
+        let (ledger, _) = Ledger::open(dir.path());
+        assert_eq!(Warm::recall(&ledger, at(699)), Some(healths));
+        assert_eq!(Warm::recall(&ledger, at(700)), None, "too long ago");
+        drop(ledger);
+        let journal = rusqlite::Connection::open(dir.path().join("journal.db")).unwrap();
+        journal.execute("UPDATE this_boot SET boot = 'another'", []).unwrap();
+        drop(journal);
+        let (ledger, _) = Ledger::open(dir.path());
+        assert_eq!(Warm::recall(&ledger, at(101)), None, "another boot");
+    }
 
     #[test]
     fn orders_keep_their_end_across_a_restart_and_a_boot() {

@@ -1,11 +1,12 @@
 //! The full pass: look, plan, apply, read back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
 use super::{
     AUDIT, Engine, RETRY, gate,
+    orders::named,
     router::{PlanError, Planned},
     source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
@@ -18,6 +19,8 @@ use crate::{
     revision::AttemptOutcome,
     state::{Key, SysctlKey, Target, Value},
     store::Run,
+    units::Name,
+    validate::intent::{Path, Site},
 };
 
 /// Sysctls that are looked at every second.
@@ -66,12 +69,12 @@ impl Engine {
             Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
             _ => None,
         });
-        let (paths, values): (Vec<String>, Vec<&Value>) = wanted.take(SYSCTLS).unzip();
-        let Ok(found) = self.router.kernel.sysctls(&paths) else { return };
-        let same = |(path, value): (&String, &&Value)| {
-            found.get(&Key::Sysctl(SysctlKey { path: path.clone() })).is_none_or(|now| now == *value)
+        // Each by itself, so that what is needed for all of them together is not kept until the next second.
+        let changed = |(path, value): (String, &Value)| {
+            let found = self.router.kernel.sysctls(std::slice::from_ref(&path)).unwrap_or_default();
+            found.values().any(|now| now != value)
         };
-        if self.timers.retry == RETRY && !paths.iter().zip(&values).all(same) {
+        if self.timers.retry == RETRY && wanted.take(SYSCTLS).any(changed) {
             self.timers.pass_at(now);
         }
     }
@@ -90,6 +93,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| a.site.clone());
         self.observed = self.router.observe(site.as_ref()).await?;
         let now = clock::now();
+        self.catch_up(now);
         self.links_from_facts(now);
         self.decide(now).await;
         // `decide` may have asked for the pass that is just under way.
@@ -176,26 +180,31 @@ impl Engine {
     /// Tells the prober what to probe, through which mark, device and source.
     fn configure_probes(&mut self) {
         let Some(active) = &self.active else { return };
-        let ranges = self.router.ranges();
+        let paths = active.site.paths.values().filter(|p| !p.probe.targets.is_empty());
+        self.prober.configure(paths.map(|path| self.spec(&active.site, path)).collect());
+    }
+
+    fn spec(&self, site: &Site, path: &Path) -> ProbeSpec {
         let numbers = &self.router.numbers(&self.observed).targets;
-        let spec = |path: &crate::validate::intent::Path| {
-            let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
-            ProbeSpec {
-                path: path.name.clone(),
-                interface: path.interface.clone(),
-                mark: ranges.target_mask.mark(number),
-                sources: desired::source_addresses(&active.site, &path.name, &self.observed.facts)
-                    .into_values()
-                    .collect(),
-                gateways: desired::next_hops(&active.site, path, &self.observed.facts)
-                    .values()
-                    .filter_map(crate::state::RouteValue::gateway)
-                    .collect(),
-                probe: path.probe.clone(),
-            }
-        };
-        let specs = active.site.paths.values().filter(|p| !p.probe.targets.is_empty()).map(spec).collect();
-        self.prober.configure(specs);
+        let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
+        let hops = desired::next_hops(site, path, &self.observed.facts);
+        ProbeSpec {
+            path: path.name.clone(),
+            interface: path.interface.clone(),
+            mark: self.router.ranges().target_mask.mark(number),
+            sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
+            gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
+            probe: Arc::clone(&path.probe),
+        }
+    }
+
+    /// How a path is probed, for whoever wants to do it by hand.
+    pub(super) fn spec_by_hand(&self, path: &Name) -> Result<Box<ProbeSpec>, String> {
+        let site = &self.active.as_ref().ok_or("nothing is in force yet")?.site;
+        named(path, "path", site.paths.keys())?;
+        let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
+        let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
+        Ok(Box::new(self.spec(site, probed)))
     }
 }
 

@@ -117,15 +117,16 @@ impl Engine {
     }
 
     fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
-        let gateway = |hop: &RouteValue| hop.gateway().map(|g| g.to_string());
-        let status = |(name, path): (&Name, &crate::validate::intent::Path)| {
+        let status = |(name, path): (&Name, &Arc<crate::validate::intent::Path>)| {
             let counts = self.probes.get(name).cloned().unwrap_or_default();
             let health = self.monitor.healths().get(name)?.clone();
             let call = health.latency.map(|l| quality::mos(l, health.jitter.unwrap_or_default(), health.loss.as_f64()));
             let hops = desired::next_hops(site, path, &self.observed.facts);
+            let mut gateways: Vec<_> = hops.values().filter_map(RouteValue::gateway).collect();
+            gateways.shrink_to_fit();
             let path = PathStatus {
-                interface: path.interface.to_string(),
-                gateways: hops.values().filter_map(gateway).collect(),
+                interface: path.interface.clone(),
+                gateways,
                 health,
                 probes_answered: counts.answered,
                 probes_lost: counts.lost,
@@ -150,10 +151,13 @@ impl Engine {
         };
         let status = |(name, rule): (&Name, &crate::validate::intent::Rule)| {
             let choice = self.selection.rules.get(name)?.clone();
+            let change = self.changes.get(name);
             let rule = RuleStatus {
                 members: rule.members.clone(),
                 failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
-                reason: self.reasons.get(name).cloned().unwrap_or_default(),
+                reason: change.map(|c| c.reason.clone()).unwrap_or_default(),
+                change: change.cloned(),
+                passes_on: self.selection.passes_on(rule),
                 active_members: choice.in_use().cloned().collect(),
                 shares: shares(rule),
                 standings: failover::views(&inputs, rule, &choice, now),

@@ -19,7 +19,7 @@ use crate::{
     plan::{self, Step},
     state::{Allocations, Key, NftTable, Observed, Ranges, Stamp, State, SysctlKey, Value},
     store::Ledger,
-    units::IfName,
+    units::{IfName, pack},
     validate::intent::Site,
 };
 
@@ -290,10 +290,13 @@ impl<K: Kernel> Router<K> {
         (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table)
     }
 
-    fn planned(&self, mut desired: State, allocations: Allocations, observed: &Observed) -> Planned {
+    fn planned(&self, mut desired: State, mut allocations: Allocations, observed: &Observed) -> Planned {
         for key in desired::of_leaving_tunnels(&desired, &observed.state) {
             desired.objects.remove(&key);
         }
+        pack(&mut desired.objects);
+        pack(&mut allocations.targets);
+        pack(&mut allocations.policies);
         let (desired, previous) = (Arc::new(desired), observed.stamp.clone());
         let steps = self.steps(&desired, &allocations, observed);
         let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
@@ -345,6 +348,7 @@ impl<K: Kernel> Router<K> {
                 self.originals.insert(key.clone(), value.clone());
             }
         }
+        pack(&mut self.originals);
     }
 
     fn remember(&mut self, planned: &Planned, site: Option<&Site>, revision: &str) {

@@ -95,8 +95,6 @@ pub struct Active {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The site that this router is.
     pub site: Site,
-    /// Warnings, one line each.
-    pub warnings: Vec<String>,
 }
 
 /// A configuration that cannot be put in force.
@@ -145,7 +143,6 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
     let Some(intent) = intent.filter(|_| found.iter().all(|d| d.severity != Severity::Error)) else {
         return Err(ConfigError::Invalid(Box::new(config), found));
     };
-    let warnings = found.iter().map(|d| line(d, &config)).collect();
     let found = match site {
         Some(site) => intent.sites().get(site),
         None if intent.sites().len() == 1 => intent.sites().values().next(),
@@ -158,7 +155,6 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
             content: content(site),
             files: snapshot.files,
             site: site.clone(),
-            warnings,
         }),
         None => Err(ConfigError::NoSite(site.cloned(), intent.sites().keys().cloned().collect())),
     }

@@ -1,7 +1,9 @@
 //! What the engine publishes after each pass: plain values for the API, the metrics and the store.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Mutex, PoisonError},
 };
 
@@ -11,7 +13,7 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, TransitionKind, View},
+    failover::{Choice, Transition, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
     health::{
@@ -20,7 +22,7 @@ use crate::{
     },
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
-    units::Name,
+    units::{IfName, Name},
 };
 
 /// Everything `patronus status` and `/metrics` show. Published whole, replaced whole.
@@ -283,9 +285,9 @@ pub enum ReconcileOutcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PathStatus {
     /// The interface it leaves by.
-    pub interface: String,
-    /// Its next hops as text, IPv4 first; empty when unknown.
-    pub gateways: Vec<String>,
+    pub interface: IfName,
+    /// Its next hops, IPv4 first; empty when unknown.
+    pub gateways: Vec<IpAddr>,
     /// What is measured.
     pub health: PathHealth,
     /// Probes that were answered.
@@ -297,7 +299,7 @@ pub struct PathStatus {
     pub drained: bool,
     /// How it is probed: `icmp`, `udp` and so on.
     #[serde(default)]
-    pub method: String,
+    pub method: Cow<'static, str>,
     /// Round-trip times of the window; none without answers.
     #[serde(default)]
     pub spread: Option<Spread>,
@@ -326,9 +328,15 @@ pub struct RuleStatus {
     pub failback_in: Option<f64>,
     /// Why the last transition happened.
     pub reason: String,
+    /// The last transition, with all that is known of it; none after a restart until the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Transition>,
     /// How the rule regards each of its paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standings: Vec<View>,
+    /// It has no path, and its new flows go to the next policy that matches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passes_on: bool,
     /// What it is pinned to by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pinned>,
@@ -417,8 +425,8 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: Wall,
-    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `path`, `reconcile`, `source`, `drift`, `alarm`,
-    /// `confirm`, `daemon`.
+    /// What kind: `failover`, `failback`, `exhausted`, `initial`, `flows`, `path`, `reconcile`, `source`, `drift`,
+    /// `alarm`, `confirm`, `daemon`.
     pub kind: String,
     /// What it is about: a rule, a path, a kind of object; may be empty.
     pub subject: String,

@@ -1,6 +1,6 @@
 //! The fast path: health in, path choice out, routes switched at once.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use super::{Engine, status::Event};
 use crate::{
     clock::{self, Instant},
     desired, failover,
-    failover::{Decision, Flows, Transition},
+    failover::{Decision, Transition},
     health::{
         Link, Sample,
         load::{Moved, Use},
@@ -20,6 +20,23 @@ use crate::{
     units::{IfName, Name},
     validate::intent::{Nat, Path},
 };
+
+/// The flows of a rule that are bound to a path, to be forgotten.
+#[derive(Debug, Clone)]
+pub(super) struct Forget {
+    rule: Name,
+    path: Name,
+    step: Step,
+}
+
+/// What a switch came to.
+#[derive(Default)]
+struct Switched {
+    /// When the kernel had the active routes.
+    routes: Option<Instant>,
+    /// Flows that were forgotten, by rule and path.
+    forgotten: BTreeMap<(Name, Name), u64>,
+}
 
 /// Flows that were born while the old route still stood are forgotten this long after the switch.
 const SECOND_SWEEP: Duration = Duration::from_secs(1);
@@ -114,13 +131,21 @@ impl Engine {
             measures: self.monitor.measures(),
             overrides: &self.overrides,
         };
+        let begun = clock::now();
         let decision = failover::decide(&inputs, &mut self.selection, now);
+        let decided = clock::now();
         self.next_decision = decision.next.map(|(at, _)| at);
-        if decision.routes || !decision.forget.is_empty() {
-            self.switch(&decision, now).await;
-        }
-        for transition in &decision.transitions {
+        let due = decision.routes || !decision.forget.is_empty();
+        let mut done = if due { self.switch(&decision, now).await } else { Switched::default() };
+        for mut transition in decision.transitions {
+            transition.decided_in = Some(decided.since(begun));
+            transition.switched_in = done.routes.map(|at| at.since(decided));
+            let left = transition.from.clone().map(|from| (transition.rule.clone(), from));
+            transition.forgotten = left.and_then(|left| done.forgotten.remove(&left)).unwrap_or_default();
             self.told(transition);
+        }
+        for ((rule, path), flows) in done.forgotten {
+            self.forgotten(&rule, &path, flows);
         }
         if decision.routes {
             self.router.remember_selection(&self.selection);
@@ -131,8 +156,8 @@ impl Engine {
 
     /// Brings the routes to the new choice: the active ones first, then flows that have nothing to lose are
     /// forgotten, then the tails. The full pass that follows must find nothing left to do here.
-    async fn switch(&mut self, decision: &Decision, now: Instant) {
-        let Some(active) = &self.active else { return };
+    async fn switch(&mut self, decision: &Decision, now: Instant) -> Switched {
+        let Some(active) = &self.active else { return Switched::default() };
         let inputs = self.router.inputs(&self.selection, &self.observed);
         let numbers = inputs.known.clone();
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
@@ -144,10 +169,15 @@ impl Engine {
         let first = steps.iter().take_while(|s| is_active_route(s)).count();
         let (active_steps, tails) = steps.split_at(first);
         self.execute(active_steps).await;
-        self.execute(&forgets).await;
+        let mut done = Switched { routes: Some(clock::now()), ..Switched::default() };
+        for forget in &forgets {
+            let flows = self.execute(std::slice::from_ref(&forget.step)).await;
+            done.forgotten.insert((forget.rule.clone(), forget.path.clone()), flows);
+        }
         self.execute(tails).await;
-        self.sweeps.extend(forgets.into_iter().map(|step| (now + SECOND_SWEEP, step)));
+        self.sweeps.extend(forgets.into_iter().map(|forget| (now + SECOND_SWEEP, forget)));
         tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
+        done
     }
 
     /// Whether a step would only put back what is left as it is.
@@ -156,34 +186,33 @@ impl Engine {
         key.is_some() && self.router.applied().is_some_and(|applied| plan::report::drifted(step, applied))
     }
 
-    /// The steps that forget flows: those of paths that were left by force, and those that had their time.
-    fn forgets(&self, decision: &Decision) -> Vec<Step> {
-        let forced = decision.transitions.iter().filter(|t| t.flows == Flows::Forced);
-        let forced = forced.filter_map(|t| Some((&t.rule, t.from.as_ref()?, format!("{} was left", t.from.as_ref()?))));
-        let due = decision.forget.iter().map(|(rule, path, why)| (rule, path, why.clone()));
+    /// The steps that forget flows.
+    fn forgets(&self, decision: &Decision) -> Vec<Forget> {
         let numbers = &self.router.numbers(&self.observed).targets;
         // Flows that are not translated go wherever their table leads.
         let translated = |path: &Name| {
             let path = self.active.as_ref().and_then(|a| a.site.paths.get(path));
             path.is_none_or(|path| path.nat != Nat::None)
         };
-        let step = |(rule, path, why): (&Name, &Name, String)| {
+        let forget = |(rule, path, why): &(Name, Name, String)| {
             let target = Target::Member(rule.clone(), path.clone());
-            let number = numbers.get(&target)?;
-            Some(plan::forget(&target, *number, self.router.ranges(), why))
+            let step = plan::forget(&target, *numbers.get(&target)?, self.router.ranges(), why.as_str());
+            Some(Forget { rule: rule.clone(), path: path.clone(), step })
         };
-        forced.chain(due).filter(|(_, path, _)| translated(path)).filter_map(step).collect()
+        decision.forget.iter().filter(|(_, path, _)| translated(path)).filter_map(forget).collect()
     }
 
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
-    async fn execute(&mut self, steps: &[Step]) {
+    /// How many flows were forgotten.
+    async fn execute(&mut self, steps: &[Step]) -> u64 {
         let stamp = self.observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
-        let mut executed = Vec::new();
+        let (mut executed, mut flows) = (Vec::new(), 0);
         for step in steps {
             match self.router.kernel.execute(step, self.router.ranges(), &stamp).await {
                 Ok(done) => {
                     tracing::debug!(?step, flows = done.flows, "switched");
                     executed.push(step);
+                    flows += done.flows;
                 }
                 Err(error) => {
                     tracing::warn!("a switch step failed, the full pass takes over: {error}");
@@ -192,19 +221,30 @@ impl Engine {
             }
         }
         self.router.switched(&executed, &mut self.observed);
+        flows
     }
 
     /// The second forgetting.
     pub(super) async fn sweep(&mut self, now: Instant) {
         let (due, later) = std::mem::take(&mut self.sweeps).into_iter().partition(|(at, _)| *at <= now);
         self.sweeps = later;
-        let due: Vec<(Instant, Step)> = due;
-        for (_, step) in due {
-            self.execute(&[step]).await;
+        let due: Vec<(Instant, Forget)> = due;
+        for (_, Forget { rule, path, step }) in due {
+            let flows = self.execute(&[step]).await;
+            self.forgotten(&rule, &path, flows);
         }
     }
 
-    fn told(&mut self, transition: &Transition) {
+    /// Tells of flows that were forgotten later than with the change that they belong to.
+    fn forgotten(&self, rule: &Name, path: &Name, flows: u64) {
+        if flows > 0 {
+            let noun = if flows == 1 { "flow" } else { "flows" };
+            let message = format!("{rule}: {flows} {noun} on {path} forgotten; what they send next is a new flow");
+            self.event("flows", rule.as_str(), message, json!({"path": path, "forgotten": flows}));
+        }
+    }
+
+    fn told(&mut self, transition: Transition) {
         let kind = transition.kind.word();
         let name = |n: &Option<Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let message = format!(
@@ -215,10 +255,10 @@ impl Engine {
             transition.reason
         );
         self.event(kind, transition.rule.as_str(), message, json!(transition));
-        self.recorder.transition(TransitionRecord::of(transition, clock::wall()));
-        self.reasons.insert(transition.rule.clone(), transition.reason.clone());
+        self.recorder.transition(TransitionRecord::of(&transition, clock::wall()));
         let by_kind = self.totals.transitions.entry(transition.rule.clone()).or_default();
         *by_kind.entry(transition.kind).or_default() += 1;
+        self.changes.insert(transition.rule.clone(), transition);
     }
 
     /// Records and logs that something happened.

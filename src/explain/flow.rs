@@ -187,7 +187,7 @@ impl Origin {
 pub fn origin(flow: &Flow, site: &Site, facts: &Facts) -> Result<Origin, String> {
     if let Some(input) = &flow.input {
         let path = site.paths.values().find(|path| path.interface == *input);
-        let of_path = |path: &Path| Origin::Path(path.name.clone(), input.clone());
+        let of_path = |path: &std::sync::Arc<Path>| Origin::Path(path.name.clone(), input.clone());
         return Ok(path.map_or_else(|| Origin::Interface(input.clone()), of_path));
     }
     let Some(source) = flow.source else { return Ok(Origin::Router) };

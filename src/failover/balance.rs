@@ -76,6 +76,11 @@ impl Round<'_> {
         } else {
             self.members.iter().filter(|m| choice.sharing.contains(m.name)).collect()
         };
+        let bound = |m: &Candidate| {
+            let takes = |memory: &super::Memory| memory.path == *m.name && (memory.carries || self.rule.balance.is_some());
+            old.iter().any(|o| o.name == m.name) && choice.members.iter().any(takes)
+        };
+        self.members.iter().filter(|m| m.died && !bound(m)).for_each(|dead| flows::bury(self.rule, dead, decision));
         let mut wanted = Wanted { hastened, ..self.wanted(&old, choice) };
         if self.rule.overflow.is_some() {
             wanted.active = self.turn(&wanted.paths, choice);
@@ -240,8 +245,7 @@ impl Round<'_> {
     pub(super) fn leave(&self, m: &Candidate, action: FlowAction, told: Transition, choice: &mut Choice, decision: &mut Decision) {
         let flows = flows::of(action, m.down);
         let silent = Some(m).filter(|m| m.down).and_then(Candidate::silent_since);
-        decision.routes |= flows == Flows::Reject;
-        flows::leave(choice, m.name, action, flows, self.now);
+        flows::leave(self, choice, m, action, decision);
         decision.transitions.push(Transition { flows, detected_in: silent.map(|at| self.now.since(at)), ..told });
     }
 
@@ -294,6 +298,9 @@ impl Round<'_> {
             flows: Flows::Graceful,
             at: self.now,
             detected_in: None,
+            decided_in: None,
+            switched_in: None,
+            forgotten: 0,
         }
     }
 }

@@ -70,6 +70,8 @@ pub(super) struct Candidate<'a> {
     pub score: u8,
     /// Down by the path's own thresholds: whoever is bound to it has nothing to lose.
     pub down: bool,
+    /// It became so just now.
+    pub died: bool,
     /// Drained, so that it is no choice even as the last one.
     pub barred: bool,
     pub standing: Standing,
@@ -99,6 +101,8 @@ impl<'a> Candidate<'a> {
         };
         memory.observe(state, rule, now);
         memory.brim.observe(rule, health.and_then(|h| h.used), now);
+        let down = health.is_some_and(|h| h.state == PathState::Down);
+        let died = memory.died(down);
         let drain = inputs.overrides.drains.get(name);
         let disabled = health.is_some_and(|h| h.disabled);
         let (standing, until) = standing(state, drain.is_some(), disabled, rule, memory);
@@ -107,7 +111,8 @@ impl<'a> Candidate<'a> {
             name,
             state,
             score,
-            down: health.is_some_and(|h| h.state == PathState::Down),
+            down,
+            died,
             barred: drain.is_some_and(|d| d.force),
             standing,
             until,
@@ -176,6 +181,11 @@ impl<'a> Candidate<'a> {
     pub fn load(&self) -> String {
         let used = self.health.and_then(|h| h.used);
         used.map_or_else(|| "an unknown part".to_owned(), |used| format!("{:.0}%", used * 100.0))
+    }
+
+    /// Whether that is known.
+    pub fn weighed(&self) -> bool {
+        self.health.is_some_and(|h| h.used.is_some())
     }
 
     /// Nothing at all gets through.

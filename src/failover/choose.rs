@@ -46,6 +46,8 @@ impl Round<'_> {
         choice.sharing.clear();
         choice.in_turn = false;
         let active = choice.active.as_ref().and_then(|name| self.members.iter().find(|m| m.name == name));
+        let unused = self.members.iter().filter(|m| m.died && !choice.in_use().any(|used| used == m.name));
+        unused.for_each(|dead| flows::bury(self.rule, dead, decision));
         self.track_recovery(choice, active);
         let step = match active {
             _ if !known => Some(self.begin(None)),
@@ -298,8 +300,7 @@ impl Round<'_> {
         let left = active.filter(|_| moved);
         let flows = left.map_or(Flows::Graceful, |a| flows::of(action, a.down));
         if let Some(left) = left {
-            flows::leave(choice, left.name, action, flows, self.now);
-            decision.routes |= flows == Flows::Reject;
+            flows::leave(self, choice, left, action, decision);
         }
         decision.transitions.push(Transition {
             rule: self.rule.name.clone(),
@@ -312,6 +313,9 @@ impl Round<'_> {
             flows,
             at: self.now,
             detected_in: left.filter(|a| a.down).and_then(Candidate::silent_since).map(|good| self.now.since(good)),
+            decided_in: None,
+            switched_in: None,
+            forgotten: 0,
         });
         decision.routes |= moved;
         choice.exhausted = step.kind == TransitionKind::Exhausted;

@@ -35,6 +35,9 @@ pub struct Memory {
     charged: Instant,
     /// Kept out of use.
     suppressed: bool,
+    /// Down by its own thresholds when last looked at.
+    #[serde(default)]
+    dead: bool,
     /// Figures beyond their recovery band, under the rule's own thresholds.
     pub(super) breach: Breach,
     /// Since when it has been fit to share flows again, where the rule shares them.
@@ -59,6 +62,7 @@ impl Memory {
             penalty: 0,
             charged: Instant::default(),
             suppressed: false,
+            dead: false,
             breach: Breach::default(),
             fit: None,
             brim: Brim::default(),
@@ -89,6 +93,12 @@ impl Memory {
         if self.risen.is_some_and(|at| at + rule.hold_down <= now) {
             self.risen = None;
         }
+    }
+
+    /// Takes in whether the path is down by its own thresholds, and says whether it became so just now.
+    pub(super) const fn died(&mut self, down: bool) -> bool {
+        let before = std::mem::replace(&mut self.dead, down);
+        down && !before
     }
 
     fn charge(&mut self, damping: &Damping, now: Instant) {

@@ -3,6 +3,7 @@
 //!
 //! - A line is full when more than `overflowAt` of its bandwidth has been in use for a moment, and no longer when at
 //!   most four fifths of that have been in use for `failbackDelay` without a break.
+//! - A line whose load is not known never becomes full, and is no longer full after the same wait.
 //! - Which paths are fit to carry flows at all is decided as for rules that share: [`super::balance`].
 //! - When all are full, new flows stay where they go.
 
@@ -40,7 +41,8 @@ impl Brim {
     pub fn observe(&mut self, rule: &Rule, used: Option<f64>, now: Instant) {
         let Some(mark) = rule.overflow else { return *self = Self::default() };
         let mark = mark.as_f64();
-        let contrary = used.is_some_and(|used| if self.full { used <= mark * LOW } else { used > mark });
+        let contrary =
+            if self.full { used.is_none_or(|used| used <= mark * LOW) } else { used.is_some_and(|used| used > mark) };
         self.since = contrary.then(|| self.since.unwrap_or(now));
         if self.turns_at(rule).is_some_and(|at| at <= now) {
             *self = Self { full: !self.full, since: None };
@@ -145,10 +147,13 @@ impl Round<'_> {
 
     fn ebbed(&self, to: &Candidate, was: &Candidate, by_hand: bool) -> String {
         let low = self.rule.overflow.unwrap_or(Ratio::ONE).as_f64() * LOW * 100.0;
+        let wait = shown(self.rule.failback_delay);
         let why = if by_hand {
             "it was asked for by hand".to_owned()
+        } else if !to.weighed() {
+            return format!("the load of {} is not known any more for {wait}: new flows leave {}", to.name, was.name);
         } else {
-            format!("it was at most {low:.0}% for {}", shown(self.rule.failback_delay))
+            format!("it was at most {low:.0}% for {wait}")
         };
         format!("{} of the bandwidth of {} is in use, {why}: new flows leave {}", to.load(), to.name, was.name)
     }

@@ -31,6 +31,15 @@ pub struct Transition {
     pub at: Instant,
     /// From the last good sign of `from` to the decision, where it was left because nothing came any more.
     pub detected_in: Option<Duration>,
+    /// How long the decision took, for all rules of the site together.
+    #[serde(default)]
+    pub decided_in: Option<Duration>,
+    /// From the decision until the kernel had the routes.
+    #[serde(default)]
+    pub switched_in: Option<Duration>,
+    /// Flows that were forgotten with that.
+    #[serde(default)]
+    pub forgotten: u64,
 }
 
 /// One path of the rule at the moment of the decision.

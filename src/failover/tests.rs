@@ -88,11 +88,15 @@ impl Story {
 
     /// Sets the members' health in order of preference and selects, twice: the second time nothing may change.
     fn step(&mut self, seconds: f64, healths: &[&str]) -> Option<Transition> {
+        self.set(healths);
+        self.select(at(seconds))
+    }
+
+    fn set(&mut self, healths: &[&str]) {
         let members = self.site.rules["critical"].members.clone();
         for (member, text) in members.iter().zip(healths) {
             self.healths.insert(member.clone(), health(text));
         }
-        self.select(at(seconds))
     }
 
     fn select(&mut self, now: Instant) -> Option<Transition> {
@@ -558,15 +562,20 @@ fn of_paths_that_are_all_down_the_least_bad_is_taken_where_the_rule_says_so() {
 #[test]
 fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
     let drain = FlowAction::Drain(Duration::from_secs(600));
-    let mut s = Story::new(Rule { on_failover: drain, on_failback: FlowAction::Reject, ..rule(&["fiber", "lte"]) });
+    let mut s = Story::new(Rule {
+        on_failover: drain,
+        on_failback: FlowAction::Reject,
+        failover_threshold: 70,
+        ..rule(&["fiber", "lte"])
+    });
     s.step(0.0, &["100", "100"]);
-    let t = s.step(1.0, &["0", "100"]).unwrap();
+    let t = s.step(1.0, &["60", "100"]).unwrap();
     assert_eq!((t.flows, s.choice().leaving.len()), (Flows::Drain, 1));
     s.step(2.0, &["100", "100"]);
     let t = s.select(at(62.0)).unwrap();
     assert_eq!((t.kind, t.flows), (Failback, Flows::Reject));
-    let left: Vec<_> = s.choice().leaving.iter().map(|l| (l.path.as_str(), l.reject)).collect();
-    assert_eq!(left, [("lte", true)], "fiber is in use again: nothing to drain");
+    let left: Vec<_> = s.choice().leaving.iter().map(|l| (l.path.as_str(), l.told)).collect();
+    assert_eq!(left, [("lte", Told::Errors)], "fiber is in use again: nothing to drain");
     let decide_at = |s: &mut Story, now| {
         let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
         decide(&inputs, &mut s.selection, now)
@@ -576,6 +585,53 @@ fn flows_are_drained_forced_or_rejected_as_the_rule_says() {
     assert_eq!(done.forget.iter().map(|(_, path, _)| path.as_str()).collect::<Vec<_>>(), ["lte"]);
     assert!(done.routes, "the rule that rejects goes");
     assert!(decide_at(&mut s, at(122.0)).forget.is_empty());
+}
+
+#[test]
+fn tcp_is_told_before_flows_of_a_living_path_are_forgotten_and_nobody_is_when_it_is_dead() {
+    let told = |s: &Story| s.choice().leaving.iter().map(|l| l.told).collect::<Vec<_>>();
+    let decide_at = |s: &mut Story, now| {
+        let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        decide(&inputs, &mut s.selection, now)
+    };
+    let forced = Rule { on_failover: FlowAction::Forced, failover_threshold: 70, ..rule(&["fiber", "lte"]) };
+    let mut s = Story::new(forced.clone());
+    s.step(0.0, &["100", "100"]);
+    let t = s.step(1.0, &["60", "100"]).unwrap();
+    assert_eq!((t.flows, told(&s)), (Flows::Forced, vec![Told::Resets]));
+    assert!(decide_at(&mut s, at(1.9)).forget.is_empty());
+    assert_eq!(decide_at(&mut s, at(2.0)).forget.len(), 1);
+    assert!(told(&s).is_empty());
+
+    let mut s = Story::new(forced);
+    s.step(0.0, &["100", "100"]);
+    s.set(&["0", "100"]);
+    let gone = decide_at(&mut s, at(1.0));
+    assert_eq!((gone.transitions[0].flows, gone.forget.len(), told(&s)), (Flows::Forced, 1, vec![]));
+
+    let drain = FlowAction::Drain(Duration::from_secs(60));
+    let mut s = Story::new(Rule { on_failover: drain, failover_threshold: 70, ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    s.step(1.0, &["60", "100"]);
+    assert_eq!(told(&s), [Told::Nothing]);
+    assert!(decide_at(&mut s, at(61.0)).forget.is_empty());
+    assert_eq!(told(&s), [Told::Resets]);
+    assert_eq!(decide_at(&mut s, at(62.0)).forget.len(), 1);
+}
+
+#[test]
+fn flows_that_stayed_on_a_path_are_forgotten_when_it_dies_unless_the_rule_says_that_they_stay() {
+    for (action, forgotten) in [(FlowAction::Auto, 1), (FlowAction::Graceful, 0), (FlowAction::Reject, 0)] {
+        let mut s = Story::new(Rule { on_failover: action, failover_threshold: 70, ..rule(&["fiber", "lte"]) });
+        s.step(0.0, &["100", "100"]);
+        s.step(1.0, &["60", "100"]);
+        assert_eq!(s.active(), "lte");
+        s.set(&["0", "100"]);
+        let inputs = Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        let died = decide(&inputs, &mut s.selection, at(2.0));
+        assert_eq!((died.transitions.len(), died.forget.len()), (0, forgotten), "{action:?}");
+        assert!(decide(&inputs, &mut s.selection, at(3.0)).forget.is_empty(), "once");
+    }
 }
 
 #[test]

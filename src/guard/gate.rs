@@ -6,7 +6,10 @@
 //!
 //! A path that lost its carrier is excused unless the change touched it: no commit pulls a cable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -65,7 +68,8 @@ pub fn works(health: &PathHealth) -> bool {
 
 /// Whether a path and the endpoint under it are what they were.
 fn untouched(path: &Path, old: &Site, new: &Site) -> bool {
-    new.paths.get(&path.name) == Some(path) && old.endpoints.get(&path.from) == new.endpoints.get(&path.from)
+    new.paths.get(&path.name).is_some_and(|new| **new == *path)
+        && old.endpoints.get(&path.from) == new.endpoints.get(&path.from)
 }
 
 /// The path that a policy's traffic takes.
@@ -176,7 +180,7 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
 }
 
 fn probed(site: &Site) -> impl Iterator<Item = &Path> {
-    site.paths.values().filter(|path| !path.probe.targets.is_empty())
+    site.paths.values().map(Arc::as_ref).filter(|path| !path.probe.targets.is_empty())
 }
 
 fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Judgement) {
@@ -337,7 +341,7 @@ mod tests {
         world.old.policies[0].action = Action::Path(name("lte"));
         world.new.policies = world.old.policies.clone();
         assert!(world.judge().stands(), "nor is it against a policy that has no other path");
-        world.new.paths.get_mut(&name("lte")).unwrap().mtu = Some(1400);
+        Arc::make_mut(world.new.paths.get_mut(&name("lte")).unwrap()).mtu = Some(1400);
         world.before.untouched = Baseline::of(&world.old, &world.new, &world.healths, &world.selection).untouched;
         assert!(!world.judge().stands());
     }

@@ -313,7 +313,7 @@ fn paths<'a>(site: &'a Site, policy: &'a Policy) -> impl Iterator<Item = &'a Pat
         Action::Path(path) => std::slice::from_ref(path),
         Action::Drop | Action::Reject => &[],
     };
-    names.iter().filter_map(|name| site.paths.get(name))
+    names.iter().filter_map(|name| site.paths.get(name).map(AsRef::as_ref))
 }
 
 const fn steers(policy: &Policy) -> bool {

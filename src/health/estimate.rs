@@ -22,7 +22,13 @@
 //!
 //! Extra latency must be seen twice in a row by the median target: one slow answer moves only the mean.
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+    slice,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +124,40 @@ enum Answer {
     After(Duration),
 }
 
+/// Of one probe per target. Most paths have one target, and a window has many rounds: that one is held in place.
+#[derive(Debug)]
+enum Answers {
+    One(Answer),
+    Several(Box<[Answer]>),
+}
+
+impl FromIterator<Answer> for Answers {
+    fn from_iter<I: IntoIterator<Item = Answer>>(answers: I) -> Self {
+        let answers: Vec<Answer> = answers.into_iter().collect();
+        if let [one] = answers[..] { Self::One(one) } else { Self::Several(answers.into()) }
+    }
+}
+
+impl Deref for Answers {
+    type Target = [Answer];
+
+    fn deref(&self) -> &[Answer] {
+        match self {
+            Self::One(one) => slice::from_ref(one),
+            Self::Several(all) => all,
+        }
+    }
+}
+
+impl DerefMut for Answers {
+    fn deref_mut(&mut self) -> &mut [Answer] {
+        match self {
+            Self::One(one) => slice::from_mut(one),
+            Self::Several(all) => all,
+        }
+    }
+}
+
 /// What a round says of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Vote {
@@ -144,7 +184,7 @@ struct Round {
     vote: Vote,
     /// Part of an outage that is over: it says nothing of how lossy the path is.
     outage: bool,
-    answers: Box<[Answer]>,
+    answers: Answers,
 }
 
 /// Jitter of one target.
@@ -231,7 +271,7 @@ impl Window {
         if known || (at == 0 && self.rounds.len() == self.capacity) {
             return;
         }
-        let answers: Box<[Answer]> = self.targets.iter().map(|t| answer(sample, t)).collect();
+        let answers: Answers = self.targets.iter().map(|t| answer(sample, t)).collect();
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }

@@ -1,6 +1,6 @@
 //! Stories with explicit time, and the rate of false alarms.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use super::*;
 use crate::validate::intent::{Destination, Health, Nat, Path, Probe, Site};
@@ -35,7 +35,8 @@ pub fn path(path: &str, targets: usize, interval_ms: u64) -> Path {
             interval: Duration::from_millis(interval_ms),
             timeout: Duration::from_millis(interval_ms * 8 / 10),
             ..Probe::default()
-        },
+        }
+        .into(),
         health: limits(150, 2, 30),
     }
 }
@@ -46,7 +47,7 @@ pub fn site(paths: Vec<Path>) -> Site {
         labels: BTreeMap::new(),
         lan: vec![],
         endpoints: BTreeMap::new(),
-        paths: paths.into_iter().map(|p| (p.name.clone(), p)).collect(),
+        paths: paths.into_iter().map(|p| (p.name.clone(), p.into())).collect(),
         rules: BTreeMap::new(),
         policies: vec![],
         beyond: std::collections::BTreeMap::new(),
@@ -221,7 +222,7 @@ fn a_slow_target_does_not_speak_for_the_path() {
 #[test]
 fn two_hundred_milliseconds_more_are_noticed_after_two_answers_and_one_is_not_enough() {
     let mut s = Story::new(3, 100);
-    s.site.paths.get_mut("fiber").unwrap().health = limits(100, 5, 30);
+    Arc::make_mut(s.site.paths.get_mut("fiber").unwrap()).health = limits(100, 5, 30);
     let site = s.site.clone();
     s.monitor.reconfigure(&site, T0);
     s.rounds(20, &[20, 20, 20]);
@@ -271,6 +272,32 @@ fn a_silent_prober_makes_paths_unknown_and_not_down() {
 }
 
 #[test]
+fn a_pass_however_long_makes_no_path_unknown() {
+    for pass in [2, 14, 600].map(Duration::from_secs) {
+        let mut s = Story::new(1, 1000);
+        s.rounds(20, &[20]);
+        let now = s.at() + pass;
+        s.monitor.excuse(pass, now);
+        s.monitor.handle_timeout(now);
+        s.monitor.set_link(&name("fiber"), Link::Ready, now);
+        assert_eq!((s.health().state, s.monitor.poll_timeout().is_some()), (PathState::Up, true), "{pass:?}");
+        s.round += pass.as_secs();
+        assert_eq!(s.round(&[20]).state, PathState::Up);
+        s.monitor.handle_timeout(s.at() + Duration::from_secs(7));
+        assert_eq!(s.health().state, PathState::Unknown, "the prober is still watched");
+    }
+}
+
+#[test]
+fn the_checker_sees_a_pass_that_nobody_excuses() {
+    let mut s = Story::new(1, 1000);
+    s.rounds(20, &[20]);
+    let now = s.at() + Duration::from_secs(14);
+    s.monitor.set_link(&name("fiber"), Link::Ready, now);
+    assert_eq!(s.health().state, PathState::Unknown);
+}
+
+#[test]
 fn an_unprobed_path_lives_by_its_carrier() {
     let mut s = Story::new(0, 1000);
     assert_eq!((s.health().state, s.health().score), (PathState::Up, 100));
@@ -285,12 +312,13 @@ fn reconfiguring_keeps_the_history_of_paths_whose_probing_is_the_same() {
     let mut s = Story::new(1, 1000);
     s.rounds(10, &[20]);
     let mut changed = s.site.clone();
-    changed.paths.get_mut("fiber").unwrap().health = limits(10, 5, 30);
-    changed.paths.insert(name("lte"), path("lte", 1, 5000));
+    Arc::make_mut(changed.paths.get_mut("fiber").unwrap()).health = limits(10, 5, 30);
+    changed.paths.insert(name("lte"), path("lte", 1, 5000).into());
     s.monitor.reconfigure(&changed, s.at());
     assert_eq!((s.health().rounds, s.health().score), (10, 40), "20 ms of 10 ms cost 60 points");
     assert_eq!(s.monitor.healths()["lte"].state, PathState::Unknown);
-    changed.paths.get_mut("fiber").unwrap().probe.interval = Duration::from_millis(500);
+    let fiber = Arc::make_mut(changed.paths.get_mut("fiber").unwrap());
+    Arc::make_mut(&mut fiber.probe).interval = Duration::from_millis(500);
     s.monitor.reconfigure(&changed, s.at());
     assert_eq!((s.health().rounds, s.health().state), (0, PathState::Unknown));
     changed.paths.remove("fiber");
@@ -422,7 +450,7 @@ impl Pair {
     fn new(targets: usize, quorum: u32) -> Self {
         let paths = ["fiber", "lte"].map(|p| {
             let mut path = path(p, targets, 1000);
-            path.probe.quorum = quorum;
+            Arc::make_mut(&mut path.probe).quorum = quorum;
             path
         });
         let mut pair = Self { monitor: Monitor::new(&site(paths.into()), T0), round: 0 };

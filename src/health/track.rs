@@ -1,6 +1,6 @@
 //! The state machine of one path.
 
-use std::{fmt::Write as _, net::IpAddr, time::Duration};
+use std::{fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, quality::Spread, score,
@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// One path.
 #[derive(Debug)]
 pub(super) struct Track {
-    path: Path,
+    path: Arc<Path>,
     window: Window,
     link: Link,
     /// Good rounds in a row without which the path does not leave `unknown` or `down`.
@@ -64,10 +64,10 @@ pub(super) struct View {
 }
 
 impl Track {
-    pub fn new(path: &Path, now: Instant) -> Self {
+    pub fn new(path: &Arc<Path>, now: Instant) -> Self {
         let window = Window::new(&path.probe);
         Self {
-            path: path.clone(),
+            path: Arc::clone(path),
             window,
             link: Link::Ready,
             need: 1,
@@ -82,10 +82,10 @@ impl Track {
     }
 
     /// Takes over new settings. When the history does not fit them, the path begins anew. Whether it did not.
-    pub fn reconfigure(&mut self, path: &Path, now: Instant) -> bool {
+    pub fn reconfigure(&mut self, path: &Arc<Path>, now: Instant) -> bool {
         let same = self.path.probe == path.probe && self.path.interface == path.interface;
         if same {
-            self.path = path.clone();
+            self.path = Arc::clone(path);
         } else {
             *self = Self { link: self.link, ..Self::new(path, now) };
         }
@@ -145,6 +145,11 @@ impl Track {
         if matches!(state, PathState::Down) {
             self.need = self.up_after();
         }
+    }
+
+    /// Takes in that for so long, up to now, nothing could be heard.
+    pub fn excuse(&mut self, deaf: Duration, now: Instant) {
+        self.heard = (self.heard + deaf).min(now);
     }
 
     /// When the path is to be called unknown because not even lost rounds are reported any more.

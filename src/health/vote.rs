@@ -8,28 +8,31 @@
 //! It takes two paths to tell them apart, so a site with one probed path has no suspects but the path. One loss here
 //! and there at the same time proves nothing: somewhere it must have been two in a row.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
-use crate::{units::Name, validate::intent::Method};
+use crate::{
+    units::{Name, pack},
+    validate::intent::Method,
+};
 
 /// What is asked: an address, and how. A name server that is dead for DNS may answer ICMP.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Service {
     target: IpAddr,
-    how: String,
+    how: Cow<'static, str>,
 }
 
 impl Service {
     /// A target of a path. Gateways are nobody else's.
     pub fn of(path: &Name, target: IpAddr, method: &Method) -> Self {
         let how = match method {
-            Method::Gateway => format!("gateway of {path}"),
-            Method::Icmp => "icmp".to_owned(),
+            Method::Icmp => Cow::Borrowed("icmp"),
+            Method::Gateway => format!("gateway of {path}").into(),
             Method::Udp { port } | Method::Stamp { port } | Method::Tcp { port } => {
-                format!("{} at port {port}", method.text())
+                format!("{} at port {port}", method.text()).into()
             }
-            Method::Http(web) => format!("{} at port {}: {}", method.text(), web.port, web.path),
-            Method::Dns(question) => format!("dns at port {}: {}", question.port, question.name),
+            Method::Http(web) => format!("{} at port {}: {}", method.text(), web.port, web.path).into(),
+            Method::Dns(question) => format!("dns at port {}: {}", question.port, question.name).into(),
         };
         Self { target, how }
     }
@@ -90,6 +93,11 @@ impl Jury {
     pub fn begin(&mut self, path: &Name, services: impl Iterator<Item = Service>) {
         self.clear(path);
         self.paths.insert(path.clone(), services.map(|service| Cell { service, run: None }).collect());
+    }
+
+    /// All paths have begun, and no other will for a while.
+    pub fn pack(&mut self) {
+        pack(&mut self.paths);
     }
 
     /// Forgets a path.

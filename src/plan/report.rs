@@ -291,7 +291,7 @@ fn plain(value: &Json) -> String {
 
 fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
     let text = match kind {
-        "path" => site.paths.get(name).map(describe_path),
+        "path" => site.paths.get(name).map(|path| describe_path(path)),
         "failover" => site.rules.get(name).map(describe_rule),
         "policy" => site
             .policies

@@ -3,7 +3,7 @@
 //! A deletion that leaves a reference to the site is an error of the head and never comes here; what does come here
 //! is complete, so the cascade is told in full.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -96,7 +96,7 @@ pub fn of(gone: &Site, base: &Intent, head: &Intent) -> Deletion {
 
 /// What a site loses with the paths that led to the one that is gone.
 fn taken(gone: &Name, old: &Site, new: Option<&Site>) -> Vec<Taken> {
-    let leads = |path: &&Path| matches!(&path.to, Destination::Site { site, .. } if site == gone);
+    let leads = |path: &&Arc<Path>| matches!(&path.to, Destination::Site { site, .. } if site == gone);
     let lost: BTreeSet<&Name> = old.paths.values().filter(leads).map(|p| &p.name).collect();
     let took = |kind, name: &Name, what| Taken { site: old.name.clone(), kind, name: name.clone(), what };
     let paths = lost.iter().map(|name| {

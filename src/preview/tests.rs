@@ -103,7 +103,7 @@ fn a_backup_over_the_same_uplink_is_none_when_the_uplink_fails() {
     let apart = one("lte", WEB).sites().values().next().cloned().expect("a site");
     let mut shared = apart.clone();
     let line = shared.paths["line"].from.clone();
-    shared.paths.get_mut("lte").expect("a path").from = line;
+    std::sync::Arc::make_mut(shared.paths.get_mut("lte").expect("a path")).from = line;
     let faults: Vec<String> = outages(Some(&apart), &shared).iter().map(|o| o.fault.to_string()).collect();
     assert_eq!(faults, ["uplink line"]);
     assert!(outages(Some(&shared), &shared).is_empty() && outages(Some(&shared), &apart).is_empty());

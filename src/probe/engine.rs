@@ -1,4 +1,4 @@
-//! The probing task: one loop over the schedule, the rounds under way and the sockets.
+//! The probing thread: one loop over the schedule, the rounds under way and the sockets.
 //!
 //! While a path's last round was lost it is probed faster, and so are paths that share a target with it, so that it is
 //! soon known whether the target or the path is at fault.
@@ -33,7 +33,7 @@ use crate::{
     clock::{self, Instant},
     health::Sample,
     http::Client,
-    units::{Family, Name},
+    units::{Family, Name, pack},
     validate::intent::Method,
 };
 
@@ -45,7 +45,7 @@ const WITNESSES: usize = 8;
 /// A path that is probed.
 #[derive(Debug)]
 struct Probed {
-    spec: ProbeSpec,
+    spec: Arc<ProbeSpec>,
     round: u64,
     /// The newest round that succeeded.
     good: u64,
@@ -141,14 +141,15 @@ impl Engine {
                 self.sharing.entry(*target).or_default().push(spec.path.clone());
             }
             let probed = match old.remove(&spec.path) {
-                Some(same) if same.spec == spec => same,
+                Some(same) if *same.spec == spec => same,
                 changed => {
                     let round = changed.map_or(0, |c| c.round);
-                    Probed { round, good: 0, lost: 0, trouble: None, spec }
+                    Probed { round, good: 0, lost: 0, trouble: None, spec: Arc::new(spec) }
                 }
             };
             self.paths.insert(probed.spec.path.clone(), probed);
         }
+        pack(&mut self.paths);
         for gone in old.keys() {
             self.schedule.remove(gone);
             self.rounds.remove(gone);
@@ -248,23 +249,29 @@ impl Engine {
     }
 
     fn probe(&mut self, path: &Name) {
-        let Some(mut probed) = self.paths.remove(path) else { return };
+        let Some(probed) = self.paths.get_mut(path) else { return };
         probed.round += 1;
-        let key = self.rounds.open(&probed.spec, probed.round, clock::now());
-        match &probed.spec.probe.method {
-            Method::Tcp { .. } | Method::Http(_) | Method::Dns(_) => self.hold_round(&probed.spec, key),
+        let (spec, round) = (Arc::clone(&probed.spec), probed.round);
+        let key = self.rounds.open(&spec, round, clock::now());
+        match &spec.probe.method {
+            Method::Tcp { .. } | Method::Http(_) | Method::Dns(_) => self.hold_round(&spec, key),
             Method::Gateway => {
-                let trouble = self.ask_round(&probed.spec, probed.round, key);
-                tell(&mut probed, trouble);
+                let trouble = self.ask_round(&spec, round, key);
+                self.tell(path, trouble);
             }
             Method::Icmp | Method::Udp { .. } | Method::Stamp { .. } => {
-                let trouble = self.send_round(&probed.spec, probed.round, key);
-                tell(&mut probed, trouble);
+                let trouble = self.send_round(&spec, round, key);
+                self.tell(path, trouble);
             }
         }
-        self.paths.insert(path.clone(), probed);
         if let Some(sample) = self.rounds.close_if_complete(key, clock::now()) {
             self.report(sample);
+        }
+    }
+
+    fn tell(&mut self, path: &Name, trouble: Option<String>) {
+        if let Some(probed) = self.paths.get_mut(path) {
+            tell(probed, trouble);
         }
     }
 

@@ -10,6 +10,9 @@
 //! protocol has no room for the number, its own means take its place: TCP's sequence numbers, TLS, the id and port of
 //! a DNS question; ARP has none.
 //!
+//! Invariant: nothing that the rest of the daemon does holds up a probe. Probes have a thread of their own, and what they
+//! found waits for the engine.
+//!
 //! Why not the surge-ping crate: it has no mark, no kernel timestamps, and one raw socket per path, of which each
 //! sees the packets of all.
 
@@ -17,9 +20,11 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::IpAddr,
+    sync::Arc,
+    thread,
 };
 
-use tokio::sync::mpsc;
+use tokio::{runtime::Builder, sync::mpsc};
 
 mod dialogue;
 pub mod dns;
@@ -59,7 +64,7 @@ pub struct ProbeSpec {
     /// Its gateways as the kernel has them, IPv4 first.
     pub gateways: Vec<IpAddr>,
     /// Method, targets and timing.
-    pub probe: Probe,
+    pub probe: Arc<Probe>,
 }
 
 /// Why probing is not possible.
@@ -68,17 +73,20 @@ pub enum ProbeError {
     /// The kernel refused a raw socket, its mark or its buffers.
     #[error("cannot open the {0} probe sockets: probing needs CAP_NET_RAW and CAP_NET_ADMIN")]
     Open(Family, #[source] io::Error),
+    /// The system has no room for a thread.
+    #[error("cannot start the thread that probes")]
+    Start(#[source] io::Error),
 }
 
-/// A handle to the probing task; the task ends when it is dropped.
+/// A handle to the probing thread; the thread ends when it is dropped.
 #[derive(Debug)]
 pub struct Prober {
     specs: mpsc::UnboundedSender<Vec<ProbeSpec>>,
 }
 
 impl Prober {
-    /// Opens the sockets in the current network namespace and starts a task on the current tokio runtime. Samples go
-    /// to `samples`; one that finds it full is dropped, so that a slow reader never delays a probe.
+    /// Opens the sockets in the current network namespace and starts a thread. Samples go to `samples`; one that finds it
+    /// full is dropped, so that a slow reader never delays a probe.
     ///
     /// A host without IPv6 is no error: its targets are then lost.
     pub fn start(samples: mpsc::Sender<Sample>) -> Result<Self, ProbeError> {
@@ -91,15 +99,20 @@ impl Prober {
         // Truncation of a hash is meant.
         #[allow(clippy::cast_possible_truncation)]
         let ident = random.hash_one("ident") as u16;
-        let senders = Senders::open(ident)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(ProbeError::Start)?;
+        let senders = {
+            let _entered = runtime.enter();
+            Senders::open(ident)?
+        };
         let (specs, configured) = mpsc::unbounded_channel();
-        tokio::spawn(Engine::new(senders, random, samples, synchronised).run(configured));
+        let run = move || runtime.block_on(Engine::new(senders, random, samples, synchronised).run(configured));
+        thread::Builder::new().name("probes".to_owned()).spawn(run).map_err(ProbeError::Start)?;
         Ok(Self { specs })
     }
 
     /// Replaces what is probed. Paths whose specification stays are not disturbed.
     pub fn configure(&self, specs: Vec<ProbeSpec>) {
-        // The task ends only with the runtime; then nobody probes any more.
+        // The thread ends only with this handle.
         let _ = self.specs.send(specs);
     }
 }

@@ -31,7 +31,8 @@ struct Round {
     answers: Vec<(IpAddr, Option<Duration>)>,
     nonces: Vec<u64>,
     waiting: usize,
-    notes: Notes,
+    /// Hardly any round has something to note.
+    notes: Option<Box<Notes>>,
 }
 
 #[derive(Debug)]
@@ -116,9 +117,9 @@ impl Rounds {
             sent: now,
             timeout: spec.probe.timeout,
             answers: spec.probe.targets.iter().map(|t| (*t, None)).collect(),
-            nonces: Vec::new(),
+            nonces: Vec::with_capacity(spec.probe.targets.len()),
             waiting: 0,
-            notes: Notes::default(),
+            notes: None,
         };
         self.known.insert(key, round);
         self.open.insert(key);
@@ -166,7 +167,10 @@ impl Rounds {
         if let (Some(told), Some(rtt)) = (arrival.reflection, answer.as_mut()) {
             *rtt = rtt.checked_sub(told.kept()).unwrap_or(*rtt);
             let one_way = arrival.wall.and_then(|wall| told.one_way(sent.wall, wall, self.synchronised));
-            round.notes.one_way = round.notes.one_way.or(one_way);
+            if one_way.is_some() {
+                let notes = round.notes.get_or_insert_default();
+                notes.one_way = notes.one_way.or(one_way);
+            }
         }
         round.waiting -= 1;
         self.close_if_complete(key, arrival.read)
@@ -178,7 +182,10 @@ impl Rounds {
         let round = self.known.get_mut(&pending.round).filter(|_| self.open.contains(&pending.round))?;
         let (target, answer) = round.answers.get_mut(pending.index)?;
         *answer = rtt.filter(|rtt| *rtt <= round.timeout);
-        round.notes.said = round.notes.said.take().or_else(|| Some(format!("{target} {}", said?).into_boxed_str()));
+        if let Some(said) = said {
+            let notes = round.notes.get_or_insert_default();
+            notes.said.get_or_insert_with(|| format!("{target} {said}").into_boxed_str());
+        }
         round.waiting -= 1;
         self.close_if_complete(pending.round, now)
     }
@@ -211,7 +218,7 @@ impl Rounds {
             return None;
         }
         let round = self.known.get_mut(&key)?;
-        let mut notes = std::mem::take(&mut round.notes);
+        let mut notes = round.notes.take().map(|notes| *notes).unwrap_or_default();
         if let Some(seen) = self.seen.get_mut(&round.path) {
             notes.duplicates = std::mem::take(&mut seen.duplicates);
             notes.reordered = std::mem::take(&mut seen.reordered);
@@ -256,7 +263,7 @@ mod tests {
             mark: 1,
             sources: vec![],
             gateways: vec![],
-            probe: Probe { targets: targets.iter().map(|t| t.parse().unwrap()).collect(), ..Probe::default() },
+            probe: Probe { targets: targets.iter().map(|t| t.parse().unwrap()).collect(), ..Probe::default() }.into(),
         }
     }
 

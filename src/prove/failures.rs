@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -154,7 +155,7 @@ fn owned(names: &[&Name]) -> Vec<Name> {
 fn play(site: &Site, failed: &[&Unit<'_>]) -> Failure {
     let paths: Vec<&Name> = failed.iter().flat_map(|unit| unit.paths.iter().copied()).collect();
     let paths = paths.as_slice();
-    let bare = |p: &&Path| p.probe.targets.is_empty();
+    let bare = |p: &&Arc<Path>| p.probe.targets.is_empty();
     let unprobed = site.paths.values().filter(bare).map(|p| &p.name).collect();
     let mut world = World::new(site, Outage { paths, unprobed });
     let end = CALM + patience(site);

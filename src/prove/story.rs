@@ -56,7 +56,7 @@ pub struct Story {
     standings: BTreeMap<Name, BTreeMap<Name, Line<Standing>>>,
     /// Every change of a rule's path.
     pub transitions: Vec<(Duration, Transition)>,
-    /// Flows that were forgotten because their time was over: rule and path.
+    /// Flows that were forgotten: rule and path.
     pub forgotten: Vec<(Duration, Name, Name)>,
     /// Decisions taken.
     pub decisions: u64,

@@ -343,7 +343,8 @@ impl<'a> Sky<'a> {
         for (name, series) in &spec.paths {
             let pointer = format!("/spec/paths/{name}");
             match site.paths.get_key_value(name) {
-                Some((name, _)) => {
+                Some((name, path)) => {
+                    found.extend(unweighable(document, &pointer, series, site, &path.from));
                     paths.insert(name, PathSky::read(document, &pointer, series, found));
                 }
                 None => found.push(no_such(document.key_at(&pointer), "path", name, site.paths.keys())),
@@ -358,6 +359,22 @@ impl<'a> Sky<'a> {
     fn step_at(&self, at: Duration) -> u64 {
         u64::try_from(at.as_nanos() / self.step.as_nanos()).unwrap_or(u64::MAX)
     }
+}
+
+/// A load that no router could know.
+fn unweighable(
+    document: &Document,
+    pointer: &str,
+    series: &SeriesSpec,
+    site: &Site,
+    endpoint: &Name,
+) -> Option<Diagnostic> {
+    let fast = site.endpoints.get(endpoint).is_some_and(|e| e.down.is_some() || e.up.is_some());
+    (series.load.is_some() && !fast).then(|| {
+        let at = document.value_at(&format!("{pointer}/load"));
+        let message = format!("nobody could know this: the endpoint `{endpoint}` does not say how fast it is");
+        bad(at, message, "add its `bandwidth: {down: 50Mbit, up: 10Mbit}`, or delete this")
+    })
 }
 
 impl PathSky {
@@ -402,8 +419,11 @@ impl Weather for Sky<'_> {
         (!lost).then(|| sky.rtt.at(step).get() + late)
     }
 
+    /// All paths over an endpoint have its load.
     fn load(&self, path: &Name, at: Duration) -> Option<Ratio> {
-        let load = self.paths.get(path)?.load.as_ref()?;
+        let from = &self.site.paths.get(path)?.from;
+        let beside = self.site.paths.values().filter(|p| p.from == *from).map(|p| &p.name);
+        let load = std::iter::once(path).chain(beside).find_map(|p| self.paths.get(p)?.load.as_ref())?;
         Some(load.at(self.step_at(at)))
     }
 

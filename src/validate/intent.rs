@@ -2,7 +2,7 @@
 //!
 //! Invariant: only [`super::check`] builds an [`Intent`], so whoever holds one need not doubt a reference.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -36,8 +36,8 @@ pub struct Site {
     pub lan: Vec<Lan>,
     /// Uplinks.
     pub endpoints: BTreeMap<Name, Endpoint>,
-    /// What traffic can be steered onto.
-    pub paths: BTreeMap<Name, Path>,
+    /// What traffic can be steered onto. Shared with those who watch over it.
+    pub paths: BTreeMap<Name, Arc<Path>>,
     /// Failover rules.
     pub rules: BTreeMap<Name, Rule>,
     /// Policies, enabled ones only, in the order in which they match (priority, ascending).
@@ -102,8 +102,8 @@ pub struct Path {
     pub nat: Nat,
     /// Largest packet in bytes, if declared; routes carry it and TCP's MSS is clamped to it.
     pub mtu: Option<u32>,
-    /// How it is probed.
-    pub probe: Probe,
+    /// How it is probed. Shared with the prober.
+    pub probe: Arc<Probe>,
     /// What counts as healthy.
     pub health: Health,
 }

@@ -1,6 +1,6 @@
 //! Paths: where they leave and lead, how they are probed, what counts as healthy.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     Report, error,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::{Object, scalars, schema::Kind, types::PathSpec},
     diag::Code,
-    units::{Family, IfName, Name},
+    units::{Family, IfName, Name, pack},
 };
 
 /// A path under examination.
@@ -39,15 +39,16 @@ pub fn check(
     view: &View<'_>,
     endpoints: &BTreeMap<Name, Endpoint>,
     report: &mut Report,
-) -> BTreeMap<Name, intent::Path> {
+) -> BTreeMap<Name, Arc<intent::Path>> {
     let mut paths = BTreeMap::new();
     for (name, object) in &view.paths {
         let subject = Subject { fleet, view, object };
         if let Some(path) = path(&subject, endpoints, report) {
-            paths.insert((*name).clone(), path);
+            paths.insert((*name).clone(), Arc::new(path));
         }
     }
     tunnels::collisions(fleet, view, &paths, report);
+    pack(&mut paths);
     paths
 }
 
@@ -69,7 +70,7 @@ fn path(subject: &Subject<'_>, endpoints: &BTreeMap<Name, Endpoint>, report: &mu
         Some(scalars::Nat::Snat(address)) => intent::Nat::Snat(address.0),
     };
     let (name, from) = (subject.object.name.clone(), spec.from.clone());
-    Some(intent::Path { name, from, to, interface, nat, mtu: spec.mtu, probe, health })
+    Some(intent::Path { name, from, to, interface, nat, mtu: spec.mtu, probe: Arc::new(probe), health })
 }
 
 fn destination(subject: &Subject<'_>, endpoint: &Endpoint, report: &mut Report) -> Option<(IfName, Destination)> {

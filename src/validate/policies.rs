@@ -1,6 +1,9 @@
 //! Policies: what they match, where they send it, and which of them can never match.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     Options, Report, error,
@@ -23,7 +26,7 @@ use crate::{
 
 /// What is already known of a site: its endpoints, paths and rules.
 type Known<'a> =
-    (&'a BTreeMap<Name, intent::Endpoint>, &'a BTreeMap<Name, intent::Path>, &'a BTreeMap<Name, intent::Rule>);
+    (&'a BTreeMap<Name, intent::Endpoint>, &'a BTreeMap<Name, Arc<intent::Path>>, &'a BTreeMap<Name, intent::Rule>);
 
 /// Checks the policies of a site and builds them in the order in which they match.
 pub fn check(

@@ -1,6 +1,6 @@
 //! One site: its uplinks, its paths, and what they add up to.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -137,7 +137,7 @@ fn one_link(own: (&Name, IpAddr), other: (&Name, IpAddr), link: Ipv6Net, at: Spa
 }
 
 /// Every interface has one part to play: LAN, endpoint or tunnel; and one path leaves by it.
-fn interfaces(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, intent::Path>, report: &mut Report) {
+fn interfaces(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, Arc<intent::Path>>, report: &mut Report) {
     let mut parts: BTreeMap<&IfName, (String, Span)> = BTreeMap::new();
     let mut claim = |interface, part: String, at: Span, report: &mut Report| match parts.get(interface) {
         Some((other, first)) => {
@@ -207,7 +207,7 @@ fn count(
 }
 
 /// LAN prefixes of the sites that tunnels lead to.
-fn beyond(fleet: &Fleet<'_>, paths: &BTreeMap<Name, intent::Path>) -> BTreeMap<IpNet, Name> {
+fn beyond(fleet: &Fleet<'_>, paths: &BTreeMap<Name, Arc<intent::Path>>) -> BTreeMap<IpNet, Name> {
     let far = paths.values().filter_map(|path| match &path.to {
         Destination::Site { site, .. } => fleet.sites.get(site),
         Destination::Internet => None,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -319,7 +320,7 @@ fn are_mirrors((site_a, a): (&Name, &Object<PathSpec>), (site_b, b): (&Name, &Ob
 
 /// Two tunnels of one site with the same inner address. IPv6 link-local ones are told apart by interface;
 /// tunnels with one id are reported as such.
-pub fn collisions(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, intent::Path>, report: &mut Report) {
+pub fn collisions(fleet: &Fleet<'_>, view: &View<'_>, paths: &BTreeMap<Name, Arc<intent::Path>>, report: &mut Report) {
     let mut seen: BTreeMap<IpAddr, (&Name, u32)> = BTreeMap::new();
     for path in paths.values() {
         let Destination::Site { tunnel: intent::TunnelSpec::Vxlan { id, inner_local, .. }, .. } = &path.to else {

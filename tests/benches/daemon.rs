@@ -8,6 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +23,9 @@ const WARM: Duration = Duration::from_secs(25);
 /// Processor time is taken over so many stretches of this length.
 const STRETCHES: usize = 5;
 const STRETCH: Duration = Duration::from_secs(4);
+
+/// How often the memory of each small daemon is measured, all at the same time.
+const SMALL: usize = 3;
 
 struct Figures {
     cpu: Vec<f64>,
@@ -39,22 +43,33 @@ struct Memory {
 /// One daemon after the other, since each wants the processor for itself.
 pub fn run() -> Vec<Row> {
     let alone = |paths, targets| thread::spawn(move || measure(paths, targets));
-    let small: Vec<_> = [0, 100].into_iter().map(|paths| alone(paths, 1)).collect();
-    let mut small = small.into_iter().map(|side| side.join().expect("the measurement").memory);
-    let (none, hundred) = (small.next().expect("one"), small.next().expect("two"));
+    let [none, one, hundred, more] = [0, 1, 100, 101].map(|paths| [(); SMALL].map(|()| alone(paths, 1))).map(several);
+    let over = |more: &[Memory], less: &[Memory], of: fn(&Memory) -> f64| -> Vec<f64> {
+        more.iter().zip(less).map(|(more, less)| of(more) - of(less)).collect()
+    };
+    let resident = |figure: &str, values, bound| Row::new(figure, "MB", values, bound);
     let thousand = alone(1000, 1).join().expect("the measurement");
     let threefold = alone(1000, 3).join().expect("the measurement");
-    let one = |figure: &str, value, bound| Row::new(figure, "MB", vec![value], bound);
     vec![
         Row::new("daemon, 1,000 paths probed at 1 s: one core", "%", thousand.cpu, Bound::Most(10.0)),
-        one("daemon, 1,000 paths: resident", thousand.memory.all, Bound::Most(60.0)),
-        one("daemon, no path: resident", none.all, Bound::None),
-        one("daemon, 100 paths over none: resident", hundred.all - none.all, Bound::Most(1.0)),
-        one("- of it anonymous", hundred.anonymous - none.anonymous, Bound::None),
+        resident("daemon, 1,000 paths: resident", vec![thousand.memory.all], Bound::Most(60.0)),
+        resident("daemon, 100 paths more, 101 over 1: resident", over(&more, &one, |m| m.all), Bound::Most(1.0)),
+        resident("- of it anonymous", over(&more, &one, |m| m.anonymous), Bound::None),
+        resident(
+            "- 100 over none, with the program's pages for a first path",
+            over(&hundred, &none, |m| m.all),
+            Bound::None,
+        ),
+        resident("- of it anonymous", over(&hundred, &none, |m| m.anonymous), Bound::None),
+        resident("daemon, no path: resident", none.iter().map(|m| m.all).collect(), Bound::None),
         Row::new("/metrics of 1,000 paths over HTTP", "ms", thousand.scrapes, Bound::Most(50.0)),
         Row::new("daemon, 1,000 paths with 3 targets each at 1 s: one core", "%", threefold.cpu, Bound::Most(20.0)),
-        one("- resident", threefold.memory.all, Bound::None),
+        resident("- resident", vec![threefold.memory.all], Bound::None),
     ]
+}
+
+fn several(sides: [thread::JoinHandle<Figures>; SMALL]) -> Vec<Memory> {
+    sides.into_iter().map(|side| side.join().expect("the measurement").memory).collect()
 }
 
 fn measure(paths: usize, targets: usize) -> Figures {
@@ -103,7 +118,9 @@ struct Space(String);
 
 impl Space {
     fn new(paths: usize) -> Self {
-        let space = Self(format!("patronusbenchd{}n{paths}", std::process::id()));
+        static SPACES: AtomicUsize = AtomicUsize::new(0);
+        let number = SPACES.fetch_add(1, Ordering::Relaxed);
+        let space = Self(format!("patronusbenchd{}n{number}", std::process::id()));
         let (router, provider) = (&space.0, format!("{}p", space.0));
         let (mut near, mut far) = (String::from("link set lo up\n"), String::from("link set lo up\n"));
         far.push_str("route add local 10.48.0.0/14 dev lo\n");

@@ -109,7 +109,7 @@ fn spec(i: usize) -> ProbeSpec {
         mark: u32::try_from(((uplink + 1) << 24) | i).expect("a mark"),
         sources: vec![format!("198.51.10{uplink}.2").parse().expect("an address")],
         gateways: vec![],
-        probe: Probe { targets: vec![IpAddr::V4(Ipv4Addr::new(10, 50, high, low))], ..Probe::default() },
+        probe: Probe { targets: vec![IpAddr::V4(Ipv4Addr::new(10, 50, high, low))], ..Probe::default() }.into(),
     }
 }
 
@@ -134,7 +134,7 @@ fn site(specs: &[ProbeSpec]) -> Site {
         labels: std::iter::empty().collect(),
         lan: vec![],
         endpoints: std::iter::empty().collect(),
-        paths: specs.iter().map(|s| (s.path.clone(), path(s))).collect(),
+        paths: specs.iter().map(|s| (s.path.clone(), path(s).into())).collect(),
         rules: std::iter::empty().collect(),
         policies: vec![],
         beyond: std::iter::empty().collect(),

@@ -456,7 +456,7 @@ fn site(policies: Vec<Policy>) -> Site {
         interface: interface.clone(),
         nat: Nat::Masquerade,
         mtu: None,
-        probe,
+        probe: probe.into(),
         health,
     };
     let endpoint = Endpoint {
@@ -473,7 +473,7 @@ fn site(policies: Vec<Policy>) -> Site {
         labels: BTreeMap::new(),
         lan: Vec::new(),
         endpoints: [(name("fiber"), endpoint)].into(),
-        paths: [(name("fiber"), fiber)].into(),
+        paths: [(name("fiber"), fiber.into())].into(),
         rules: BTreeMap::new(),
         policies,
         beyond: BTreeMap::new(),

@@ -91,13 +91,24 @@ impl World {
     /// Puts other rules (or none) in the place of those of one of our chains that contain a text. The daemon must have
     /// ended: it would put them back.
     fn sabotage(&self, chain: &str, text: &str, instead: Option<&str>) {
+        self.tamper(chain, text, |_| instead.map(str::to_owned));
+    }
+
+    /// Puts another text in the place of one in a chain's rules.
+    fn weaken(&self, chain: &str, text: &str, instead: &str) {
+        self.tamper(chain, text, |rule| Some(rule.replace(text, instead)));
+    }
+
+    fn tamper(&self, chain: &str, text: &str, instead: impl Fn(&str) -> Option<String>) {
         let listing = self.daemon.sh(&format!("nft -a list chain inet patronus {chain}"));
-        let hit: Vec<&str> = listing.lines().filter(|line| line.contains(text)).collect();
-        assert!(!hit.is_empty(), "no rule with `{text}`:\n{listing}");
-        for handle in hit.iter().map(|line| line.rsplit(' ').next().unwrap()) {
-            let (verb, rule) = instead.map_or(("delete", ""), |rule| ("replace", rule));
+        let rules = listing.lines().filter(|line| line.contains(text)).filter_map(|line| line.split_once(" # handle "));
+        let mut hit = 0;
+        for (rule, handle) in rules {
+            let (verb, rule) = instead(rule.trim()).map_or(("delete", String::new()), |rule| ("replace", rule));
             self.daemon.sh(&format!("nft '{verb} rule inet patronus {chain} handle {handle} {rule}'"));
+            hit += 1;
         }
+        assert!(hit > 0, "no rule with `{text}`:\n{listing}");
     }
 
     /// What counters have counted more after some work.
@@ -235,18 +246,24 @@ fn the_checker_sees_a_ruleset_without_its_guards() {
         "voice: {priority: 10, match: {protocol: udp, destinationPorts: [7000]}, action: {failover: critical, dscp: ef}}",
         "quiet: {priority: 20, match: {protocol: udp, destinationPorts: [7001]}, action: {drop: true}}",
         "own: {priority: 30, match: {destination: [9.9.9.9/32]}, action: {path: lte}}",
+        "loud: {priority: 40, match: {protocol: udp, destinationPorts: [7002]}, action: {reject: true}}",
     ]));
     world.daemon.terminate();
     world.watch(
-        &["probes", "astray", "stray", "ef", "back", "back_ef", "leaked"],
-        "chain came { type filter hook prerouting priority -140; iifname lan0 ip daddr 224.0.0.0/4 \
+        &["probes", "astray", "stray", "ef", "back", "back_ef", "leaked", "marked", "kept", "told"],
+        "chain before { type filter hook prerouting priority -160; udp dport 7005 meta mark set 0x00ff0000 \
+           ct mark set ct mark | 0x00ff0000; }; \
+         chain came { type filter hook prerouting priority -140; iifname lan0 ip daddr 224.0.0.0/4 \
            meta mark & 0xff000000 != 0 counter name stray; }; \
          chain after { type filter hook postrouting priority 200; \
            icmp type echo-request ip daddr 9.9.9.9 counter name probes; \
            icmp type echo-request ip daddr 9.9.9.9 meta mark & 0xff000000 != 0x01000000 counter name astray; \
            oifname wan0 udp dport 7000 ip dscp ef counter name ef; \
            oifname lan0 udp sport 7000 counter name back; oifname lan0 udp sport 7000 ip dscp ef counter name back_ef; \
-           oifname { wan0, wwan0 } udp dport 7001 counter name leaked; };",
+           oifname { wan0, wwan0 } udp dport 7001 counter name leaked; \
+           oifname lan0 icmp type destination-unreachable counter name told; \
+           udp dport 7005 counter name marked; \
+           udp dport 7005 meta mark & 0x00ff0000 == 0x00ff0000 ct mark & 0x00ff0000 == 0x00ff0000 counter name kept; };",
     );
     let probe = |world: &World| drop(world.daemon.sh(PROBE));
     let multicast = |world: &World| drop(world.host("ping -n -c 1 -W 1 -I eth0 224.0.0.251 || true"));
@@ -270,6 +287,22 @@ fn the_checker_sees_a_ruleset_without_its_guards() {
     assert_eq!(world.counted(["leaked"], dropped), [0]);
     world.sabotage("policy_quiet", "drop", Some("goto steer_path_fiber"));
     assert_ne!(world.counted(["leaked"], dropped), [0], "what shall be dropped goes out");
+
+    let refused = |world: &World| drop(world.on(&host(), || told(7002)));
+    assert_eq!(world.counted(["told"], refused), [1]);
+    world.sabotage("policy_loud", "reject", Some("drop"));
+    assert_eq!(world.counted(["told"], refused), [0], "what shall be refused is dropped in silence");
+
+    // The first packet of a flow is steered to its rule, the others to the path that its address binds it to.
+    let flow = |world: &World| drop(world.packets(&udp(host(), 7005), 20));
+    for (chain, first) in [("steer_failover_critical", true), ("steer_member_critical_fiber", false)] {
+        let [sent, kept] = world.counted(["marked", "kept"], flow);
+        assert!(sent >= 20 && kept == sent, "{kept} of {sent}");
+        world.weaken(chain, "ffffff |", "00ffff |");
+        let [sent, kept] = world.counted(["marked", "kept"], flow);
+        assert_eq!(kept, if first { sent - 1 } else { 1 }, "of {sent}, those that were steered elsewhere");
+        world.weaken(chain, "00ffff |", "ffffff |");
+    }
 }
 
 // What policies do to packets.

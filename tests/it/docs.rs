@@ -270,6 +270,11 @@ fn the_reference_of_metrics_is_that_of_the_program() {
         let _ = writeln!(out, "| `{name}` | {kind} | {labels} | {help} |");
     }
     generated("docs/reference/metrics.md", &out);
+    // The sample has a series of every metric.
+    let source = read("src/metrics.rs") + &read("src/metrics/source.rs");
+    let quoted = source.split('"').skip(1).step_by(2).filter(|word| word.starts_with("patronus_"));
+    let missing: Vec<&str> = quoted.filter(|name| !out.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 fn owned((name, rest): (&str, &str)) -> (String, String) {

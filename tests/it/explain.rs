@@ -178,6 +178,9 @@ fn an_earlier_moment_is_answered_from_the_records() {
             flows: Flows::Graceful,
             at: clock::now(),
             detected_in: None,
+            decided_in: None,
+            switched_in: None,
+            forgotten: 0,
         };
         transition.alternatives.push(Alternative {
             path: name("fiber"),

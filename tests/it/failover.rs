@@ -808,4 +808,14 @@ fn orders_by_hand_are_obeyed_seen_kept_across_a_restart_and_ended() {
     world.daemon.wait_active("critical", "fiber");
     let manual = world.daemon.transitions().into_iter().filter(|t| t.kind == TransitionKind::Manual).count();
     assert_eq!(manual, 2, "a pin and a drain: {:?}", world.daemon.transitions());
+
+    let text = world.daemon.says(&["probe", "lte", "--count", "2"]);
+    assert!(text.starts_with("lte by icmp over wwan0: every 100ms, lost after 80ms\n   1  "), "{text}");
+    assert!(text.contains("lte: 6 of 6 probes answered") && text.contains("  9.9.9.9  2 of 2: min "), "{text}");
+    world.fault("lte", Fault::BlackHole);
+    let (exit, text) = world.daemon.tells(&["probe", "lte", "--count", "1", "--output", "json"]);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((exit, &found["format_version"], &found["targets"][0]["answered"]), (Some(1), &1.into(), &0.into()));
+    let (exit, text) = world.daemon.tells(&["probe", "dsl"]);
+    assert_eq!((exit, text.contains("there is no path dsl; there are: fiber, lte")), (Some(1), true), "{text}");
 }

@@ -745,6 +745,11 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
             ip(command);
             wait_for(&mut changes, of(what)).await;
         }
+        // What was announced by now is there at once, and then nothing more.
+        let route = |n| format!("route add unreachable 198.18.{}.{} table 20001\n", n / 250, n % 250);
+        ip_batch("-4", &(0..1000).map(route).collect::<String>());
+        let burst = std::iter::from_fn(|| changes.ready()).filter(|e| *e == KernelEvent::Changed("route")).count();
+        assert_eq!((burst, changes.ready()), (1000, None));
         nft(RULESET);
         wait_for(&mut changes, of("nft")).await;
         // What is left of that transaction is read away, up to a mark that is known to be the last.

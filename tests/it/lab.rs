@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,7 +52,7 @@ fn uplink(site: &mut Site, named: &str, interface: &str, gateways: &[&str], targ
         metered: false,
     };
     site.endpoints.insert(name(named), endpoint);
-    site.paths.insert(name(named), path(named, named, interface, Destination::Internet, targets));
+    site.paths.insert(name(named), path(named, named, interface, Destination::Internet, targets).into());
 }
 
 fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&str]) -> Path {
@@ -62,7 +63,7 @@ fn path(named: &str, from: &str, interface: &str, to: Destination, targets: &[&s
         interface: interface.parse().unwrap(),
         nat: Nat::Masquerade,
         mtu: None,
-        probe: Probe { targets: addresses(targets), window: 30, ..Probe::default() },
+        probe: Probe { targets: addresses(targets), window: 30, ..Probe::default() }.into(),
         health: Health {
             latency: Duration::from_millis(150),
             loss: Ratio::from_ppm(10_000).unwrap(),
@@ -113,7 +114,7 @@ fn fleet() -> Vec<Site> {
             let to = Destination::Site { site: name("hq"), endpoint: name(wan), tunnel };
             let inner = format!("169.254.{b}.{}", 2 + 4 * n);
             let tunnel = path(&format!("hq-{wan}"), wan, &format!("vx{n}"), to, &[&inner]);
-            site.paths.insert(tunnel.name.clone(), tunnel);
+            site.paths.insert(tunnel.name.clone(), tunnel.into());
         }
         sites.push(site);
     }
@@ -237,8 +238,8 @@ fn sites_whose_providers_share_a_network_stay_apart() {
 #[test]
 fn networks_without_nat_are_routed_back() {
     let mut site = berlin();
-    site.paths.get_mut("fiber").unwrap().nat = Nat::None;
-    site.paths.get_mut("lte").unwrap().nat = Nat::Snat("203.0.113.7".parse().unwrap());
+    Arc::make_mut(site.paths.get_mut("fiber").unwrap()).nat = Nat::None;
+    Arc::make_mut(site.paths.get_mut("lte").unwrap()).nat = Nat::Snat("203.0.113.7".parse().unwrap());
     let topology = lab::topology([&site]).unwrap();
     let routed =
         |endpoint| topology.uplink("berlin", endpoint).unwrap().routed.iter().map(ToString::to_string).collect();
@@ -302,7 +303,7 @@ fn both_families_work_on_every_uplink() {
 #[test]
 fn a_path_without_nat_gets_its_answers() {
     let mut site = berlin();
-    site.paths.get_mut("fiber").unwrap().nat = Nat::None;
+    Arc::make_mut(site.paths.get_mut("fiber").unwrap()).nat = Nat::None;
     let lab = up(&[site]);
     let mut spec = one_way(1000);
     spec.echo = true;

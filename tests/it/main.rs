@@ -11,6 +11,7 @@ mod docs;
 mod doctor;
 mod explain;
 mod failover;
+mod flows;
 mod git;
 mod kernel;
 mod lab;

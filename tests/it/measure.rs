@@ -64,7 +64,8 @@ fn spec(n: u8, name: &str, method: Method) -> ProbeSpec {
             interval: Duration::from_millis(300),
             timeout: Duration::from_millis(250),
             ..Probe::default()
-        },
+        }
+        .into(),
     }
 }
 
@@ -248,7 +249,7 @@ fn probes_carry_their_dscp() {
         let mut bench = Bench::new(&provider);
         let with = |name: &str, method| {
             let plain = spec(0, name, method);
-            ProbeSpec { probe: Probe { dscp: Some("ef".parse().unwrap()), ..plain.probe }, ..plain }
+            ProbeSpec { probe: Probe { dscp: Some("ef".parse().unwrap()), ..(*plain.probe).clone() }.into(), ..plain }
         };
         let marked = methods().into_iter().filter(|(name, ..)| *name != "gateway");
         let specs: Vec<ProbeSpec> = marked.map(|(name, method, _)| with(name, method)).collect();
@@ -274,7 +275,7 @@ fn a_gateway_that_does_not_answer_is_lost_though_the_link_is_up() {
     with_two_uplinks(|provider| async move {
         let mut bench = Bench::new(&provider);
         let found = spec(0, "gateway", Method::Gateway);
-        let probe = Probe { targets: vec![[0, 0, 0, 0].into()], ..found.probe.clone() };
+        let probe = Probe { targets: vec![[0, 0, 0, 0].into()], ..(*found.probe).clone() }.into();
         bench.prober.configure(vec![ProbeSpec { probe, ..found }]);
         bench.until("gateway", "the gateway that the kernel told", answered).await;
         provider.sh("ip addr flush dev isp0");

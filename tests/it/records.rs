@@ -16,7 +16,7 @@ use patronus::{
         client::{self, ClientError},
     },
     clock::{self, Wall},
-    engine::status::{Event, ReconcileOutcome, ReconcileStatus, Status, Totals, UnconfirmedStatus},
+    engine::status::{Event, Pinned, ReconcileOutcome, ReconcileStatus, Status, Totals, UnconfirmedStatus},
     guard::Who,
     health::PathState,
     metrics,
@@ -64,6 +64,8 @@ pub fn status() -> Status {
     status.source.desired = Some(newest);
     let until = Some(Wall::from_micros(1_700_003_600_000_000));
     status.source.suspended = Some(Suspension { by: "root".into(), reason: "maintenance".into(), since: at, until });
+    let rule = status.rules.get_mut("critical").unwrap();
+    rule.pinned = Some(Pinned { to: "lte".parse().unwrap(), seconds: 3590.0, reason: "work on the mast".into() });
     let sent = BTreeMap::from([("sent".to_owned(), 7), ("failed".to_owned(), 1)]);
     status.totals.notifications = BTreeMap::from([(name("pager"), sent)]);
     status.totals.webhook = BTreeMap::from([("accepted".to_owned(), 4), ("wrong-signature".to_owned(), 1)]);
@@ -149,6 +151,7 @@ fn metrics_say_what_the_status_says() {
         r#"patronus_notifications_total{site="berlin",channel="pager",result="failed"} 1"#,
         r#"patronus_source_held{site="berlin",reason="diverged"} 1"#,
         r#"patronus_source_suspended{site="berlin"} 1"#,
+        r#"patronus_failover_pinned_remaining_seconds{site="berlin",rule="critical"} 3590.0"#,
         r#"patronus_source_suspended_until_timestamp_seconds{site="berlin"} 1700003600.0"#,
         r#"patronus_condition{site="berlin",type="Ready",status="True"} 1"#,
         r#"patronus_condition{site="berlin",type="Ready",status="False"} 0"#,

@@ -16,7 +16,7 @@ pub(super) fn duration(d: Duration) -> String {
 }
 
 /// A latency: `0.34ms`, `12.3ms`, `340ms`; `-` if there is none.
-pub(super) fn latency(d: Option<Duration>) -> String {
+pub(in crate::cli) fn latency(d: Option<Duration>) -> String {
     let Some(d) = d else { return "-".into() };
     let ms = d.as_secs_f64() * 1e3;
     let digits = if ms < 10.0 { 2 } else { usize::from(ms < 100.0) };

@@ -9,11 +9,11 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{
     human::{between, bytes, clean, count, duration, latency, plural, time},
-    revisions,
+    revisions, rules,
 };
 use crate::{
     clock::Instant,
-    engine::status::{Event, ReconcileOutcome, ReconcileStatus, RuleStatus, Status},
+    engine::status::{Event, PathStatus, ReconcileOutcome, ReconcileStatus, Status},
     health::PathState,
     store::Run,
     units::Name,
@@ -69,7 +69,7 @@ pub(super) fn status(status: &Status, now: Instant) -> String {
     let errors = status.source.errors.iter().map(|line| (Mark::Look, clean(line)));
     section(&mut out, revisions::errors_title(&status.source), errors);
     for (title, body) in
-        [("Paths", paths(status, ROWS)), ("Rules", rules(status, ROWS)), ("Policies", policies(status, ROWS))]
+        [("Paths", paths(status, ROWS)), ("Rules", rules::rules(status, ROWS)), ("Policies", policies(status, ROWS))]
     {
         let _ = write!(out, "\n{BOLD}{title}{BOLD:#}\n{body}");
     }
@@ -118,7 +118,7 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     found.extend(last_change(status));
     found.extend(revisions::findings(status));
     let rules = status.rules.iter();
-    found.extend(rules.filter_map(|(name, rule)| Some((rule_mark(status, rule)?, rule_finding(name, rule)))));
+    found.extend(rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(status, name, rule)))));
     found.extend(orders(status));
     found.extend(path_findings(status));
     let counted = [
@@ -177,46 +177,12 @@ fn several(noun: &str, names: &[&str]) -> String {
     }
 }
 
-/// None when the rule is on its primary and that is usable.
-fn rule_mark(status: &Status, rule: &RuleStatus) -> Option<Mark> {
-    let Some(active) = &rule.choice.active else { return Some(Mark::Broken) };
-    if !rule.shares.is_empty() {
-        let down = |path| status.paths.get(path).is_some_and(|p| p.health.state == PathState::Down);
-        let all = rule.choice.in_use().count() == rule.members.len();
-        return if rule.choice.in_use().all(down) { Some(Mark::Broken) } else { (!all).then_some(Mark::Look) };
-    }
-    let state = status.paths.get(active).map_or(PathState::Unknown, |p| p.health.state);
-    match state {
-        PathState::Down => Some(Mark::Broken),
-        _ if rule.members.first() != Some(active) => Some(Mark::Look),
-        _ => None,
-    }
-}
-
-fn rule_finding(name: &Name, rule: &RuleStatus) -> String {
-    match &rule.choice.active {
-        None => format!("rule {name} has no path: its traffic is rejected"),
-        Some(_) if !rule.shares.is_empty() => {
-            let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
-            format!(
-                "rule {name} shares its flows among {} of {} paths: {}",
-                used.len(),
-                rule.members.len(),
-                used.join(", ")
-            )
-        }
-        Some(active) if rule.members.first() == Some(active) => {
-            format!("rule {name} is on {active}, which is down, and has no better")
-        }
-        Some(active) => format!("rule {name} is on its backup {active}"),
-    }
-}
-
 /// The table of paths.
 pub(super) fn paths(status: &Status, limit: usize) -> String {
     let rows = status.paths.iter().map(|(name, path)| {
         let health = &path.health;
         let mark = match health.state {
+            PathState::Up if path.drained => Mark::Look,
             PathState::Up => Mark::Fine,
             PathState::Unknown => Mark::Unknown,
             PathState::Degraded => Mark::Look,
@@ -226,17 +192,19 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
         let loss =
             if measured { format!("{:.1}%", health.loss.as_f64() * 100.0).replace(".0%", "%") } else { "-".into() };
         let score = if health.state == PathState::Unknown { "-".into() } else { health.score.to_string() };
-        let via = std::iter::once(path.interface.clone()).chain(path.gateways.clone()).collect::<Vec<_>>().join(" ");
+        let gateways = path.gateways.iter().map(|gateway| format!(" {gateway}"));
+        let via = std::iter::once(path.interface.to_string()).chain(gateways).collect::<String>();
         let why = if health.carrier || health.state != PathState::Down {
             clean(&health.reason)
         } else {
             no_carrier(&health.reason)
         };
+        let why = if path.drained { format!("by hand; it is {}: {why}", state(health.state)) } else { why };
         (
             mark,
             vec![
                 name.to_string(),
-                state(health.state).into(),
+                shown_state(path).into(),
                 score,
                 latency(health.latency),
                 loss,
@@ -283,6 +251,15 @@ fn no_carrier(reason: &str) -> String {
     if reason.contains("carrier") { clean(reason) } else { format!("no carrier; {}", clean(reason)) }
 }
 
+/// What people did to a path comes before what is measured of it.
+const fn shown_state(path: &PathStatus) -> &'static str {
+    match (path.drained, path.health.disabled) {
+        (true, _) => "drained",
+        (_, true) => "disabled",
+        _ => state(path.health.state),
+    }
+}
+
 const fn state(state: PathState) -> &'static str {
     match state {
         PathState::Unknown => "unknown",
@@ -290,26 +267,6 @@ const fn state(state: PathState) -> &'static str {
         PathState::Degraded => "degraded",
         PathState::Down => "down",
     }
-}
-
-/// The table of rules.
-pub(super) fn rules(status: &Status, limit: usize) -> String {
-    let rows = status.rules.iter().map(|(name, rule)| {
-        let used: Vec<&str> = rule.choice.in_use().map(Name::as_str).collect();
-        let active = if used.is_empty() { "none: rejecting".into() } else { used.join(" + ") };
-        let sharing = !rule.shares.is_empty();
-        let instead = rule.members.iter().take(if sharing { usize::MAX } else { 1 });
-        let instead: Vec<&str> = instead.filter(|p| !rule.choice.in_use().any(|u| u == *p)).map(Name::as_str).collect();
-        let primary = if instead.is_empty() { "-".into() } else { instead.join(", ") };
-        let back = rule
-            .failback_in
-            .map_or("-".into(), |s| duration(std::time::Duration::try_from_secs_f64(s).unwrap_or_default()));
-        let next = rule.choice.tail.first().map_or("nothing".into(), ToString::to_string);
-        let since = duration(status.now.since(rule.choice.since));
-        let mark = rule_mark(status, rule).unwrap_or(Mark::Fine);
-        (mark, vec![name.to_string(), active, since, primary, back, next, clean(&rule.reason)])
-    });
-    table(&["RULE", "USES", ">SINCE", "INSTEAD OF", ">BACK IN", "NEXT", "WHY"], rows, ("rules", limit))
 }
 
 /// The table of policies.

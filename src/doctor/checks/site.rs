@@ -102,7 +102,7 @@ pub(super) fn gateways(facts: &Facts) -> Finding {
 pub(super) fn mtu(facts: &Facts) -> Finding {
     either(both(facts).map(|(site, kernel)| {
         let links = &kernel.observed.facts.links;
-        let finding = |path: &crate::validate::intent::Path| {
+        let finding = |path: &std::sync::Arc<crate::validate::intent::Path>| {
             let under = links.get(path.under()?)?.mtu;
             let inner = path.mtu.or_else(|| links.get(&path.interface).map(|link| link.mtu))?;
             let most = under.saturating_sub(VXLAN_OVERHEAD);

@@ -160,6 +160,39 @@ fn flows_through_nat_stay_on_a_path_that_is_left_by_hand() {
 }
 
 #[test]
+fn flows_that_stayed_on_a_path_are_forgotten_when_it_dies_and_no_others() {
+    let mut s = Story::new(overflowing(&["a", "b", "c"]));
+    let all = ["100@0", "100@0", "100@0"];
+    s.flows(0.0, &all);
+    s.overrides.drains.insert(name("a"), Drain { since: at(1.0), force: false });
+    s.flows(1.0, &all);
+    let mut dies = |seconds, healths: &[&str]| {
+        s.set(healths);
+        let inputs =
+            Inputs { site: &s.site, healths: &s.healths, measures: &s.measures, overrides: &s.overrides };
+        let decision = decide(&inputs, &mut s.selection, at(seconds));
+        decision.forget.into_iter().map(|(_, path, _)| path.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(dies(2.0, &["0@0", "100@0", "100@0"]), ["a"], "those that stayed on the drained one");
+    assert_eq!(dies(3.0, &["0@0", "100@0", "100@0"]), [""; 0], "once");
+    assert_eq!(dies(4.0, &["0@0", "0@0", "100@0"]), ["b"], "those of the one in use, once");
+}
+
+#[test]
+fn a_path_that_is_held_disabled_or_worse_gets_no_flows_however_empty() {
+    let mut s = Story::new(Rule { hold_down: std::time::Duration::from_secs(20), ..overflowing(&["a", "b", "c"]) });
+    s.flows(0.0, &["100@0", "100@0", "100@0"]);
+    s.flows(1.0, &["0@0", "100@90", "100@0"]);
+    assert_eq!(s.flows(2.0, &["100@0", "100@90", "100@0"]).0, "c", "a is held, b is full");
+    assert_eq!(s.flows(21.0, &["100@0", "100@90", "100@0"]).0, "c");
+    assert_eq!(s.flows(23.0, &["100@0", "100@90", "100@0"]).0, "c", "it waits from the end of that");
+    assert_eq!(s.flows(83.0, &["100@0", "100@90", "100@0"]).0, "a");
+    // One that is too bad is left for a full one that works, and one that works badly is better than none.
+    assert_eq!(s.flows(84.0, &["40@0", "100@90", "40@0"]).0, "b");
+    assert_eq!(s.flows(85.0, &["40@0", "0@0", "40@0"]).0, "a");
+}
+
+#[test]
 fn a_return_that_is_asked_for_happens_at_once_if_there_is_room() {
     let mut s = Story::new(overflowing(&["a", "b"]));
     s.flows(0.0, &["100@90", "100@0"]);
@@ -179,7 +212,13 @@ fn the_unmeasured_and_a_restart_change_nothing() {
     s.flows(0.0, &["100@90", "100@0"]);
     s.flows(1.0, &["100@90", "100@0"]);
     assert_eq!(s.flows(2.0, &["?", "?"]), ("b".into(), vec![]));
-    assert_eq!(s.flows(100.0, &["100", "100"]), ("b".into(), vec![]), "an unknown load is no low one");
+    assert_eq!(s.flows(60.0, &["100", "100"]), ("b".into(), vec![]), "an unknown load is low, after the same wait");
+    assert_eq!(s.flows(61.0, &["100@90", "100"]), ("b".into(), vec![]), "it was not: the wait begins anew");
+    s.flows(70.0, &["100", "100"]);
+    let (to, told) = s.flows(130.0, &["100", "100"]);
+    assert_eq!((to.as_str(), moves(&told)), ("a", moved(Failback, "b", "a", Flows::Graceful)));
+    assert_eq!(told[0].reason, "the load of a is not known any more for 60s: new flows leave b");
+    assert_eq!(s.flows(900.0, &["100", "100"]), ("a".into(), vec![]), "and never a full one");
     let mut s = Story::new(overflowing(&["a", "b"]));
     assert_eq!(s.flows(0.0, &["?", "?"]).0, "a");
     assert_eq!(s.flows(1.0, &["?", "100"]), ("a".into(), vec![]));

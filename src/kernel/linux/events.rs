@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
-    task::{Context, Poll},
+    pin::pin,
+    task::{Context, Poll, Waker},
 };
 
 use netlink_sys::{
@@ -15,6 +16,7 @@ use nix::{
     errno::Errno,
     sys::socket::{setsockopt, sockopt},
 };
+use tokio::task::unconstrained;
 
 use super::{link::Link, nft, processes, tables, wire};
 use crate::{
@@ -67,6 +69,16 @@ impl Changes {
     /// notifications, since the answer to both is to look at everything.
     pub async fn next(&mut self) -> KernelEvent {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next change that was announced already. Whoever gets none waits with [`Self::next`].
+    pub fn ready(&mut self) -> Option<KernelEvent> {
+        // Without this, tokio calls a socket empty after 128 reads, so that other tasks have their turn.
+        let next = pin!(unconstrained(self.next()));
+        match next.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(event) => Some(event),
+            Poll::Pending => None,
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<KernelEvent> {

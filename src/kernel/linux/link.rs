@@ -198,7 +198,9 @@ impl Links {
     }
 
     fn addresses_of(&self, index: u32) -> Vec<IpNet> {
-        self.addresses.iter().filter(|a| a.index == index).map(|a| a.net).collect()
+        let mut nets: Vec<IpNet> = self.addresses.iter().filter(|a| a.index == index).map(|a| a.net).collect();
+        nets.shrink_to_fit();
+        nets
     }
 
     /// Our tunnels by name.

@@ -44,7 +44,7 @@ use crate::{
     foreign::{Surroundings, programs::Touch},
     plan::Step,
     state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
-    units::{IfName, Name},
+    units::{IfName, Name, pack},
 };
 
 /// Tables looked into for routes of others, beyond those in use.
@@ -127,6 +127,7 @@ impl Linux {
         for link in links.all.iter().filter(|link| wanted(&link.name)) {
             facts.insert(link.name.clone(), links.facts(link));
         }
+        pack(facts);
         for (index, family, _, gateway) in route::defaults(&self.route)? {
             if let Some(link) = links.names.get(&index).and_then(|name| facts.get_mut(name)) {
                 link.gateways.entry(family).or_insert(gateway);

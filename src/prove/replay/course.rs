@@ -157,7 +157,7 @@ impl<'a> Course<'a> {
                 if condition.is_recorded() { breach.after(condition.stats(), &path.health) } else { Breach::default() };
             breach.limits(&path.health)
         });
-        let (state, score) = condition.under(path, then, &limits);
+        let (state, score) = condition.under(path, then.map(AsRef::as_ref), &limits);
         let old = self.healths.get(name);
         let since = old.filter(|h| h.state == state).map_or(at, |h| h.since);
         let measured = *condition.stats();
@@ -176,7 +176,7 @@ impl<'a> Course<'a> {
             self.decide(at, begin);
         } else if let Some(choice) = self.selection.rules.get_mut(&self.rule) {
             // What nobody saw is no evidence for a return.
-            (choice.recovering, choice.toward) = (None, None);
+            choice.wait_anew();
         }
     }
 

@@ -145,7 +145,7 @@ impl<'a> Ruler<'a> {
 
     fn weigh(&self, path: &Path, condition: &Condition) -> Quality {
         let then = self.then.paths.get(&path.name);
-        let (own, score) = condition.under(path, then, &path.health);
+        let (own, score) = condition.under(path, then.map(AsRef::as_ref), &path.health);
         if own == PathState::Unknown {
             return Quality::Unrecorded;
         }
