@@ -77,7 +77,8 @@ impl Round<'_> {
             self.members.iter().filter(|m| choice.sharing.contains(m.name)).collect()
         };
         let bound = |m: &Candidate| {
-            let takes = |memory: &super::Memory| memory.path == *m.name && (memory.carries || self.rule.balance.is_some());
+            let takes =
+                |memory: &super::Memory| memory.path == *m.name && (memory.carries || self.rule.balance.is_some());
             old.iter().any(|o| o.name == m.name) && choice.members.iter().any(takes)
         };
         self.members.iter().filter(|m| m.died && !bound(m)).for_each(|dead| flows::bury(self.rule, dead, decision));
@@ -242,7 +243,14 @@ impl Round<'_> {
     }
 
     /// A path leaves: what happens to the flows that are bound to it.
-    pub(super) fn leave(&self, m: &Candidate, action: FlowAction, told: Transition, choice: &mut Choice, decision: &mut Decision) {
+    pub(super) fn leave(
+        &self,
+        m: &Candidate,
+        action: FlowAction,
+        told: Transition,
+        choice: &mut Choice,
+        decision: &mut Decision,
+    ) {
         let flows = flows::of(action, m.down);
         let silent = Some(m).filter(|m| m.down).and_then(Candidate::silent_since);
         flows::leave(self, choice, m, action, decision);
@@ -260,8 +268,7 @@ impl Round<'_> {
                 let waited = shown(self.now.since(since));
                 let shares = self.rule.balance.is_some();
                 let then = if shares { "new flows are shared with it" } else { "new flows return to it" };
-                let reason =
-                    format!("{} scored {score} >= {threshold} for {waited}: {then}", m.name);
+                let reason = format!("{} scored {score} >= {threshold} for {waited}: {then}", m.name);
                 (TransitionKind::Failback, reason)
             }
             None => (TransitionKind::Failover, format!("no path in use was good; {}", m.told(self.now))),

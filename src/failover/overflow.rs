@@ -101,7 +101,9 @@ impl Round<'_> {
         }
         let (kind, reason) = match was {
             _ if self.pinned().is_some() => (TransitionKind::Manual, self.by_hand(to).reason),
-            Some(was) if was.full && !to.full && !self.before(to, was) => (TransitionKind::Better, self.flowed(was, to)),
+            Some(was) if was.full && !to.full && !self.before(to, was) => {
+                (TransitionKind::Better, self.flowed(was, to))
+            }
             Some(was) if self.before(to, was) && old.iter().any(|m| m.name == to.name) => {
                 (TransitionKind::Failback, self.ebbed(to, was, wanted.hastened))
             }
@@ -117,9 +119,7 @@ impl Round<'_> {
         let pinned = self.pinned().is_some();
         let (kind, reason) = match m.standing {
             _ if pinned => (TransitionKind::Manual, self.by_hand(to).reason),
-            Standing::Drained => {
-                (TransitionKind::Manual, format!("{}; {}", m.told(self.now), to.told(self.now)))
-            }
+            Standing::Drained => (TransitionKind::Manual, format!("{}; {}", m.told(self.now), to.told(self.now))),
             _ => (TransitionKind::Failover, self.left(m, to)),
         };
         let action = match self.rule.on_failover {

@@ -92,7 +92,7 @@ impl Story {
         self.select(at(seconds))
     }
 
-    fn set(&mut self, healths: &[&str]) {
+    pub(super) fn set(&mut self, healths: &[&str]) {
         let members = self.site.rules["critical"].members.clone();
         for (member, text) in members.iter().zip(healths) {
             self.healths.insert(member.clone(), health(text));

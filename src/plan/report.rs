@@ -306,7 +306,7 @@ fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
 
 fn describe_rule(rule: &intent::Rule) -> String {
     if let Some(full) = rule.overflow {
-        return format!("{} in order, the next one for new flows above {full} of a line", join(&rule.members));
+        return format!("{} in turn: new flows go on above {full} of a line", join(&rule.members));
     }
     let Some(balance) = &rule.balance else { return format!("{} in order", join(&rule.members)) };
     let shares: Vec<String> = rule.members.iter().map(|m| format!("{m} {}", balance.share(m))).collect();

@@ -375,7 +375,8 @@ impl Play {
     /// New flows take no line that is full while another is fit that never was, and pass by none such for a later one.
     fn check_lines(&self, choice: &Choice) -> Result<(), String> {
         let Some(active) = choice.active.as_ref().filter(|_| self.rule().overflow.is_some()) else { return Ok(()) };
-        let calm = |path: &&Name| choice.sharing.contains(path) && self.works(path) && !self.over.contains_key(path.as_str());
+        let calm =
+            |path: &&Name| choice.sharing.contains(path) && self.works(path) && !self.over.contains_key(path.as_str());
         let (members, pinned) = (&self.rule().members, self.overrides.pin(&name("r"), self.now).is_some());
         let Some(better) = members.iter().find(calm).filter(|better| *better != active && !pinned) else {
             return Ok(());
@@ -504,9 +505,14 @@ fn whatever_happens_the_rules_hold_in_every_seed() {
 /// The sabotage twins: each fault is found within a few seeds.
 #[test]
 fn the_checker_sees_each_way_to_decide_wrongly() {
-    for sabotage in
-        [Sabotage::OldHealth, Sabotage::NoHold, Sabotage::NoReturn, Sabotage::ForgetsRefusals, Sabotage::Moody, Sabotage::NeverFull]
-    {
+    for sabotage in [
+        Sabotage::OldHealth,
+        Sabotage::NoHold,
+        Sabotage::NoReturn,
+        Sabotage::ForgetsRefusals,
+        Sabotage::Moody,
+        Sabotage::NeverFull,
+    ] {
         let found = first_failure(0..2_000, sabotage);
         assert!(found.is_some(), "{sabotage:?} was not noticed");
     }

@@ -194,7 +194,15 @@ mod tests {
     }
 
     fn view(path: &str, standing: Standing, remaining: Option<f64>, penalty: u32) -> View {
-        View { path: name(path), standing, score: 97, reason: "all probes answered".into(), remaining, penalty, full: false }
+        View {
+            path: name(path),
+            standing,
+            score: 97,
+            reason: "all probes answered".into(),
+            remaining,
+            penalty,
+            full: false,
+        }
     }
 
     fn sample() -> Status {
@@ -262,7 +270,8 @@ mod tests {
         let full = View { full: true, ..view("fiber", Standing::Up, None, 0) };
         status.paths.get_mut(&name("fiber")).unwrap().health.used = Some(0.934);
         let rule = status.rules.get_mut("critical").unwrap();
-        (rule.standings, rule.pinned, rule.choice.leaving) = (vec![full, view("lte", Standing::Up, None, 0)], None, vec![]);
+        (rule.standings, rule.pinned, rule.choice.leaving) =
+            (vec![full, view("lte", Standing::Up, None, 0)], None, vec![]);
         let text = anstream::adapter::strip_str(&rules(&status, usize::MAX)).to_string();
         assert_eq!(
             text.lines().nth(2).unwrap(),
@@ -294,11 +303,11 @@ mod tests {
     #[test]
     fn a_rule_without_a_path_says_where_its_flows_go() {
         let mut status = sample();
-        let rule = status.rules.get_mut("critical").unwrap();
-        rule.choice.active = None;
-        assert!(finding(&name("critical"), rule).ends_with("its traffic is rejected"));
-        rule.passes_on = true;
-        assert!(finding(&name("critical"), rule).ends_with("its new flows go to the next policy"));
+        let said = |status: &Status| finding(status, &name("critical"), &status.rules["critical"]);
+        status.rules.get_mut("critical").unwrap().choice.active = None;
+        assert!(said(&status).ends_with("its traffic is rejected"));
+        status.rules.get_mut("critical").unwrap().passes_on = true;
+        assert!(said(&status).ends_with("its new flows go to the next policy"));
         assert!(rules(&status, 9).contains("none: next policy"));
     }
 }

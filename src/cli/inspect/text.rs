@@ -118,7 +118,9 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     found.extend(last_change(status));
     found.extend(revisions::findings(status));
     let rules = status.rules.iter();
-    found.extend(rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(status, name, rule)))));
+    found.extend(
+        rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(status, name, rule)))),
+    );
     found.extend(orders(status));
     found.extend(path_findings(status));
     let counted = [
