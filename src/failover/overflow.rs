@@ -74,11 +74,12 @@ impl Round<'_> {
     /// The path that new flows take, of those that are fit.
     pub(super) fn turn<'s>(&self, paths: &[&'s Candidate<'s>], choice: &Choice) -> Option<&'s Candidate<'s>> {
         let active = |m: &&&Candidate| choice.active.as_ref() == Some(m.name);
-        // What is not measured is not moved to.
+        // What is not measured is not moved to, and what came back a moment ago only if no other works.
         let known = |m: &&&Candidate| choice.active.is_none() || m.alive() || active(m);
-        let mut found = paths.iter().filter(known).find(|m| !m.full);
-        found = found.or_else(|| paths.iter().find(active)).or_else(|| paths.iter().find(known));
-        found.or_else(|| paths.first()).copied()
+        let room = |m: &&&Candidate| !m.full && (m.free() || active(m));
+        let found = paths.iter().filter(known).find(room).or_else(|| paths.iter().find(active));
+        let found = found.or_else(|| paths.iter().filter(known).find(|m| m.free()));
+        found.or_else(|| paths.iter().find(known)).or_else(|| paths.first()).copied()
     }
 
     /// The record of a path that is left with its flows, and that of new flows that take another.

@@ -372,11 +372,22 @@ impl Play {
         Ok(())
     }
 
-    /// New flows take no line that is full while another is fit that never was, and pass by none such for a later one.
+    /// New flows take no line that is full while another is free that never was, and pass by none such for a later one.
     fn check_lines(&self, choice: &Choice) -> Result<(), String> {
         let Some(active) = choice.active.as_ref().filter(|_| self.rule().overflow.is_some()) else { return Ok(()) };
-        let calm =
-            |path: &&Name| choice.sharing.contains(path) && self.works(path) && !self.over.contains_key(path.as_str());
+        let inputs = Inputs {
+            site: &self.site,
+            healths: self.monitor.healths(),
+            measures: self.monitor.measures(),
+            overrides: &self.overrides,
+        };
+        let free: Vec<&Name> = failover::standings(&inputs, self.rule(), choice)
+            .filter(|(_, standing)| matches!(standing, Standing::Up | Standing::Degraded))
+            .map(|(path, _)| path)
+            .collect();
+        let calm = |path: &&Name| {
+            choice.sharing.contains(path) && free.contains(path) && !self.over.contains_key(path.as_str())
+        };
         let (members, pinned) = (&self.rule().members, self.overrides.pin(&name("r"), self.now).is_some());
         let Some(better) = members.iter().find(calm).filter(|better| *better != active && !pinned) else {
             return Ok(());
@@ -425,7 +436,7 @@ impl Play {
         for path in PATHS {
             self.monitor.set_link(&name(path), Link::Ready, self.now);
         }
-        for round in 0..16 {
+        for round in 0..24 {
             for path in PATHS {
                 self.load(path, Some(5));
                 self.round(path, second, true);
