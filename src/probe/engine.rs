@@ -144,6 +144,8 @@ impl Engine {
                 Some(same) if *same.spec == spec => same,
                 changed => {
                     let round = changed.map_or(0, |c| c.round);
+                    // Whatever was in doubt was another way of probing.
+                    self.schedule.pace(&spec.path, None, now);
                     Probed { round, good: 0, lost: 0, trouble: None, spec: Arc::new(spec) }
                 }
             };

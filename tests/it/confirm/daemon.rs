@@ -301,6 +301,31 @@ fn a_change_that_a_busy_kernel_could_not_take_is_tried_again_and_not_quarantined
     assert_eq!(standing(&daemon).1, Standing::Confirmed);
 }
 
+/// A backup that was made during a trial comes back when that is over.
+#[test]
+fn an_older_copy_of_the_journal_undoes_nothing_that_was_confirmed_since() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("2s"));
+    let first = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &harmless(1));
+    daemon.wait("the trial", |s| s.unconfirmed.is_some());
+    let (journal, copy) = (daemon.state_dir().join("journal.db"), daemon.state_dir().join("copy.db"));
+    rusqlite::Connection::open(&journal).unwrap().execute("VACUUM INTO ?", [copy.to_str().unwrap()]).unwrap();
+    let later = |s: &Status| s.source.applied != first && s.unconfirmed.is_none() && well(s);
+    let (good, shown) = (daemon.wait("the change", later).source.applied, ours(&daemon));
+    for file in ["journal.db-wal", "journal.db-shm"] {
+        drop(fs::remove_file(daemon.state_dir().join(file)));
+    }
+    fs::rename(&copy, &journal).unwrap();
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains("while in use")));
+    daemon.kill();
+    let status = daemon.settle();
+    assert!(status.source.applied == good && status.unconfirmed.is_none(), "{:?}", status.source);
+    assert_eq!(ours(&daemon), shown);
+    assert!(standing(&daemon).2.contains("an older copy of the journal"), "{:?}", standing(&daemon));
+}
+
 #[test]
 fn a_journal_that_is_lost_during_a_trial_is_written_anew_so_that_a_kill_is_no_way_out() {
     let world = World::new();
