@@ -84,7 +84,7 @@ impl Round<'_> {
         self.members.iter().filter(|m| m.died && !bound(m)).for_each(|dead| flows::bury(self.rule, dead, decision));
         let mut wanted = Wanted { hastened, ..self.wanted(&old, choice) };
         if self.rule.overflow.is_some() {
-            wanted.active = self.turn(&wanted.paths, choice);
+            wanted.active = Self::turn(&wanted.paths, choice);
         }
         if fresh {
             self.tell_first(&wanted, choice, decision);

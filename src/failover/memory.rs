@@ -20,6 +20,8 @@ use crate::{
 const CAP: u32 = 4;
 
 /// What a rule remembers of one path.
+// Facts that have nothing to do with each other: no state machine hides in them.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// The path.

@@ -72,7 +72,7 @@ impl Brim {
 
 impl Round<'_> {
     /// The path that new flows take, of those that are fit.
-    pub(super) fn turn<'s>(&self, paths: &[&'s Candidate<'s>], choice: &Choice) -> Option<&'s Candidate<'s>> {
+    pub(super) fn turn<'s>(paths: &[&'s Candidate<'s>], choice: &Choice) -> Option<&'s Candidate<'s>> {
         let active = |m: &&&Candidate| choice.active.as_ref() == Some(m.name);
         // What is not measured is not moved to, and what came back a moment ago only if no other works.
         let known = |m: &&&Candidate| choice.active.is_none() || m.alive() || active(m);
