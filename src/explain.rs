@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     desired,
-    failover::{self, Selection},
+    failover::{self, Choice, Selection},
     state::{Allocations, Facts, Fwmark, Ranges, RouteValue, Target},
     units::{Dscp, Family, IfName, Name, PortRange},
     validate::intent::{Action, Destination, Match, Nat, Path, Policy, Site},
@@ -306,20 +306,20 @@ fn order<'a>(target: &'a Target, world: &World<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| world.selection.rules.get(rule);
     let chosen = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
     match target {
-        Target::Member(rule, path) if world.site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
-            world.site.rules.get(rule).zip(choice(rule)).map(|(r, c)| failover::ways(r, c, path)).unwrap_or_default()
-        }
         Target::Path(path) => vec![path],
         Target::Rule(rule) => chosen(rule).collect(),
-        Target::Member(rule, path) => std::iter::once(path).chain(chosen(rule).filter(|p| *p != path)).collect(),
+        Target::Member(rule, path) => {
+            let rule = world.site.rules.get(rule).zip(choice(rule));
+            rule.map_or_else(|| vec![path], |(r, c)| failover::ways(world.site, r, c, path))
+        }
     }
 }
 
 /// The paths that share the new flows of a rule, where several do.
 fn shares(target: &Target, world: &World<'_>) -> Vec<Name> {
     let Target::Rule(rule) = target else { return Vec::new() };
-    let sharing = world.selection.rules.get(rule).map(|c| c.sharing.clone()).unwrap_or_default();
-    if sharing.len() > 1 { sharing } else { Vec::new() }
+    let used: Vec<Name> = world.selection.rules.get(rule).into_iter().flat_map(Choice::in_use).cloned().collect();
+    if used.len() > 1 { used } else { Vec::new() }
 }
 
 /// The next hop of a path as the kernel takes it: known, and with a carrier.

@@ -145,10 +145,9 @@ fn order<'a>(site: &'a Site, target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a
     match target {
         Target::Path(path) => vec![path],
         Target::Rule(rule) => in_use(rule).collect(),
-        Target::Member(rule, path) if site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
-            site.rules.get(rule).zip(choice(rule)).map(|(rule, choice)| ways(rule, choice, path)).unwrap_or_default()
+        Target::Member(rule, path) => {
+            site.rules.get(rule).zip(choice(rule)).map_or_else(|| vec![path], |(r, c)| ways(site, r, c, path))
         }
-        Target::Member(rule, path) => std::iter::once(path).chain(in_use(rule).filter(|p| *p != path)).collect(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::overflow::Brim;
 use crate::{
     clock::Instant,
     health::{Breach, PathState},
@@ -19,6 +20,8 @@ use crate::{
 const CAP: u32 = 4;
 
 /// What a rule remembers of one path.
+// Facts that have nothing to do with each other: no state machine hides in them.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// The path.
@@ -42,6 +45,12 @@ pub struct Memory {
     /// Since when it has been fit to share flows again, where the rule shares them.
     #[serde(default)]
     pub(super) fit: Option<Instant>,
+    /// Whether its line is full, where the rule overflows.
+    #[serde(default)]
+    pub(super) brim: Brim,
+    /// It has got new flows since it came into use, where the rule overflows.
+    #[serde(default)]
+    pub(super) carries: bool,
 }
 
 impl Memory {
@@ -58,6 +67,8 @@ impl Memory {
             dead: false,
             breach: Breach::default(),
             fit: None,
+            brim: Brim::default(),
+            carries: false,
         }
     }
 

@@ -158,7 +158,8 @@ impl Engine {
             self.prepare(&spec);
             self.schedule.set(&spec.path, spec.probe.interval, now);
             for target in &spec.probe.targets {
-                self.sharing.entry(*target).or_default().push(spec.path.clone());
+                // Mostly one path asks a target.
+                self.sharing.entry(*target).or_insert_with(|| Vec::with_capacity(1)).push(spec.path.clone());
             }
             let probed = Probed::by(spec, old.remove(&path));
             if probed.lost == 0 {
@@ -167,6 +168,7 @@ impl Engine {
             self.paths.insert(probed.spec.path.clone(), probed);
         }
         pack(&mut self.paths);
+        self.schedule.pack();
         for gone in old.keys() {
             self.schedule.remove(gone);
             self.rounds.remove(gone);
