@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::{
         plan,
-        state::{NftTable, RouteKey, RouteValue, RuleKey, SysctlKey, Tunnel, Value},
+        state::{NftTable, RouteKey, RouteValue, RuleKey, SysctlKey, Tunnel, Value, sysctl_text},
         units::Family,
     };
 
@@ -133,7 +133,7 @@ mod tests {
     }
 
     fn sysctl(value: &str) -> (Key, Value) {
-        (Key::Sysctl(SysctlKey { path: "ipv4/ip_forward".into() }), Value::Sysctl { value: value.into() })
+        (Key::Sysctl(SysctlKey { path: "ipv4/ip_forward".into() }), Value::Sysctl { value: sysctl_text(value) })
     }
 
     fn nft(text: &str) -> (Key, Value) {

@@ -5,6 +5,7 @@
 //! counter values) is normalised away before a value is built.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -15,6 +16,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Family, IfName, MarkMask, Name, UnitError};
+
+mod sysctl;
+
+pub use sysctl::{Originals, SysctlKey, sysctl_text};
 
 /// Stand for an address that only the router knows, IPv4 and IPv6, where a plan is made without it: the dummy address
 /// of RFC 7600 and the discard prefix of RFC 6666. No interface and no gateway has them.
@@ -122,14 +127,6 @@ impl Key {
     }
 }
 
-/// One sysctl below `/proc/sys/net`, as path components joined with `/`, such as `ipv4/conf/wan0/rp_filter`.
-/// Slashes, because interface names may contain dots.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SysctlKey {
-    /// The path below `/proc/sys/net/`.
-    pub path: String,
-}
-
 /// The kernel's key of a route.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RouteKey {
@@ -183,7 +180,8 @@ pub enum Value {
     /// The text of a sysctl, without the newline.
     Sysctl {
         /// The value.
-        value: String,
+        #[serde(deserialize_with = "sysctl::value")]
+        value: Cow<'static, str>,
     },
     /// A tunnel interface.
     Link(Box<Tunnel>),
@@ -214,9 +212,9 @@ pub enum RouteValue {
     /// observed, so that it differs, and kept whole, so that undo can put it back.
     Other {
         /// What it is, for a person.
-        text: String,
+        text: Box<str>,
         /// Its rtnetlink message in hexadecimal.
-        message: String,
+        message: Box<str>,
     },
 }
 

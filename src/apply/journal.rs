@@ -30,7 +30,7 @@ pub struct RunRecord {
     /// Boot and network namespace in which the steps ran; see [`super::place`].
     pub place: String,
     /// The steps, in the order in which they run.
-    pub steps: Vec<Step>,
+    pub steps: Arc<[Step]>,
 }
 
 /// How far a step has come. A step without a state has not run.

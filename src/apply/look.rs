@@ -119,9 +119,9 @@ pub(super) fn covering(scope: &Scope, steps: &[Step]) -> Scope {
     let mut scope = scope.clone();
     for step in steps {
         if let Step::Set { key: Key::Sysctl(sysctl), .. } = step
-            && !scope.sysctls.contains(&sysctl.path)
+            && !scope.sysctls.iter().any(|path| **path == *sysctl.path)
         {
-            scope.sysctls.push(sysctl.path.clone());
+            scope.sysctls.push(sysctl.path.to_string());
         }
     }
     scope

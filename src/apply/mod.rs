@@ -20,7 +20,7 @@ mod look;
 mod recovery;
 mod run;
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, sync::Arc};
 
 use crate::{
     kernel::{Kernel, KernelError, Scope},
@@ -43,7 +43,7 @@ use self::{
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The steps, in the plan's order.
-    pub steps: &'a [Step],
+    pub steps: Arc<[Step]>,
     /// The state that they lead to; the read-back must show it.
     pub desired: &'a State,
     /// Objects in which `desired` does not hold: they are left as they are found.
@@ -167,10 +167,10 @@ pub async fn run<K: Kernel, J: Journal>(kernel: &K, journal: &mut J, request: Re
         previous: request.previous,
         revision: request.revision.to_owned(),
         place: place(),
-        steps: request.steps.to_vec(),
+        steps: request.steps,
     };
     let log = Log::begin(journal, &record).await;
-    let scope = covering(request.scope, request.steps);
+    let scope = covering(request.scope, &record.steps);
     let mut run = Run::new(kernel, &scope, &record, log, vec![None; record.steps.len()]);
     let outcome = run.drive(&Goal::State(request.desired, request.spared)).await;
     run.close(outcome).await

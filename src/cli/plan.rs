@@ -147,7 +147,8 @@ async fn make_with<K: Kernel>(
 pub fn forget_translated<K: Kernel>(planned: &mut Planned, old: Option<&Site>, new: &Site, router: &Router<K>) {
     if let Some(old) = old.filter(|_| !planned.steps.is_empty()) {
         let (numbers, ranges) = (&planned.allocations.targets, router.ranges());
-        planned.steps.extend(crate::plan::forget_translated(old, new, numbers, ranges));
+        let more = crate::plan::forget_translated(old, new, numbers, ranges);
+        planned.steps = planned.steps.iter().cloned().chain(more).collect();
     }
 }
 

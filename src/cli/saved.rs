@@ -95,7 +95,7 @@ pub fn write(file: &Path, made: &Made, dir: Option<&Path>, settings: &Settings) 
     let shown = anstream::adapter::strip_str(&text::render(&made.report, true)).to_string();
     let planned = &made.planned;
     let before = made.observed.state.as_ref().clone();
-    let saved = Saved::new(binding, before, planned.stamp.clone(), planned.steps.clone(), shown);
+    let saved = Saved::new(binding, before, planned.stamp.clone(), planned.steps.to_vec(), shown);
     let failed = |e: &dyn std::error::Error| Failure::error(format!("cannot save the plan as {}", file.display()), e);
     let text = saved.text().map_err(|e| failed(&e))?;
     replace(file, text.as_bytes()).map_err(|e| failed(&e))

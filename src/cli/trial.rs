@@ -67,7 +67,7 @@ pub fn write_down(router: &Router<Linux>, made: &Made, timeout: Duration) -> Unc
         at: clock::wall(),
         who: &who,
         plan: &anstream::adapter::strip_str(&text::render(report, false)).to_string(),
-        document: serde_json::to_value(report).unwrap_or_default(),
+        document: &serde_json::to_string(report).unwrap_or_else(|_| "null".into()),
         standing: if timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
         files: &active.files,
     };

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     failover::Selection,
-    state::{Allocations, Facts, Key, NftTable, Ranges, State, SysctlKey, Value},
+    state::{Allocations, Facts, Key, NftTable, Originals, Ranges, State, Value},
     units::{Family, IfName, Name},
     validate::intent::{Path, Site},
 };
@@ -67,7 +67,7 @@ pub struct Inputs<'a> {
     /// Our ranges.
     pub ranges: &'a Ranges,
     /// Values that sysctls had before we first set them.
-    pub originals: &'a BTreeMap<SysctlKey, String>,
+    pub originals: &'a Originals,
 }
 
 /// A desired state and the numbers in it. The nft value's `canonical` is empty: the kernel port fills it in.
@@ -103,7 +103,7 @@ pub fn compile_routes(site: &Site, inputs: Inputs<'_>, allocations: &Allocations
 
 /// What stays when everything of ours is taken away: sysctls at the values they had.
 #[must_use]
-pub fn nothing(originals: &BTreeMap<SysctlKey, String>, facts: &Facts) -> State {
+pub fn nothing(originals: &Originals, facts: &Facts) -> State {
     State { objects: sysctl::restored(originals, facts).collect() }
 }
 
@@ -115,7 +115,7 @@ pub fn of_leaving_tunnels(desired: &State, observed: &State) -> Vec<Key> {
 
 /// Paths of the sysctls that a site wants or has wanted, for the scope of an observation.
 #[must_use]
-pub fn sysctl_scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec<String> {
+pub fn sysctl_scope(site: &Site, originals: &Originals) -> Vec<String> {
     sysctl::scope(site, originals)
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Inputs;
 use crate::{
-    state::{Facts, Key, State, SysctlKey, Value},
+    state::{Facts, Key, Originals, State, SysctlKey, Value},
     units::IfName,
     validate::intent::{GatewaySpec, Site},
 };
@@ -51,8 +51,8 @@ pub(super) fn sysctls(site: &Site, inputs: &Inputs<'_>) -> BTreeMap<Key, Value> 
     all
 }
 
-fn entry(path: String, value: &str) -> (Key, Value) {
-    (Key::Sysctl(SysctlKey { path }), Value::Sysctl { value: value.to_owned() })
+fn entry(path: String, value: &'static str) -> (Key, Value) {
+    (Key::Sysctl(SysctlKey { path: path.into() }), Value::Sysctl { value: value.into() })
 }
 
 /// Every sysctl that a site with these interfaces could want.
@@ -89,16 +89,16 @@ fn interface_of(key: &SysctlKey) -> Option<&str> {
 }
 
 /// The old values, but for interfaces that have gone.
-pub(super) fn restored<'a>(
-    originals: &'a BTreeMap<SysctlKey, String>,
-    facts: &'a Facts,
-) -> impl Iterator<Item = (Key, Value)> + 'a {
+pub(super) fn restored<'a>(originals: &'a Originals, facts: &'a Facts) -> impl Iterator<Item = (Key, Value)> + 'a {
     let there = |key: &SysctlKey| interface_of(key).is_none_or(|interface| facts.links.contains_key(interface));
-    originals.iter().filter(move |(key, _)| there(key)).map(|(key, value)| entry(key.path.clone(), value))
+    originals
+        .iter()
+        .filter(move |(key, _)| there(key))
+        .map(|(key, value)| (Key::Sysctl(key.clone()), Value::Sysctl { value: value.clone() }))
 }
 
-pub(super) fn scope(site: &Site, originals: &BTreeMap<SysctlKey, String>) -> Vec<String> {
+pub(super) fn scope(site: &Site, originals: &Originals) -> Vec<String> {
     let all: BTreeSet<String> =
-        wanted(site).map(|(_, path, _)| path).chain(originals.keys().map(|key| key.path.clone())).collect();
+        wanted(site).map(|(_, path, _)| path).chain(originals.keys().map(|key| key.path.to_string())).collect();
     all.into_iter().collect()
 }

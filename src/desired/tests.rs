@@ -105,7 +105,7 @@ fn table(c: &Compiled, target: &Target) -> Vec<String> {
         .map(|v| match v {
             RouteValue::Via { interface, .. } => interface.to_string(),
             RouteValue::Unreachable => "unreachable".into(),
-            RouteValue::Other { text, .. } => text.clone(),
+            RouteValue::Other { text, .. } => text.to_string(),
         })
         .collect()
 }

@@ -80,7 +80,11 @@ impl Captured {
             site: site.clone(),
             ranges: *router.ranges(),
             numbers: router.numbers(&observed).clone(),
-            originals: router.originals().iter().map(|(key, value)| (key.path.clone(), value.clone())).collect(),
+            originals: router
+                .originals()
+                .iter()
+                .map(|(key, value)| (key.path.to_string(), value.to_string()))
+                .collect(),
             applied: router.applied_as_written(),
             generation: router.generation_of(&observed),
             selection: router.remembered_selection(),

@@ -69,7 +69,7 @@ impl Engine {
     pub(super) fn look_at_sysctls(&mut self, now: Instant) {
         let Some(applied) = self.router.applied() else { return };
         let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
-            Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.clone(), value)),
+            Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.to_string(), value)),
             _ => None,
         });
         // Each by itself, so that what is needed for all of them together is not kept until the next second.
@@ -108,7 +108,8 @@ impl Engine {
         let mut planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
         if let Some(old) = self.gate.replaced().filter(|_| !planned.steps.is_empty()) {
             let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
-            planned.steps.extend(plan::forget_translated(old, &active.site, numbers, ranges));
+            let more = plan::forget_translated(old, &active.site, numbers, ranges);
+            planned.steps = planned.steps.iter().cloned().chain(more).collect();
         }
         Ok(self.weigh_drift(planned))
     }

@@ -27,7 +27,7 @@ impl Engine {
             at: clock::wall(),
             who: &proposed.who,
             plan: &anstream::adapter::strip_str(&text::render(&report, false)).to_string(),
-            document: serde_json::to_value(&report).unwrap_or_default(),
+            document: &serde_json::to_string(&report).unwrap_or_else(|_| "null".into()),
             standing: if proposed.timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
             files: &active.files,
         };

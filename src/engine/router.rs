@@ -18,7 +18,7 @@ use crate::{
     failover::Selection,
     kernel::{Kernel, KernelError, Scope},
     plan::{self, Step},
-    state::{Allocations, Key, NftTable, Observed, Ranges, Stamp, State, SysctlKey, Value},
+    state::{Allocations, Key, NftTable, Observed, Originals, Ranges, Stamp, State, SysctlKey, Value, sysctl_text},
     store::Ledger,
     units::{IfName, pack},
     validate::intent::Site,
@@ -45,8 +45,8 @@ pub enum PlanError {
 pub struct Planned {
     /// The state that the steps lead to.
     pub desired: Arc<State>,
-    /// The steps in order.
-    pub steps: Vec<Step>,
+    /// The steps in order. Shared with the journal's record of the run: thousands at the start of a large hub.
+    pub steps: Arc<[Step]>,
     /// Numbers in the desired state.
     pub allocations: Allocations,
     /// Stamp of the new state.
@@ -99,7 +99,7 @@ pub struct Router<K> {
     pub ledger: Ledger,
     ranges: Ranges,
     known: Allocations,
-    originals: BTreeMap<SysctlKey, String>,
+    originals: Originals,
     applied: Option<Arc<State>>,
     in_force: InForce,
     modes: Modes,
@@ -133,8 +133,10 @@ impl Router<Frozen> {
     /// A router as it was captured.
     #[must_use]
     pub fn captured(captured: Captured) -> Self {
-        let originals =
-            captured.originals.iter().map(|(path, value)| (SysctlKey { path: path.clone() }, value.clone()));
+        let originals = captured
+            .originals
+            .iter()
+            .map(|(path, value)| (SysctlKey { path: path.as_str().into() }, sysctl_text(value)));
         let (originals, known) = (originals.collect(), captured.numbers.clone());
         let (ranges, generation) = (captured.ranges, captured.generation);
         let (kernel, applied) = captured.thaw();
@@ -170,7 +172,7 @@ impl<K: Kernel> Router<K> {
     }
 
     /// Values that sysctls had before us.
-    pub const fn originals(&self) -> &BTreeMap<SysctlKey, String> {
+    pub const fn originals(&self) -> &Originals {
         &self.originals
     }
 
@@ -230,7 +232,7 @@ impl<K: Kernel> Router<K> {
     /// What has to be looked at for a site; without one, what has ever been ours.
     pub fn scope(&self, site: Option<&Site>) -> Scope {
         let sysctls = site.map_or_else(
-            || self.originals.keys().map(|key| key.path.clone()).collect(),
+            || self.originals.keys().map(|key| key.path.to_string()).collect(),
             |site| desired::sysctl_scope(site, &self.originals),
         );
         Scope { ranges: self.ranges, sysctls, interfaces: Vec::<IfName>::new() }
@@ -343,7 +345,7 @@ impl<K: Kernel> Router<K> {
     }
 
     /// The steps to a state. What belongs to a tunnel that goes is not set back first: it goes with it.
-    fn steps(&self, desired: &State, allocations: &Allocations, observed: &Observed) -> Vec<Step> {
+    fn steps(&self, desired: &State, allocations: &Allocations, observed: &Observed) -> Arc<[Step]> {
         let mut shown = Arc::clone(&observed.state);
         for key in desired::of_leaving_tunnels(desired, &observed.state) {
             Arc::make_mut(&mut shown).objects.remove(&key);
@@ -352,7 +354,7 @@ impl<K: Kernel> Router<K> {
         if !steps.is_empty() {
             steps.extend(plan::forget_released(self.numbers(observed), allocations, &self.ranges));
         }
-        steps
+        steps.into()
     }
 
     /// Carries out a plan, or nothing of it, and remembers what is in force then.
@@ -360,7 +362,7 @@ impl<K: Kernel> Router<K> {
         self.keep_originals(&planned.steps);
         let scope = self.scope(site);
         let request = Request {
-            steps: &planned.steps,
+            steps: Arc::clone(&planned.steps),
             desired: &planned.desired,
             spared: &planned.spared,
             scope: &scope,
@@ -410,7 +412,7 @@ impl<K: Kernel> Router<K> {
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
         let restored: Vec<SysctlKey> =
-            self.originals.keys().filter(|key| !wanted.contains(&key.path)).cloned().collect();
+            self.originals.keys().filter(|key| !wanted.contains(&*key.path)).cloned().collect();
         for key in restored {
             self.ledger.forget_sysctl(&key);
             self.originals.remove(&key);

@@ -21,7 +21,7 @@ use crate::{
     plan::Step,
     state::{
         Allocations, Counter, Facts, Fwmark, Key, LinkFacts, NftTable, Observed, Ranges, RouteValue, Stamp, State,
-        SysctlKey, Value,
+        SysctlKey, Value, sysctl_text,
     },
     units::{IfName, Name},
 };
@@ -149,7 +149,7 @@ impl Fake {
         for (key, value) in &state.objects {
             match (key, value) {
                 (Key::Sysctl(key), Value::Sysctl { value }) => {
-                    world.sysctls.insert(key.path.clone(), value.clone());
+                    world.sysctls.insert(key.path.to_string(), value.to_string());
                 }
                 _ => {
                     world.ours.insert(key.clone(), as_listed(value));
@@ -282,8 +282,8 @@ fn refused(doing: String, errno: i32, text: &str) -> KernelError {
 impl World {
     fn observe(&self, scope: &Scope) -> Observed {
         let sysctls = scope.sysctls.iter().filter(|path| self.has_sysctl(path)).map(|path| {
-            let value = self.sysctls.get(path).map_or("0", String::as_str).to_owned();
-            (Key::Sysctl(SysctlKey { path: path.clone() }), Value::Sysctl { value })
+            let value = sysctl_text(self.sysctls.get(path).map_or("0", String::as_str));
+            (Key::Sysctl(SysctlKey { path: path.as_str().into() }), Value::Sysctl { value })
         });
         let ours = self.ours.iter().map(|(key, value)| (key.clone(), value.clone()));
         Observed {
@@ -346,7 +346,7 @@ impl World {
             let source = std::io::Error::from_raw_os_error(ENOENT);
             return Err(KernelError::Sysctl { doing: format!("writing {}", key.path), source });
         }
-        self.sysctls.insert(key.path.clone(), value.clone());
+        self.sysctls.insert(key.path.to_string(), value.to_string());
         Ok(Executed::default())
     }
 

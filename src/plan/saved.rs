@@ -218,13 +218,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        state::{Key, SysctlKey, Value},
+        state::{Key, SysctlKey, Value, sysctl_text},
         units::Family,
     };
 
     fn state(values: &[(&str, &str)]) -> State {
         let entry = |(path, value): &(&str, &str)| {
-            (Key::Sysctl(SysctlKey { path: (*path).into() }), Value::Sysctl { value: (*value).into() })
+            (Key::Sysctl(SysctlKey { path: (*path).into() }), Value::Sysctl { value: sysctl_text(value) })
         };
         State { objects: values.iter().map(entry).collect() }
     }

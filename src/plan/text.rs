@@ -196,7 +196,7 @@ pub fn difference(wanted: Option<&Value>, found: Option<&Value>) -> Option<Strin
 
 fn value_text(value: &Value) -> String {
     match value {
-        Value::Sysctl { value } => value.clone(),
+        Value::Sysctl { value } => value.to_string(),
         Value::Link(t) => {
             format!("vxlan id {} {} -> {} over {} mtu {}", t.id, address(t.local), t.remote, t.over, t.mtu)
         }
@@ -206,7 +206,7 @@ fn value_text(value: &Value) -> String {
             format!("{via}dev {interface}{mtu}")
         }
         Value::Route(RouteValue::Unreachable) => "unreachable".to_owned(),
-        Value::Route(RouteValue::Other { text, .. }) => text.clone(),
+        Value::Route(RouteValue::Other { text, .. }) => text.to_string(),
         Value::Rule | Value::Nft(_) => String::new(),
     }
 }

@@ -94,8 +94,8 @@ pub struct NewGeneration<'a> {
     pub who: &'a Who,
     /// The plan as people read it.
     pub plan: &'a str,
-    /// The plan as programs read it.
-    pub document: serde_json::Value,
+    /// The plan as programs read it, in JSON: as a tree of values a large hub's would be several times the text.
+    pub document: &'a str,
     /// What has become of it.
     pub standing: Standing,
     /// Its configuration.
@@ -168,7 +168,7 @@ impl Journal {
                         new.at.as_micros(),
                         who,
                         new.plan,
-                        new.document.to_string(),
+                        new.document,
                         word(&new.standing)
                     ],
                 )
@@ -324,7 +324,7 @@ mod tests {
             at: Wall::from_micros(7),
             who: &Who::DAEMON,
             plan: "1 to add",
-            document: serde_json::json!({"format_version": 1}),
+            document: r#"{"format_version": 1}"#,
             standing,
             files: &files(text),
         };

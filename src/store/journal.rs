@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -52,7 +53,7 @@ pub struct PlanRecord {
     /// The plan as shown, for the history; `Null` if it is of no interest.
     pub document: serde_json::Value,
     /// Its steps in order.
-    pub steps: Vec<Step>,
+    pub steps: Arc<[Step]>,
 }
 
 /// How far a step has come.

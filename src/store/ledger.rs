@@ -3,7 +3,7 @@
 //! Also what a router remembers across restarts: numbers, old sysctl values, the state applied last, the
 //! selection. Everything here has a default, so that a dead store costs memory and never function.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -14,7 +14,8 @@ use crate::{
     engine::status::ReconcileOutcome,
     failover::Selection,
     guard::{Unconfirmed, Who},
-    state::{Stamp, State, SysctlKey},
+    plan::Step,
+    state::{Originals, Stamp, State, SysctlKey, sysctl_text},
 };
 
 /// Under which name the unconfirmed change is remembered.
@@ -174,7 +175,7 @@ impl Ledger {
             at: clock::wall(),
             who: &who,
             plan: "The plan was lost with the journal that held it.\n",
-            document: serde_json::Value::Null,
+            document: "null",
             standing: Standing::Unconfirmed,
             files,
         };
@@ -218,9 +219,9 @@ impl Ledger {
 
     /// Values that sysctls had before we first set them.
     #[must_use]
-    pub fn sysctl_originals(&self) -> BTreeMap<SysctlKey, String> {
+    pub fn sysctl_originals(&self) -> Originals {
         let all = self.read(Journal::sysctl_originals).unwrap_or_default();
-        all.into_iter().map(|(path, value)| (SysctlKey { path }, value)).collect()
+        all.into_iter().map(|(path, value)| (SysctlKey { path: path.into() }, sysctl_text(&value))).collect()
     }
 
     /// Remembers the value that a sysctl had, unless one is remembered.
@@ -271,7 +272,7 @@ impl apply::Journal for Ledger {
             document: serde_json::Value::Null,
             previous: record.previous.clone(),
             place: record.place.clone(),
-            steps: record.steps.clone(),
+            steps: Arc::clone(&record.steps),
         };
         close_older(journal).map_err(failed("closing older runs in the journal"))?;
         let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
@@ -317,7 +318,7 @@ impl apply::Journal for Ledger {
         let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
             return Ok(None);
         };
-        let (steps, states) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
+        let (steps, states): (Vec<Step>, _) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
         Ok(Some(Unfinished {
             run: RunId(found.run.0),
             record: RunRecord {
@@ -325,7 +326,7 @@ impl apply::Journal for Ledger {
                 previous: found.previous,
                 revision: found.revision.unwrap_or_default(),
                 place: found.place,
-                steps,
+                steps: steps.into(),
             },
             states,
         }))

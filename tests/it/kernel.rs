@@ -274,8 +274,8 @@ fn sysctls_are_written_in_this_namespace_and_what_is_missing_is_an_error_only_wh
     in_netns(|| async {
         cables();
         let kernel = Linux::connect().unwrap();
-        let key = |path: &str| Key::Sysctl(SysctlKey { path: path.to_owned() });
-        let value = |value: &str| Value::Sysctl { value: value.to_owned() };
+        let key = |path: &str| Key::Sysctl(SysctlKey { path: path.into() });
+        let value = |value: &str| Value::Sysctl { value: value.to_owned().into() };
         let (path, gone) = ("ipv4/conf/wan0/rp_filter", "ipv4/conf/wan9/rp_filter");
         execute(&kernel, &set(key(path), None, Some(value("2")))).await;
         let asked = Scope { sysctls: vec![path.to_owned(), gone.to_owned()], ..scope() };
@@ -968,8 +968,8 @@ fn part_that_runs_as_nobody() {
         assert_eq!(kernel.observe_routing(&scope()).unwrap().state.objects.len(), 1);
         assert!(kernel.canonical(RULESET).await.unwrap().contains("chain c_voice"));
         let add = set(Key::Rule(rule_key(Family::V4, 2)), None, Some(Value::Rule));
-        let sysctl = Key::Sysctl(SysctlKey { path: "ipv4/conf/wan0/rp_filter".to_owned() });
-        let write = set(sysctl, None, Some(Value::Sysctl { value: "2".to_owned() }));
+        let sysctl = Key::Sysctl(SysctlKey { path: "ipv4/conf/wan0/rp_filter".into() });
+        let write = set(sysctl, None, Some(Value::Sysctl { value: "2".into() }));
         let table = NftTable { canonical: "".into(), source: RULESET.into() };
         let load = set(Key::Nft, None, Some(Value::Nft(table)));
         let mut refusals =

@@ -221,7 +221,7 @@ fn a_run_is_unfinished_until_it_is_finished() {
     let found = journal.unfinished().unwrap().unwrap();
     assert_eq!((found.run, found.plan, found.generation), (run, plan.plan, 7));
     assert_eq!((found.previous, found.place), (plan.previous, plan.place));
-    assert_eq!(found.steps.iter().map(|s| s.step.clone()).collect::<Vec<_>>(), plan.steps);
+    assert_eq!(found.steps.iter().map(|s| s.step.clone()).collect::<Vec<_>>(), *plan.steps);
     let states: Vec<_> = found.steps.iter().map(|s| s.state.clone()).collect();
     assert_eq!(states, [StepState::Done, StepState::Failed("no such device".into()), StepState::Planned]);
     journal.finish(run, clock::wall(), Some(ReconcileOutcome::RolledBack), Some("no such device")).unwrap();

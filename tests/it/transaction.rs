@@ -40,7 +40,7 @@ mod build {
 
     pub fn sysctl(interface: &str, value: u8) -> (Key, Value) {
         let path = format!("ipv4/conf/{interface}/rp_filter");
-        (Key::Sysctl(SysctlKey { path }), Value::Sysctl { value: value.to_string() })
+        (Key::Sysctl(SysctlKey { path: path.into() }), Value::Sysctl { value: value.to_string().into() })
     }
 
     pub fn link(number: u32, mtu: u32, over: &str) -> (Key, Value) {
@@ -198,7 +198,7 @@ impl Subject {
             }
         }
         let request = Request {
-            steps: &steps,
+            steps: steps.clone().into(),
             desired: &case.new,
             spared: &BTreeSet::new(),
             scope: &scope,

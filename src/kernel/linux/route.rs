@@ -82,8 +82,10 @@ impl Seen {
 
     /// The value, or a description if the route has properties that we never set.
     fn value(&self, names: &Names) -> RouteValue {
-        self.plain(names)
-            .unwrap_or_else(|| RouteValue::Other { text: self.describe(names), message: hex(&self.kept()) })
+        self.plain(names).unwrap_or_else(|| RouteValue::Other {
+            text: self.describe(names).into(),
+            message: hex(&self.kept()).into(),
+        })
     }
 
     fn plain(&self, names: &Names) -> Option<RouteValue> {

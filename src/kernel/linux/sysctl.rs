@@ -8,7 +8,7 @@ use std::{
 use super::route::malformed;
 use crate::{
     kernel::KernelError,
-    state::{Key, SysctlKey, Value},
+    state::{Key, SysctlKey, Value, sysctl_text},
 };
 
 /// Values of the paths that exist.
@@ -17,8 +17,8 @@ pub(super) fn read(paths: &[String]) -> Result<Vec<(Key, Value)>, KernelError> {
     for path in paths {
         match std::fs::read_to_string(file(path)?) {
             Ok(text) => {
-                let value = text.trim_end_matches('\n').to_owned();
-                found.push((Key::Sysctl(SysctlKey { path: path.clone() }), Value::Sysctl { value }));
+                let value = sysctl_text(text.trim_end_matches('\n'));
+                found.push((Key::Sysctl(SysctlKey { path: path.as_str().into() }), Value::Sysctl { value }));
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(KernelError::Sysctl { doing: format!("read sysctl net/{path}"), source }),

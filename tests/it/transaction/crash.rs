@@ -157,7 +157,7 @@ async fn apply_to(
     generation: u64,
 ) -> Report {
     let request = Request {
-        steps: &diff(desired, &observed.state),
+        steps: diff(desired, &observed.state).into(),
         desired,
         spared: &BTreeSet::new(),
         scope: &real_scope(),
