@@ -4,14 +4,15 @@
 //! routes): from `suppress` on the path is damped, below `reuse` it may be used again. The penalty is capped, so that
 //! the longest time out of use is known.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::family::Lame;
 use crate::{
     clock::Instant,
     health::{Breach, PathState},
-    units::Name,
+    units::{Family, Name},
     validate::intent::{Damping, Rule},
 };
 
@@ -42,6 +43,9 @@ pub struct Memory {
     /// Since when it has been fit to share flows again, where the rule shares them.
     #[serde(default)]
     pub(super) fit: Option<Instant>,
+    /// Families of it that were left for other paths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) lame: BTreeMap<Family, Lame>,
 }
 
 impl Memory {
@@ -58,6 +62,7 @@ impl Memory {
             dead: false,
             breach: Breach::default(),
             fit: None,
+            lame: BTreeMap::new(),
         }
     }
 

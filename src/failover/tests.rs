@@ -54,6 +54,7 @@ pub(super) fn health(text: &str) -> PathHealth {
         good: None,
         since: T0,
         reason,
+        families: BTreeMap::new(),
     }
 }
 

@@ -47,12 +47,19 @@ const WITNESSES: usize = 8;
 struct Probed {
     spec: Arc<ProbeSpec>,
     round: u64,
-    /// The newest round that succeeded.
-    good: u64,
-    /// Rounds lost in a row.
-    lost: u32,
+    /// Of IPv4 and IPv6.
+    counts: [Count; 2],
     /// Why its probes cannot be sent, as reported last; told once and not with each probe.
     trouble: Option<String>,
+}
+
+/// What became of the rounds of one family.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    /// The newest that succeeded.
+    good: u64,
+    /// Lost in a row.
+    lost: u32,
 }
 
 /// A probe that is more than a packet, when it ended.
@@ -144,7 +151,7 @@ impl Engine {
                 Some(same) if *same.spec == spec => same,
                 changed => {
                     let round = changed.map_or(0, |c| c.round);
-                    Probed { round, good: 0, lost: 0, trouble: None, spec: Arc::new(spec) }
+                    Probed { round, counts: Default::default(), trouble: None, spec: Arc::new(spec) }
                 }
             };
             self.paths.insert(probed.spec.path.clone(), probed);
@@ -222,20 +229,22 @@ impl Engine {
     fn weigh(&mut self, sample: &Sample) {
         let Some(probed) = self.paths.get_mut(&sample.path) else { return };
         let (probe, now) = (&probed.spec.probe, sample.done);
-        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count();
-        if answered >= probe.quorum as usize {
-            probed.good = probed.good.max(sample.round);
-            if std::mem::take(&mut probed.lost) > 0 {
-                self.schedule.pace(&sample.path, None, now);
+        let (mut first, doubt) = (false, probe.doubt_interval());
+        for (family, count) in Family::ALL.into_iter().zip(&mut probed.counts) {
+            if !probe.targets.iter().any(|target| Family::of(target) == family) {
+                continue;
             }
-        } else if sample.round > probed.good {
-            probed.lost = probed.lost.saturating_add(1);
-            let (doubt, first) = (probe.doubt_interval(), probed.lost == 1);
-            let uncertain = probed.lost < probe.down_after;
-            self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
-            if first {
-                self.ask_others(sample, doubt);
+            if sample.is_good(family, probe.quorum) {
+                *count = Count { good: count.good.max(sample.round), lost: 0 };
+            } else if sample.round > count.good {
+                count.lost = count.lost.saturating_add(1);
+                first |= count.lost == 1;
             }
+        }
+        let uncertain = probed.counts.iter().any(|count| (1..probe.down_after).contains(&count.lost));
+        self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
+        if first {
+            self.ask_others(sample, doubt);
         }
     }
 

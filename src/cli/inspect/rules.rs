@@ -54,6 +54,12 @@ pub(super) fn finding(name: &Name, rule: &RuleStatus) -> String {
     }
 }
 
+/// Families that go another way than their rule.
+pub(super) fn parted(status: &Status) -> impl Iterator<Item = (Mark, String)> {
+    let all = status.rules.iter().flat_map(|(name, rule)| rule.parted.iter().map(move |p| (name, p)));
+    all.map(|(name, p)| (Mark::Look, format!("{} of rule {name} goes by {} and not by {}", p.family, p.to, p.from)))
+}
+
 /// The table of rules, and below it whatever waits, with the time that is left.
 pub(super) fn rules(status: &Status, limit: usize) -> String {
     let rows = status.rules.iter().map(|(name, rule)| {
@@ -88,9 +94,15 @@ fn waits(name: &Name, rule: &RuleStatus, now: Instant) -> Vec<(Mark, String)> {
         let (left, why) = (seconds(pin.seconds), clean(&pin.reason));
         (Mark::Look, format!("{name}: pinned to {} for {left} more, by hand: {why}", pin.to))
     });
+    let parted = rule.parted.iter().map(|p| {
+        let back = p.back_in.map(|left| format!("; back in {}", seconds(left))).unwrap_or_default();
+        let since = duration(now.since(p.since));
+        let why = clean(&p.reason);
+        (Mark::Look, format!("{name}: {} goes by {} in place of {} for {since}: {why}{back}", p.family, p.to, p.from))
+    });
     let held = rule.standings.iter().filter_map(held).map(|text| (Mark::Look, format!("{name}: {text}")));
     let left = rule.choice.leaving.iter().map(|l| (Mark::Fine, format!("{name}: {}", leaving(l, now))));
-    pin.chain(held).chain(left).collect()
+    pin.chain(parted).chain(held).chain(left).collect()
 }
 
 /// Why a path that may well work is kept out of use; none if it is not.
@@ -204,6 +216,7 @@ mod tests {
             from: Some(name("fiber")),
             to: Some(name("lte")),
             kind: TransitionKind::Failover,
+            family: None,
             reason: rule.reason.clone(),
             threshold: 50,
             alternatives: vec![Alternative {

@@ -220,5 +220,6 @@ fn bare(state: PathState, score: u8, since: Instant, reason: String) -> PathHeal
         good: None,
         since,
         reason,
+        families: std::collections::BTreeMap::new(),
     }
 }
