@@ -67,12 +67,15 @@ pub struct Notes {
 }
 
 impl Sample {
-    /// Whether of the targets of a family so many answered as have to: all of them, if there are fewer.
+    /// Whether of the targets of a family so many answered as have to; beside targets of the other one, all of them are
+    /// enough.
     #[must_use]
     pub fn is_good(&self, family: Family, quorum: u32) -> bool {
         let targets = || self.answers.iter().filter(|(target, _)| Family::of(target) == family);
         let (asked, answered) = (targets().count(), targets().filter(|(_, rtt)| rtt.is_some()).count());
-        asked > 0 && answered >= asked.min(usize::try_from(quorum).unwrap_or(usize::MAX))
+        let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
+        let least = if asked < self.answers.len() { quorum.min(asked) } else { quorum };
+        asked > 0 && answered >= least
     }
 }
 

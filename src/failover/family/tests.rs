@@ -81,7 +81,7 @@ fn a_family_that_fails_leaves_alone_and_comes_back_after_the_wait_to_restore() {
     assert_eq!(s.ways(), ["fiber lte", "fiber lte"]);
     let (told, forgotten) = s.step(1.0, &[NO_SIX, WELL]);
     assert_eq!((kinds(&told), forgotten), (vec![(FamilyLeft, SIX)], true));
-    assert_eq!((told[0].from.as_deref(), told[0].to.as_deref()), (Some("fiber"), Some("lte")));
+    assert_eq!((told[0].from.clone(), told[0].to.clone()), (Some(name("fiber")), Some(name("lte"))));
     assert!(told[0].reason.contains("IPv6 of fiber: 3 rounds lost in a row (score 0 < 50)"), "{}", told[0].reason);
     assert_eq!(s.ways(), ["fiber lte", "lte fiber"], "behind the others, never gone");
     // A break starts the wait anew; what waits is seen.
