@@ -334,7 +334,7 @@ fn left(target: &Target, taken: &Name, family: Family, world: &World<'_>) -> Opt
         _ => choice.active.as_ref()?,
     };
     let lame = choice.lame(wanted, family).filter(|_| wanted != taken)?;
-    Some(format!("{wanted}: {family} does not work there ({}), and takes the next path by itself", lame.why))
+    Some(format!("{wanted}: {family} alone left it ({})", lame.why))
 }
 
 /// The paths that share the new flows of a rule, where several do.
