@@ -68,7 +68,7 @@ impl Wall {
 impl fmt::Display for Wall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_microsecond(self.0) {
-            Ok(t) => write!(f, "{t:.3}"),
+            Ok(t) => write!(f, "{t:.*}", f.precision().unwrap_or(3)),
             Err(_) => write!(f, "{}us", self.0),
         }
     }

@@ -9,6 +9,7 @@
 
 mod ask;
 mod condition;
+mod doubt;
 mod rhythm;
 mod tell;
 mod types;
@@ -24,7 +25,9 @@ pub use self::{
     condition::{Condition, ConditionType, Truth, View},
     rhythm::Rhythm,
     tell::FORGOTTEN,
-    types::{Attempt, AttemptOutcome, Held, HeldWhy, Note, Quarantined, Refusal, Seen, Suspension, Trouble},
+    types::{
+        Attempt, AttemptOutcome, Fault, Held, HeldWhy, Note, Quarantined, Refusal, Seen, Stuck, Suspension, Trouble,
+    },
 };
 
 /// An attempt that the daemon did not survive so often is given up.
@@ -48,6 +51,10 @@ struct Memory {
     /// The revision that is being tried.
     trying: Option<Seen>,
     applied: Option<Seen>,
+    /// What is in force although it was to be undone.
+    stuck: Option<Stuck>,
+    /// The content that was tried again by itself, and how often.
+    again: Option<doubt::Again>,
 }
 
 /// The three revisions and why they differ.
@@ -114,7 +121,9 @@ impl Revisions {
         }
         let reason = format!("the daemon ended {DEATHS} times while it was being applied");
         self.memory.deaths = 0;
-        self.quarantine(attempt.revision.clone(), attempt.content.clone(), reason.clone(), now);
+        let fault = Fault::Own;
+        let (revision, content) = (attempt.revision.clone(), attempt.content.clone());
+        self.quarantine(Quarantined { revision, content, reason: reason.clone(), at: now, fault });
         let revision = attempt.revision.clone();
         self.attempted(Attempt { outcome: AttemptOutcome::Failed, reason: Some(reason.clone()), at: now, ..attempt });
         vec![Note::warning(format!("revision {revision} is quarantined: {reason}"))]
@@ -237,11 +246,12 @@ impl Revisions {
         if triage != Triage::Check {
             return (false, Vec::new());
         }
-        // Whoever pushes the same content again and says that it is meant wants it to be tried again.
+        // Whoever pushes the same content again and says that it is meant answers a refusal for its size, and no other.
         let meant = seen.commit.as_ref().is_some_and(Commit::allows_large);
-        let known = self.memory.quarantine.iter().rev().find(|q| q.content == content).filter(|_| !meant);
+        let lifted = |q: &&Quarantined| meant && q.fault == Fault::TooLarge;
+        let known = self.memory.quarantine.iter().rev().find(|q| q.content == content).filter(|q| !lifted(q));
         if let Some(known) = known.cloned() {
-            self.quarantine(seen.revision.clone(), content.to_owned(), known.reason.clone(), now);
+            self.quarantine(Quarantined { revision: seen.revision.clone(), at: now, ..known.clone() });
             let text = format!("revision {}: nothing changed for this site since {known}", seen.revision);
             return (false, vec![Note::warning(format!("{text}; {}", self.kept()))]);
         }
@@ -275,7 +285,9 @@ impl Revisions {
     pub fn in_force(&mut self, revision: &str, now: Wall) {
         let known = self.memory.applied.clone().filter(|seen| seen.revision == revision);
         let tried = self.memory.trying.take_if(|seen| seen.revision == revision);
-        if let Some(attempt) = self.memory.attempted.as_mut().filter(|a| a.revision == revision) {
+        self.memory.stuck.take_if(|stuck| stuck.revision != revision);
+        let sound = self.memory.stuck.is_none();
+        if let Some(attempt) = self.memory.attempted.as_mut().filter(|a| sound && a.revision == revision) {
             if attempt.outcome != AttemptOutcome::Applied {
                 attempt.at = now;
             }
@@ -284,6 +296,7 @@ impl Revisions {
             self.memory.deaths = 0;
             let content = &attempt.content;
             self.memory.quarantine.retain(|q| q.content != *content);
+            self.memory.again.take_if(|again| again.content == *content);
         }
         if let Some(commit) = tried.as_ref().and_then(|seen| seen.commit.as_ref()) {
             self.memory.accepted.take_if(|accepted| *accepted == commit.id);
@@ -297,7 +310,14 @@ impl Revisions {
 
     /// The revision that was being tried did not come in force. If there is another to go on with, it is not tried
     /// again before its content changes or somebody says so.
-    pub fn failed(&mut self, outcome: AttemptOutcome, reason: &str, fallback: bool, now: Wall) -> Vec<Note> {
+    pub fn failed(
+        &mut self,
+        outcome: AttemptOutcome,
+        reason: &str,
+        fault: Fault,
+        fallback: bool,
+        now: Wall,
+    ) -> Vec<Note> {
         let Some(attempt) = &mut self.memory.attempted else { return Vec::new() };
         attempt.outcome = outcome;
         attempt.reason = Some(reason.to_owned());
@@ -308,16 +328,16 @@ impl Revisions {
         }
         let (revision, content) = (attempt.revision.clone(), attempt.content.clone());
         self.memory.trying = None;
-        self.quarantine(revision.clone(), content, reason.to_owned(), now);
+        self.quarantine(Quarantined { revision: revision.clone(), content, reason: reason.to_owned(), at: now, fault });
         let remedy = "it is tried again when its content for this site changes, or after `patronus source retry`";
         let text = format!("revision {revision} is quarantined: {reason}; {}; {remedy}", self.kept());
         vec![Note::warning(text)]
     }
 
-    fn quarantine(&mut self, revision: String, content: String, reason: String, now: Wall) {
+    fn quarantine(&mut self, failed: Quarantined) {
         let list = &mut self.memory.quarantine;
-        list.retain(|q| q.revision != revision);
-        list.push(Quarantined { revision, content, reason, at: now });
+        list.retain(|q| q.revision != failed.revision);
+        list.push(failed);
         let surplus = list.len().saturating_sub(QUARANTINE);
         list.drain(..surplus);
     }

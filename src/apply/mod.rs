@@ -117,6 +117,28 @@ pub enum Outcome {
     },
 }
 
+impl Cause {
+    /// Whether it may be over the next time: a kernel that is busy, or somebody else's hand in between.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Step { error, .. } => error.may_pass(),
+            Self::ReadBack { .. } | Self::Look { .. } | Self::Interrupted => true,
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether it failed for something that may be over the next time.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::RolledBack { cause } | Self::RollbackFailed { cause, .. } => cause.may_pass(),
+            Self::Unchanged | Self::Applied => false,
+        }
+    }
+}
+
 /// A transaction that ended.
 #[derive(Debug)]
 pub struct Report {

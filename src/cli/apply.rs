@@ -20,7 +20,7 @@ use crate::{
         router::{Planned, Router},
         told,
     },
-    guard::{rails, window},
+    guard::{Unconfirmed, rails, window},
     kernel::linux::Linux,
     plan::report::{self, Revisions},
     settings::Settings,
@@ -212,8 +212,8 @@ fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order: &Ord
 
 /// Without a confirmation.
 async fn at_once(router: &mut Router<Linux>, made: &Made) -> Outcome {
-    let Made { active, selection, planned, report, .. } = made;
-    let change = (!planned.steps.is_empty()).then(|| trial::write_down(router, active, report, Duration::ZERO));
+    let Made { active, selection, planned, .. } = made;
+    let change = (!planned.steps.is_empty()).then(|| trial::write_down(router, made, Duration::ZERO));
     let exit = carry_out(router, planned, Some(&active.site), &active.revision).await;
     match (&exit, change) {
         (Err(failure), Some(change)) => {
@@ -238,7 +238,7 @@ async fn on_trial(
 ) -> Outcome {
     // It ends by itself when this process does.
     let _watcher = watcher.await?;
-    let mut change = trial::write_down(router, &made.active, &made.report, timeout);
+    let mut change = trial::write_down(router, made, timeout);
     if router.ledger.unconfirmed().is_none() {
         let text = "the state directory cannot be written, so nobody could undo the change; nothing was changed\n  \
                     look at its space and rights, or apply without a safety net: `--confirm-timeout 0s`";
@@ -250,13 +250,14 @@ async fn on_trial(
     }
     router.remember_selection(&made.selection);
     trial::begin(router, &mut change, timeout);
+    let back = match change.previous.as_deref() {
+        None => "what was there before comes back".to_owned(),
+        Some(Unconfirmed::LOST) => "it is called failed and stays: no journal tells what was there before".to_owned(),
+        Some(revision) => format!("revision {revision} comes back"),
+    };
     let text = format!(
-        "It stands only if you say so by {}: patronus confirm\nOtherwise, or with `patronus rollback`, {} comes back.\n",
+        "It stands only if you say so by {:.0}: patronus confirm\nOtherwise, or with `patronus rollback`, {back}.\n",
         change.deadline.wall,
-        change
-            .previous
-            .as_ref()
-            .map_or_else(|| "what was there before".to_owned(), |revision| format!("revision {revision}")),
     );
     // The change is made; a closed standard error does not undo it.
     let _ = anstream::stderr().write_all(text.as_bytes());

@@ -137,6 +137,20 @@ pub fn activate(snapshot: Snapshot, settings: &Settings) -> Result<Active, Confi
     engine::activate(snapshot, settings.site.as_ref(), &settings.check_options())
 }
 
+/// Says what of a work tree a router that follows the repository would refuse, once it is committed.
+pub fn warn_of_refused(dir: &Path) {
+    for (path, what) in source::local::refused(dir) {
+        let remedy = if what == "is executable" { "chmod a-x" } else { "write a plain file in its place; rm" };
+        let text = format!(
+            "warning: {0} {what}: once it is committed, routers that follow this repository refuse the whole commit; \
+             {remedy} {0}\n",
+            path.display()
+        );
+        // A closed standard error is nobody's loss.
+        let _ = write!(anstream::stderr(), "{text}");
+    }
+}
+
 fn show(found: &[Diagnostic], config: &crate::config::Config) {
     let text = diag::terminal(found, config.sources(), true);
     // A closed standard error is nobody's loss.

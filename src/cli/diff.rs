@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Exit, Failure, Outcome};
+use super::{Exit, Failure, Outcome, context};
 use crate::{
     config::{self, Config, Snapshot, scalars::To},
     diag::{self, Diagnostic, Severity},
@@ -113,6 +113,7 @@ fn pretty(value: &impl serde::Serialize) -> Result<String, Failure> {
 fn read(what: Option<&str>) -> Result<(String, Snapshot), Failure> {
     let dir = what.unwrap_or(".");
     if Path::new(dir).is_dir() {
+        context::warn_of_refused(Path::new(dir));
         let snapshot = source::read(Path::new(dir)).map_err(|e| Failure::error(format!("cannot read {dir}"), &e))?;
         let label = what.map_or_else(|| "the working tree".to_owned(), |dir| dir.trim_end_matches('/').to_owned());
         return Ok((label, snapshot));

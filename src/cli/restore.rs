@@ -79,6 +79,11 @@ fn origin(file: &RemovedFile) -> String {
 
 /// All files or none: what is there already is never written over.
 fn write(files: &[&RemovedFile], into: &Path) -> Outcome {
+    if !into.is_dir() {
+        let text =
+            format!("there is no directory {}: create it, or name the working tree with `--into DIR`", into.display());
+        return Err(Failure::new(Exit::Error, text));
+    }
     let mut targets = Vec::new();
     for file in files {
         let relative = Path::new(&file.file);
@@ -117,4 +122,17 @@ fn create(target: &Path, content: &str) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     fs::File::options().write(true).create_new(true).open(target)?.write_all(content.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_there_is_a_typing_error_and_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let typo = dir.path().join("confg");
+        let failure = write(&[], &typo).unwrap_err();
+        assert!(failure.message.contains("there is no directory") && !typo.exists(), "{}", failure.message);
+    }
 }

@@ -343,6 +343,7 @@ mod tests {
             content: String::new(),
             reason: "no such device".into(),
             at: Wall::default(),
+            fault: crate::revision::Fault::Own,
         };
         let (exit, text) = newer(|s| s.source.quarantine.push(known));
         assert!(exit == Exit::Error && text.contains("no such device") && text.contains("source retry"), "{text}");

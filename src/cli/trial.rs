@@ -5,6 +5,7 @@
 //! (a log-out that ends all processes of a session, a shutdown), it undoes the change first.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -20,7 +21,7 @@ use tokio::{
 use super::{
     Exit, Failure, Outcome,
     context::{self, RouterArgs},
-    plan,
+    plan::{self, Made},
 };
 use crate::{
     apply, clock,
@@ -34,9 +35,9 @@ use crate::{
         linux::Linux,
         lock::{Lock, LockError},
     },
-    plan::{report::Report, text},
+    plan::text,
     settings::Settings,
-    store::{LastGood, NewGeneration, Standing},
+    store::{LastGood, Ledger, NewGeneration, Standing},
     validate::intent::Site,
 };
 
@@ -57,8 +58,9 @@ pub fn me() -> Who {
 }
 
 /// Writes a plan down before its first step; with a timeout, it is on trial from here on.
-pub fn write_down(router: &Router<Linux>, active: &Active, report: &Report, timeout: Duration) -> Unconfirmed {
-    let who = me();
+pub fn write_down(router: &Router<Linux>, made: &Made, timeout: Duration) -> Unconfirmed {
+    let (who, Made { active, report, observed, .. }) = (me(), made);
+    let lost = || observed.stamp.is_some().then(|| Unconfirmed::LOST.to_owned());
     let new = NewGeneration {
         generation: report.generation.to,
         revision: &active.revision,
@@ -73,7 +75,7 @@ pub fn write_down(router: &Router<Linux>, active: &Active, report: &Report, time
         record: 0,
         generation: report.generation.to,
         revision: active.revision.clone(),
-        previous: router.ledger.last_good().map(|good| good.revision),
+        previous: router.ledger.last_good().map(|good| good.revision).or_else(lost),
         who: who.clone(),
         deadline: Deadline::after(timeout, apply::place(), clock::now(), clock::wall()),
         phase: Phase::Applying,
@@ -100,8 +102,10 @@ pub fn stands(router: &Router<Linux>, change: &Unconfirmed, why: &str) {
 
 /// Puts in force again what was in force before the change, by the ordinary plan against the kernel as it is now.
 pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &Unconfirmed, reason: &str) -> Outcome {
-    let before = change.previous.as_ref().and_then(|_| router.ledger.last_good());
-    let active = before.map(|good| context::again(settings, good)).transpose()?;
+    let active = match before(router, settings, change) {
+        Ok(active) => active,
+        Err(why) => return Err(no_way_back(router, settings, change, reason, &why)),
+    };
     let undone = router.ledger.in_force().and_then(|kept| context::again(settings, kept).ok()).map(|kept| kept.site);
     let (planned, site, revision) = plan_back(router, active.as_ref(), undone.as_ref()).await?;
     let report = router.apply(&planned, site.as_ref(), &revision).await;
@@ -119,6 +123,31 @@ pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &U
             Err(Failure::new(Exit::Error, text))
         }
     }
+}
+
+/// What comes back; none if nothing was there. The error says why what was there cannot be used.
+fn before(router: &Router<Linux>, settings: &Settings, change: &Unconfirmed) -> Result<Option<Active>, String> {
+    let Some(previous) = &change.previous else { return Ok(None) };
+    let good =
+        router.ledger.last_good().ok_or_else(|| format!("revision {previous} is not in the journal any more"))?;
+    context::again(settings, good).map(Some).map_err(|failure| failure.message)
+}
+
+/// What was before cannot be used any more. That is no reason to tear down what the router works with: it stays, and
+/// the next start begins with it.
+fn no_way_back(router: &Router<Linux>, settings: &Settings, change: &Unconfirmed, reason: &str, why: &str) -> Failure {
+    let kept = router.ledger.in_force().filter(|_| change.phase == Phase::Waiting);
+    if let Some(kept) = kept.filter(|kept| context::again(settings, kept.clone()).is_ok()) {
+        router.ledger.set_last_good(&LastGood { at: clock::wall(), ..kept });
+    }
+    let text = format!(
+        "generation {} (revision {}) was to be undone ({reason}), but there is no way back: {why}; what is in the kernel \
+         stays",
+        change.generation, change.revision
+    );
+    router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, Some(&text));
+    router.ledger.audit(&me(), "rollback", &format!("FAILED: {text}"));
+    Failure::new(Exit::Error, format!("ROLLBACK FAILED, look at once: {text}\n  apply a configuration that works"))
 }
 
 async fn plan_back(
@@ -147,8 +176,14 @@ pub async fn settle(router: &mut Router<Linux>, settings: &Settings) -> Result<O
             tracing::warn!("generation {} is gone: {reason}", change.generation);
         }
         Due::Now => {
-            go_back(router, settings, &change, why(&change)).await?;
-            tracing::warn!("generation {} was undone: {}", change.generation, why(&change));
+            match go_back(router, settings, &change, why(&change)).await {
+                // It is settled all the same: whoever comes next may mend it.
+                Err(failure) if router.ledger.unconfirmed().is_none() => tracing::error!("{}", failure.message),
+                ended => {
+                    ended?;
+                    tracing::warn!("generation {} was undone: {}", change.generation, why(&change));
+                }
+            }
         }
     }
     Ok(None)
@@ -212,29 +247,29 @@ pub async fn watch(args: WatchArgs) -> Outcome {
     let (mut hangup, mut interrupt) = (on(SignalKind::hangup())?, on(SignalKind::interrupt())?);
     let mut term = on(SignalKind::terminate())?;
     let settings = context::settings(&args.router, None)?;
-    let ledger = context::ledger(&settings);
+    let mut ledger = context::ledger(&settings);
     println_ready();
     let mut parent = parent().map_err(|e| Failure::error("cannot watch the process that applies", &e))?;
-    let (mut orphan, mut told, mut seen) = (false, false, false);
+    let (mut orphan, mut told, mut kept) = (false, false, None);
     let (mut next, mut pause) = (clock::now(), LOOK);
     let mut byte = [0_u8; 1];
     loop {
-        match ledger.unconfirmed() {
-            None if seen || orphan => return Ok(Exit::Done),
-            None => {}
-            Some(change) => {
-                seen = true;
-                if (told || is_over(&change, orphan)) && clock::now() >= next {
-                    match undo(&settings, told).await {
-                        Ok(true) => return Ok(Exit::Done),
-                        Ok(false) => {}
-                        Err(failure) => {
-                            ledger.audit(&me(), "rollback", &failure.message);
-                            (next, pause) = (clock::now() + pause, (pause * 2).min(LONGEST));
-                        }
+        let known = kept.is_some();
+        match look(&mut ledger, &mut kept) {
+            None if known || orphan => return Ok(Exit::Done),
+            Some(change) if (told || is_over(&change, orphan)) && clock::now() >= next => {
+                match undo(&settings, told).await {
+                    Ok(true) => return Ok(Exit::Done),
+                    Ok(false) => {}
+                    // There is no way back, and that is written down.
+                    Err(failure) if ledger.unconfirmed().is_none() => return Err(failure),
+                    Err(failure) => {
+                        ledger.audit(&me(), "rollback", &failure.message);
+                        (next, pause) = (clock::now() + pause, (pause * 2).min(LONGEST));
                     }
                 }
             }
+            _ => {}
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -244,6 +279,41 @@ pub async fn watch(args: WatchArgs) -> Outcome {
             _ = interrupt.recv() => {}
         }
     }
+}
+
+/// What is known of a change even when the journal that held it is lost.
+struct Kept {
+    change: Unconfirmed,
+    before: Option<LastGood>,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Kept {
+    fn of(ledger: &Ledger, change: Unconfirmed) -> Self {
+        let files = ledger.in_force().map(|shown| shown.files).unwrap_or_default();
+        Self { change, before: ledger.last_good(), files }
+    }
+}
+
+/// The change that waits. A journal that is lost meanwhile, deleted or written over, is begun anew with it: that nobody
+/// can read of a change any more is no way out of its undo.
+fn look(ledger: &mut Ledger, kept: &mut Option<Kept>) -> Option<Unconfirmed> {
+    let found = ledger.unconfirmed();
+    // Whoever settled it did so in the file that this process has open, deleted or not, unless nothing can be read there.
+    let settled = found.is_none() && ledger.last_good().is_some();
+    match (&found, kept.as_mut()) {
+        (Some(change), Some(known)) => known.change.clone_from(change),
+        (Some(change), None) => *kept = Some(Kept::of(ledger, change.clone())),
+        (None, _) => {}
+    }
+    let (Some(known), Some(told)) = (kept, ledger.tend().filter(|_| !settled)) else { return found };
+    if let Some(change) = ledger.unconfirmed() {
+        // A daemon has done so.
+        return Some(change);
+    }
+    ledger.add_trial_again(&mut known.change, known.before.as_ref(), &known.files);
+    ledger.audit(&me(), "journal", &told);
+    Some(known.change.clone())
 }
 
 /// Whether nobody can confirm a change any more.

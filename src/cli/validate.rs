@@ -174,6 +174,7 @@ impl fmt::Display for Summary {
 pub fn read(paths: &[PathBuf]) -> Result<Snapshot, Failure> {
     let mut walk = Walk::default();
     for path in paths {
+        super::context::warn_of_refused(path);
         walk.path(path, path.is_file())?;
     }
     if walk.snapshot.files.is_empty() {

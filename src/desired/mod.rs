@@ -17,7 +17,7 @@ use crate::{
     failover::Selection,
     state::{Allocations, Facts, Key, NftTable, Ranges, State, SysctlKey, Value},
     units::{Family, IfName, Name},
-    validate::intent::Site,
+    validate::intent::{Path, Site},
 };
 
 pub use nft::NIL_STAMP;
@@ -140,7 +140,21 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
 /// What stands in the way of each path of a site that cannot be used now.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
-    site.paths.values().filter_map(|path| obstacle(site, path, facts)).collect()
+    let of = |path: &std::sync::Arc<Path>| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
+    site.paths.values().filter_map(of).collect()
+}
+
+/// A path whose `mtu` is above that of its interface, which is known: its route promises more than the link carries. A
+/// tunnel's interface is made with the path's.
+#[must_use]
+pub fn too_wide(path: &Path, facts: &Facts) -> Option<String> {
+    let link = facts.links.get(&path.interface).filter(|_| path.under().is_none())?.mtu;
+    let mtu = path.mtu.filter(|mtu| *mtu > link)?;
+    Some(format!(
+        "path {} has `mtu: {mtu}`, and its interface {} carries packets of {link} bytes: larger ones are lost in \
+         silence; set `mtu: {link}` or less",
+        path.name, path.interface
+    ))
 }
 
 fn is_uplink(site: &Site, interface: &IfName) -> bool {

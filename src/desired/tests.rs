@@ -297,3 +297,17 @@ fn a_path_of_one_family_is_no_way_for_the_other() {
         assert_eq!(only, 1, "`unreachable` alone: no leak to the main table");
     }
 }
+
+#[test]
+fn a_path_that_is_wider_than_its_link_is_an_obstacle_and_one_that_fits_is_none() {
+    let mut site = berlin();
+    assert!(obstacles(&site, &facts()).is_empty());
+    std::sync::Arc::make_mut(site.paths.get_mut(&name("fiber")).unwrap()).mtu = Some(1500);
+    assert!(obstacles(&site, &facts()).is_empty());
+    std::sync::Arc::make_mut(site.paths.get_mut(&name("fiber")).unwrap()).mtu = Some(9000);
+    let found = obstacles(&site, &facts());
+    assert!(
+        found.len() == 1 && found[0].contains("`mtu: 9000`, and its interface wan0 carries packets of 1500"),
+        "{found:?}"
+    );
+}

@@ -334,6 +334,12 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
         kernel(f).neighbours.insert((name("wan0"), "198.51.100.1".parse().unwrap()), false);
     }),
     ("mtu", Verdict::Warn, |f| link(f, "wan0").mtu = 1400),
+    ("mtu", Verdict::Warn, |f| {
+        let Configuration::Site(site) = &mut f.configuration else { return };
+        for path in site.paths.values_mut().filter(|path| path.under().is_none()) {
+            std::sync::Arc::make_mut(path).mtu = Some(1501);
+        }
+    }),
 ];
 
 #[test]

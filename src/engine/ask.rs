@@ -1,9 +1,14 @@
 //! What people ask of a change: that it stands, that it goes, that an older one comes back.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Engine, activate, gate::Proposal};
-use crate::{config::Snapshot, guard::Who, revision::AttemptOutcome, store::Standing};
+use crate::{
+    config::Snapshot,
+    guard::Who,
+    revision::{AttemptOutcome, Fault},
+    store::Standing,
+};
 
 type Answer = Result<String, String>;
 
@@ -29,8 +34,11 @@ impl Engine {
         let Some((change, _)) = self.gate.waiting() else { return Err(NOTHING_TO_UNDO.into()) };
         let change = change.clone();
         self.audit(who, "rollback", &change.line());
-        self.go_back(&format!("{who} said so"));
+        self.go_back(&format!("{who} said so"), BTreeSet::new());
         self.pass().await;
+        if let Some(stuck) = self.revisions.stuck().filter(|stuck| stuck.revision == change.revision) {
+            return Err(stuck.reason.clone());
+        }
         if self.gate.is_going_back() {
             return Err("going back failed and is tried again: look at `patronus status`".into());
         }
@@ -62,10 +70,10 @@ impl Engine {
             return Err(self.gate.refused.take().unwrap_or_else(|| "look at `patronus status`".into()));
         }
         let reason = format!("{who} went back to generation {}", found.generation);
-        self.attempt_failed(AttemptOutcome::RolledBack, &reason, true);
+        self.attempt_failed(AttemptOutcome::RolledBack, &reason, Fault::Own, true);
         let ends = self.gate.waiting().map(|(change, _)| change.deadline.wall);
         let ends =
-            ends.map(|at| format!("\nIt stands only if you say so by {at}: patronus confirm")).unwrap_or_default();
+            ends.map(|at| format!("\nIt stands only if you say so by {at:.0}: patronus confirm")).unwrap_or_default();
         Ok(format!("revision {} of generation {} is in force{ends}", found.revision, found.generation))
     }
 }

@@ -155,7 +155,8 @@ impl Engine {
         if !new.is_empty() {
             let (_, lines) = self.drift.objects();
             let first = self.drift.found[new[0]].line();
-            let message = format!("{} of our objects were changed by someone else: {first}", new.len());
+            let were = if new.len() == 1 { "was" } else { "were" };
+            let message = format!("{} of our objects {were} changed by someone else: {first}", new.len());
             self.warning("drift", "", message, json!(lines));
         }
     }

@@ -13,20 +13,21 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::{Active, Engine, reach, router::Planned, status::ReconcileOutcome};
+use super::{Active, Engine, later::Again, reach, router::Planned, status::ReconcileOutcome};
 use crate::{
     apply,
     clock::{self, Instant},
     config::commit::{Commit, Signature},
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
-        gate::{Baseline, Judgement, Rounds, works},
+        doubt::Doubt,
+        gate::{Baseline, Judgement, Rounds, measured, works},
         patience,
         rails::{self, Change, Refusal},
         window,
     },
-    health::{PathState, Sample},
-    revision::AttemptOutcome,
+    health::Sample,
+    revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
     units::Name,
@@ -54,6 +55,14 @@ pub(super) struct Gate {
     pub started: Instant,
     /// Paths that were up before the change that was undone last, and how long they are waited for.
     pub recovering: Option<(BTreeSet<Name>, Instant)>,
+    /// A change that was undone and may not have been the cause.
+    pub doubt: Option<Doubt>,
+    /// Probe rounds of this process, for a moment that asks what is remembered and what was seen.
+    pub seen: BTreeMap<Name, Rounds>,
+    /// A proposal that the kernel could not take just then.
+    pub again: Option<Again>,
+    /// Whether the last pass failed for something that may be over the next time.
+    pub may_pass: bool,
     /// Why the last thing that a person wanted was not done.
     pub refused: Option<String>,
     /// The last revision that was told to wait, and why.
@@ -88,6 +97,8 @@ pub(super) enum Stage {
 pub(super) struct Back {
     pub change: Unconfirmed,
     pub reason: String,
+    /// Paths whose silence is the whole reason.
+    pub silent: BTreeSet<Name>,
     /// What it made of the site, if that is known.
     pub undone: Option<Site>,
 }
@@ -151,6 +162,10 @@ impl Gate {
             held: None,
             started,
             recovering: None,
+            doubt: None,
+            seen: BTreeMap::new(),
+            again: None,
+            may_pass: false,
             refused: None,
             told: None,
         }
@@ -207,11 +222,16 @@ impl Gate {
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let trial = if let Stage::Waiting(trial) = &self.stage { Some(trial.next) } else { None };
         let held = self.held.as_ref().filter(|(proposal, _)| proposal.asking.is_some()).map(|_| now + LOOK);
-        trial.into_iter().chain(held).min()
+        let again = self.again.as_ref().filter(|_| self.held.is_some()).map(|again| again.at).filter(|at| *at > now);
+        trial.into_iter().chain(held).chain(again).min()
     }
 
     /// Takes in a probe round that was sent since the change.
     pub(super) fn note(&mut self, sample: &Sample, quorum: u32) {
+        self.doubt.iter_mut().for_each(|doubt| doubt.add(sample));
+        if self.started.since(sample.sent).is_zero() {
+            self.seen.entry(sample.path.clone()).or_default().add(sample, quorum);
+        }
         if let Stage::Waiting(trial) = &mut self.stage
             && sample.sent >= trial.since
         {
@@ -237,7 +257,7 @@ impl Engine {
         }
     }
 
-    fn hold(&mut self, proposal: Proposal, why: String) {
+    pub(super) fn hold(&mut self, proposal: Proposal, why: String) {
         let told = (proposal.active.revision.clone(), why.clone());
         if self.gate.told.as_ref() != Some(&told) {
             self.event("source", "", format!("revision {} waits: {why}", told.0), serde_json::Value::Null);
@@ -266,10 +286,17 @@ impl Engine {
         {
             return Some(format!("path {path} was up before the change that was undone, and is not yet again"));
         }
-        let unknown = |path| self.monitor.healths().get(path).is_none_or(|h| h.state == PathState::Unknown && !h.held);
+        if let Some(again) = self.gate.again.as_ref().filter(|again| again.waits(&proposal.active.content, now)) {
+            return Some(again.to_string());
+        }
         let measuring = now.since(self.gate.started) < MEASURING
-            && self.active.as_ref().is_some_and(|a| a.site.paths.keys().any(unknown));
+            && self.active.as_ref().is_some_and(|a| !a.site.paths.values().all(|path| self.is_measured(path)));
         measuring.then(|| "its paths are not measured yet".into())
+    }
+
+    fn is_measured(&self, path: &Path) -> bool {
+        let seen = self.gate.seen.get(&path.name).copied().unwrap_or_default();
+        measured(path, self.monitor.healths().get(&path.name), seen)
     }
 
     /// From here on the paths that were up before the change that was undone are waited for.
@@ -308,7 +335,7 @@ impl Engine {
     pub(super) fn taken_back(&mut self, revision: &str) {
         let before = self.gate.before.as_ref().is_some_and(|before| before.revision == revision);
         if before && matches!(&self.gate.stage, Stage::Waiting(trial) if !trial.change.who.is_person()) {
-            self.go_back("the source holds the revision before it again");
+            self.go_back("the source holds the revision before it again", BTreeSet::new());
         }
     }
 
@@ -385,7 +412,7 @@ impl Engine {
                 self.gate.stage = Stage::Waiting(trial);
             }
             (Stage::Back(back), _) if good => {
-                self.is_back(&back.change, &back.reason);
+                self.is_back(&back.change, &back.reason, back.silent);
                 return (ReconcileOutcome::RolledBack, Some(back.reason));
             }
             (Stage::Back(back), _) => {
@@ -405,6 +432,7 @@ impl Engine {
         if timeout.is_zero() {
             return self.stands(&change, Standing::Applied, "no confirmation was asked for");
         }
+        self.gate.again = None;
         let Some(active) = &self.active else { return };
         change.deadline = Deadline::after(patience(timeout, &active.site), apply::place(), now, clock::wall());
         change.phase = Phase::Waiting;
@@ -418,26 +446,14 @@ impl Engine {
         self.gate.stage = Stage::Waiting(trial);
     }
 
-    /// Its steps failed and were undone: the one before it goes on.
-    fn never_in_force(&mut self, change: &Unconfirmed, outcome: ReconcileOutcome, reason: &str) {
-        let standing =
-            if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
-        self.router.ledger.settle_unconfirmed(change, standing, Some(reason));
-        let outcome = match standing {
-            Standing::RolledBack => AttemptOutcome::RolledBack,
-            _ => AttemptOutcome::RollbackFailed,
-        };
-        self.turn_down(outcome, reason);
-    }
-
     /// The proposal does not come in force.
-    pub(super) fn turn_down(&mut self, outcome: AttemptOutcome, reason: &str) {
+    pub(super) fn turn_down(&mut self, outcome: AttemptOutcome, reason: &str, fault: Fault) {
         let by_source = !matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person());
         self.gate.stage = Stage::Idle;
         self.active = None;
         let before = self.gate.before.take();
         if by_source {
-            self.attempt_failed(outcome, reason, before.is_some());
+            self.attempt_failed(outcome, reason, fault, before.is_some());
         } else {
             self.gate.refused = Some(reason.to_owned());
         }

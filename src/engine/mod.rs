@@ -8,6 +8,7 @@ mod ask;
 pub mod captured;
 mod drift;
 mod gate;
+mod later;
 mod orders;
 mod pass;
 mod publish;

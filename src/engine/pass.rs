@@ -14,9 +14,11 @@ use super::{
 use crate::{
     apply::{self, Outcome},
     clock::{self, Instant},
-    desired, plan,
+    desired,
+    guard::rails::Refusal,
+    plan,
     probe::ProbeSpec,
-    revision::AttemptOutcome,
+    revision::{AttemptOutcome, Fault},
     state::{Key, SysctlKey, Target, Value},
     store::Run,
     units::Name,
@@ -45,7 +47,8 @@ impl Engine {
                 }
                 refusals => {
                     let reason = gate::reasons(&refusals);
-                    self.turn_down(AttemptOutcome::Failed, &reason);
+                    let fault = if refusals.iter().all(Refusal::is_large) { Fault::TooLarge } else { Fault::Own };
+                    self.turn_down(AttemptOutcome::Failed, &reason, fault);
                     (ReconcileOutcome::Refused, 0, Some(reason))
                 }
             },
@@ -86,6 +89,7 @@ impl Engine {
             self.warning("alarm", "journal", told.clone(), serde_json::Value::Null);
             self.alarms.start.push(told);
         }
+        self.note_trial_again();
         self.doubt_revisions();
     }
 
@@ -123,6 +127,7 @@ impl Engine {
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         let started = clock::wall();
         let report = self.router.apply(planned, site.as_ref(), &revision).await;
+        self.gate.may_pass = report.outcome.may_pass();
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
         self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);

@@ -1,6 +1,10 @@
 //! What is written down of a revision before its first step runs.
 
-use super::{Engine, gate::Proposed, router::Planned};
+use super::{
+    Active, Engine,
+    gate::{Proposed, Stage},
+    router::Planned,
+};
 use crate::{
     apply, clock, desired,
     guard::{Deadline, Phase, Unconfirmed, patience},
@@ -8,7 +12,7 @@ use crate::{
         report::{self, Report, Revisions, View},
         text,
     },
-    store::{NewGeneration, Standing},
+    store::{LastGood, NewGeneration, Standing},
 };
 
 impl Engine {
@@ -32,7 +36,7 @@ impl Engine {
             record: 0,
             generation,
             revision: revision.clone(),
-            previous: self.gate.before().map(|before| before.revision.clone()),
+            previous: self.gate.before().map(|before| before.revision.clone()).or_else(|| self.of_before()),
             who: proposed.who.clone(),
             deadline: Deadline::after(wait, apply::place(), clock::now(), clock::wall()),
             phase: Phase::Applying,
@@ -40,6 +44,27 @@ impl Engine {
         };
         self.router.ledger.add_generation(&new, &mut change);
         Some(change)
+    }
+
+    /// What stands in this kernel although its configuration cannot be used any more, or was lost with the journal:
+    /// there is no way back to it, but nor is it nothing.
+    fn of_before(&self) -> Option<String> {
+        let known = self.router.applied().is_some_and(|state| !state.objects.is_empty());
+        let good = || self.router.ledger.last_good().map(|good| good.revision);
+        (known || self.observed.stamp.is_some()).then(|| good().unwrap_or_else(|| Unconfirmed::LOST.to_owned()))
+    }
+
+    /// The journal was begun anew while a change is on trial.
+    pub(super) fn note_trial_again(&mut self) {
+        let (change, shown, before) = match &mut self.gate.stage {
+            Stage::Waiting(trial) => (&mut trial.change, self.active.as_ref(), self.gate.before.as_deref()),
+            Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
+            Stage::Idle | Stage::Proposed(_) => return,
+        };
+        let good =
+            |good: &Active| LastGood { revision: good.revision.clone(), at: clock::wall(), files: good.files.clone() };
+        let files = shown.map(|active| active.files.clone()).unwrap_or_default();
+        self.router.ledger.add_trial_again(change, before.map(good).as_ref(), &files);
     }
 
     /// The plan as people and programs read it.

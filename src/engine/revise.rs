@@ -20,7 +20,7 @@ use crate::{
     config::Snapshot,
     guard::Who,
     kernel::KernelError,
-    revision::{AttemptOutcome, Note, Revisions, Seen, Suspension, Triage},
+    revision::{AttemptOutcome, Fault, Note, Revisions, Seen, Suspension, Triage},
     source::Watcher,
     store::{LastGood, Ledger},
 };
@@ -48,13 +48,17 @@ impl Engine {
     }
 
     fn last_good(&self) -> Option<Active> {
-        let good = self.router.ledger.last_good()?;
-        let snapshot = Snapshot { revision: good.revision, files: good.files, commit: None };
-        let active = activate(snapshot, Some(&self.origin.site), &self.origin.options);
-        if let Err(error) = &active {
+        let good = self.again(self.router.ledger.last_good()?);
+        if let Err(error) = &good {
             tracing::warn!(errors = ?error.lines(), "the last good configuration is not valid any more");
         }
-        active.ok()
+        good.ok()
+    }
+
+    /// A configuration from the ledger, checked once more.
+    pub(super) fn again(&self, kept: LastGood) -> Result<Active, ConfigError> {
+        let snapshot = Snapshot { revision: kept.revision, files: kept.files, commit: None };
+        activate(snapshot, Some(&self.origin.site), &self.origin.options)
     }
 
     /// Begins to read the source, unless that is under way or somebody is writing it.
@@ -182,8 +186,8 @@ impl Engine {
     }
 
     /// The revision that was tried last is not in force; if there is another to go on with, it is quarantined.
-    pub(super) fn attempt_failed(&mut self, outcome: AttemptOutcome, reason: &str, fallback: bool) {
-        let notes = self.revisions.failed(outcome, reason, fallback, clock::wall());
+    pub(super) fn attempt_failed(&mut self, outcome: AttemptOutcome, reason: &str, fault: Fault, fallback: bool) {
+        let notes = self.revisions.failed(outcome, reason, fault, fallback, clock::wall());
         self.tell("source", notes);
         self.write_down();
         self.read_source_at(clock::now());
@@ -192,10 +196,12 @@ impl Engine {
     /// There is no plan. That is the revision's fault if the compiler or nft refuses it; a kernel that cannot be
     /// looked at says nothing about it, and the next pass tries again.
     pub(super) fn cannot_plan(&mut self, error: &PlanError) {
-        if matches!(error, PlanError::Compile(_) | PlanError::Kernel(KernelError::Nft { .. }))
-            && self.gate.is_proposed()
-        {
-            self.turn_down(AttemptOutcome::Failed, &chain(error));
+        let own = match error {
+            PlanError::Compile(_) => true,
+            PlanError::Kernel(error) => matches!(error, KernelError::Nft { .. }) && !error.may_pass(),
+        };
+        if own && self.gate.is_proposed() {
+            self.turn_down(AttemptOutcome::Failed, &chain(error), Fault::Own);
         }
     }
 
@@ -230,6 +236,7 @@ impl Engine {
 
     /// A suspension ends by itself.
     pub(super) fn tend_revisions(&mut self) {
+        self.weigh_doubts();
         if let Some(note) = self.revisions.tick(clock::wall()) {
             self.tell("source", vec![note]);
             self.write_down();
@@ -262,7 +269,7 @@ impl Engine {
         self.write_down();
     }
 
-    fn write_down(&mut self) {
+    pub(super) fn write_down(&mut self) {
         let memory = self.revisions.memory();
         if self.written != memory {
             self.router.ledger.put(REVISIONS, &memory);

@@ -1,24 +1,24 @@
 //! A change in force that does not stand yet: the evidence, the deadline, and the way back.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::task::JoinHandle;
 
 use super::{
-    Active, Engine, activate,
+    Active, Engine,
     gate::{Back, LOOK, Stage, Trial, answer},
     reach,
 };
 use crate::{
     apply,
     clock::{self, Instant},
-    config::Snapshot,
     guard::{
         Due, Phase, Unconfirmed, Who,
         gate::{Evidence, Judgement, judge},
     },
-    revision::AttemptOutcome,
+    revision::{AttemptOutcome, Fault},
     store::Standing,
+    units::Name,
 };
 
 /// A router that is cut off for so long does not wait for the deadline.
@@ -41,14 +41,15 @@ impl Engine {
             || found.harm && now.since(trial.since) >= self.gate.rules.confirm.timeout;
         trial.last = found;
         let (change, reason, stands) = (trial.change.clone(), trial.last.reason(), trial.last.stands());
+        let silent = trial.last.doubtful();
         if change.who.is_person() {
             if over {
-                self.go_back("nobody confirmed it in time");
+                self.go_back("nobody confirmed it in time", BTreeSet::new());
             }
         } else if stands {
             self.stands(&change, Standing::Confirmed, "the evidence is complete");
         } else if lost || over {
-            self.go_back(&reason);
+            self.go_back(&reason, silent);
         }
     }
 
@@ -89,21 +90,29 @@ impl Engine {
         self.timers.publish = clock::now();
     }
 
-    /// Puts the configuration before the one on trial in force again.
-    pub(super) fn go_back(&mut self, reason: &str) {
+    /// Puts the configuration before the one on trial in force again. `silent` are paths whose silence is the whole
+    /// reason, if it is.
+    pub(super) fn go_back(&mut self, reason: &str, silent: BTreeSet<Name>) {
         let Stage::Waiting(trial) = std::mem::replace(&mut self.gate.stage, Stage::Idle) else { return };
         let change = trial.change;
         let text = format!("generation {} (revision {}) is undone: {reason}", change.generation, change.revision);
         self.warning("confirm", "", text, serde_json::Value::Null);
         let before = self.gate.before.take();
-        self.back_to(change, before, reason);
+        self.back_to(change, before, reason, silent);
     }
 
     /// Invariant: the record of the change stays until the kernel was read back, so that a kill on the way back is
     /// no way out.
-    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str) {
+    ///
+    /// Invariant: only where nothing was before, nothing is what comes back. What was before and cannot be used any
+    /// more is no reason to tear down what the router works with.
+    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str, silent: BTreeSet<Name>) {
+        if let (None, Some(previous)) = (&before, &change.previous) {
+            let previous = previous.clone();
+            return self.no_way_back(&change, &previous, reason);
+        }
         let undone = self.active.take().or_else(|| self.on_trial()).map(|active| active.site);
-        self.gate.stage = Stage::Back(Box::new(Back { change, reason: reason.to_owned(), undone }));
+        self.gate.stage = Stage::Back(Box::new(Back { change, reason: reason.to_owned(), silent, undone }));
         match before {
             Some(before) => self.work_with(*before),
             None => self.active = None,
@@ -111,12 +120,41 @@ impl Engine {
         self.timers.pass_at(clock::now());
     }
 
-    pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str) {
+    /// The configuration before cannot be used any more: what the kernel holds stays, and is repaired if its own
+    /// configuration can be read.
+    fn no_way_back(&mut self, change: &Unconfirmed, previous: &str, reason: &str) {
+        let why = match self.router.ledger.last_good().map(|good| self.again(good)) {
+            Some(Err(error)) => format!("is not valid any more: {}", error.lines().join("; ")),
+            _ => "is not in the journal any more".to_owned(),
+        };
+        let text = format!(
+            "generation {} (revision {}) was to be undone ({reason}), but revision {previous}, which was in force before \
+             it, {why}; what is in the kernel stays",
+            change.generation, change.revision
+        );
+        if self.active.is_none()
+            && change.phase == Phase::Waiting
+            && let Some(active) = self.on_trial()
+        {
+            self.work_with(active);
+        }
+        self.router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, Some(&text));
+        self.audit(&Who::DAEMON, "rollback", &format!("FAILED: {text}"));
+        self.warning("confirm", "", format!("ROLLBACK FAILED, look at once: {text}"), serde_json::Value::Null);
+        self.revisions.stays(&change.revision, &text, clock::wall());
+        self.write_down();
+        self.timers.publish = clock::now();
+        self.timers.pass_at(clock::now());
+        self.read_source_at(clock::now());
+    }
+
+    pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: BTreeSet<Name>) {
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
         if !change.who.is_person() {
-            self.attempt_failed(AttemptOutcome::RolledBack, reason, true);
+            self.attempt_failed(AttemptOutcome::RolledBack, reason, Fault::Own, true);
+            self.doubt_it(change, silent);
         } else if let Some(active) = &self.active {
             // What the person wanted to leave is in force again.
             self.revisions.in_force(&active.revision, clock::wall());
@@ -136,7 +174,7 @@ impl Engine {
                     self.work_with(*before);
                 }
                 if !change.who.is_person() {
-                    self.attempt_failed(AttemptOutcome::RolledBack, reason, fallback);
+                    self.attempt_failed(AttemptOutcome::RolledBack, reason, Fault::Own, fallback);
                 }
             }
             // A daemon that died says nothing about the revision: it is tried again.
@@ -148,24 +186,26 @@ impl Engine {
                 }
             }
             Due::Now if change.phase == Phase::Applying => {
-                self.back_to(change, before, "whoever applied it ended before it was in force");
+                let reason = "whoever applied it ended before it was in force";
+                self.back_to(change, before, reason, BTreeSet::new());
             }
-            Due::Now => self.back_to(change, before, "nobody confirmed it in time"),
+            Due::Now => self.back_to(change, before, "nobody confirmed it in time", BTreeSet::new()),
             Due::In(_) => match self.on_trial() {
                 Some(active) => {
+                    if let Some(before) = &before {
+                        self.revisions.resumes(&before.revision, clock::wall());
+                    }
                     self.gate.before = before;
                     self.gate.stage = Stage::Waiting(Trial::new(change, clock::now()));
                     self.work_with(active);
                 }
-                None => self.back_to(change, before, "its configuration cannot be read any more"),
+                None => self.back_to(change, before, "its configuration cannot be read any more", BTreeSet::new()),
             },
         }
     }
 
     /// The configuration on trial, as it was written down.
     fn on_trial(&self) -> Option<Active> {
-        let found = self.router.ledger.in_force()?;
-        let snapshot = Snapshot { revision: found.revision, files: found.files, commit: None };
-        activate(snapshot, Some(&self.origin.site), &self.origin.options).ok()
+        self.again(self.router.ledger.in_force()?).ok()
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn verdicts(status: &Status) -> Vec<Told> {
 fn judge(status: &Status, revision: &str) -> Option<(State, String)> {
     let source = &status.source;
     if let Some(trial) = status.unconfirmed.as_ref().filter(|trial| trial.revision == revision) {
-        return Some((State::Pending, format!("in the kernel, on trial until {}", trial.until)));
+        return Some((State::Pending, format!("in the kernel, on trial until {:.0}", trial.until)));
     }
     if source.applied.as_deref() == Some(revision) {
         return Some((State::Success, "in force".into()));
@@ -153,8 +153,13 @@ mod tests {
         };
         let told = of_b(|s| s.source.held = Some(held));
         is(told, State::Pending, "held: the branch was set back behind the last accepted commit");
-        let known =
-            Quarantined { revision: "b".repeat(40), content: String::new(), reason: "x".into(), at: Wall::default() };
+        let known = Quarantined {
+            revision: "b".repeat(40),
+            content: String::new(),
+            reason: "x".into(),
+            at: Wall::default(),
+            fault: crate::revision::Fault::Own,
+        };
         is(of_b(|s| s.source.quarantine.push(known)), State::Failure, "quarantined: x");
         let stop = Suspension { by: "root".into(), reason: "x".into(), since: Wall::default(), until: None };
         is(of_b(|s| s.source.suspended = Some(stop)), State::Pending, "not taken: suspended without an end");
@@ -172,7 +177,7 @@ mod tests {
             against: Vec::new(),
         };
         let on_trial = of_b(|s| s.unconfirmed = Some(trial));
-        is(on_trial, State::Pending, "in the kernel, on trial until 1970-01-01T00:00:01.000Z");
+        is(on_trial, State::Pending, "in the kernel, on trial until 1970-01-01T00:00:01Z");
     }
 
     #[test]

@@ -127,6 +127,10 @@ pub struct Judgement {
     pub against: Vec<String>,
     /// Whether traffic or a service has lost its way: no use in waiting for the rounds of a slow path.
     pub harm: bool,
+    /// Paths that were up before and do not answer.
+    pub silent: BTreeSet<Name>,
+    /// Whether a management network is reached another way, which no provider can bring about.
+    pub moved: bool,
     /// Whether the router seems to be cut off: no use in waiting for the deadline.
     pub cut_off: bool,
 }
@@ -138,12 +142,28 @@ impl Judgement {
         self.waits.is_empty() && self.against.is_empty()
     }
 
+    /// The paths whose silence may be the whole reason; none if there is another.
+    #[must_use]
+    pub fn doubtful(&self) -> BTreeSet<Name> {
+        if self.moved { BTreeSet::new() } else { self.silent.clone() }
+    }
+
     /// Why it does not stand, on one line.
     #[must_use]
     pub fn reason(&self) -> String {
         let all: Vec<&str> = self.against.iter().chain(&self.waits).map(String::as_str).collect();
         all.join("; ")
     }
+}
+
+/// Whether this process has measured a path, by the rounds that it has `seen`: what an earlier one remembered of it is
+/// no evidence of how things are now.
+#[must_use]
+pub fn measured(path: &Path, health: Option<&PathHealth>, seen: Rounds) -> bool {
+    let Some(health) = health else { return false };
+    let remembered = !path.probe.targets.is_empty() && health.carrier && !health.disabled;
+    (health.state != PathState::Unknown || health.held)
+        && (!remembered || seen.answered > 0 || seen.done >= path.probe.down_after)
 }
 
 /// Weighs the evidence.
@@ -165,7 +185,7 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
         if now.ways.get(net) != Some(way) {
             let is = now.ways.get(net).map_or("not at all", String::as_str);
             found.against.push(format!("the management network {net} was reached {way}, and is now reached {is}"));
-            found.cut_off = true;
+            (found.cut_off, found.moved) = (true, true);
         }
     }
     let silent = before.reached.iter().filter(|label| !now.reached.contains(*label));
@@ -192,6 +212,7 @@ fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Ju
     } else if before.up.contains(name) && rounds.answered < ROUNDS {
         let why = now.healths.get(name).map(|health| format!(" ({})", health.reason)).unwrap_or_default();
         found.against.push(format!("path {name} was up before and does not answer now{why}"));
+        found.silent.insert(name.clone());
     }
 }
 
@@ -305,6 +326,19 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_process_remembered_of_a_path_is_not_measured() {
+        let fiber = path("fiber", 1, 100);
+        let rounds = |done, answered| Rounds { done, answered };
+        let (up, down) = (health(PathState::Up, true), health(PathState::Down, true));
+        assert!(!measured(&fiber, None, rounds(9, 9)) && !measured(&fiber, Some(&up), rounds(0, 0)));
+        assert!(!measured(&fiber, Some(&up), rounds(1, 0)), "one lost round is not the end of a path");
+        assert!(measured(&fiber, Some(&up), rounds(1, 1)) && measured(&fiber, Some(&down), rounds(9, 0)));
+        assert!(!measured(&fiber, Some(&health(PathState::Unknown, true)), rounds(9, 9)));
+        assert!(measured(&fiber, Some(&health(PathState::Down, false)), rounds(0, 0)), "no cable, no rounds");
+        assert!(measured(&path("fiber", 0, 100), Some(&up), rounds(0, 0)), "it is not probed");
+    }
+
+    #[test]
     fn a_change_stands_when_all_that_worked_before_works() {
         let world = World::new();
         assert_eq!(world.judge(), Judgement::default());
@@ -328,6 +362,10 @@ mod tests {
         let found = world.judge();
         assert_eq!(found.against, ["path lte was up before and does not answer now (3 rounds lost in a row)"]);
         assert!(!found.cut_off && !found.harm, "the other path answers");
+        assert_eq!(found.doubtful(), [name("lte")].into_iter().collect());
+        world.ways.clear();
+        assert!(world.judge().doubtful().is_empty(), "no provider moves the way to a management network");
+        world.ways.clone_from(&world.before.ways);
         world.before.up.remove(&name("lte"));
         assert!(world.judge().stands());
     }

@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing here ever stops drift repair or a failover. Only a *new revision* is asked about.
 
+pub mod doubt;
 pub mod gate;
 pub mod rails;
 mod unconfirmed;

@@ -90,6 +90,9 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
+    /// Stands for the revision before where the kernel holds something of ours and no journal tells what it is.
+    pub const LOST: &str = "unknown";
+
     /// What whoever finds it has to do: nothing yet, or go back.
     #[must_use]
     pub fn due(&self, place: &str, now: Instant) -> Due {
@@ -103,7 +106,7 @@ impl Unconfirmed {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "generation {} (revision {}, by {}) waits for its confirmation until {}",
+            "generation {} (revision {}, by {}) waits for its confirmation until {:.0}",
             self.generation, self.revision, self.who, self.deadline.wall
         )
     }
@@ -164,7 +167,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Unconfirmed>(&text).unwrap(), before);
         assert_eq!(
             before.line(),
-            "generation 42 (revision abc, by daemon) waits for its confirmation until 1970-01-01T00:00:11.000Z"
+            "generation 42 (revision abc, by daemon) waits for its confirmation until 1970-01-01T00:00:11Z"
         );
     }
 }

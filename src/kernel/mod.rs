@@ -9,6 +9,8 @@ pub mod lock;
 
 use std::future::Future;
 
+use nix::errno::Errno;
+
 use crate::{
     foreign::programs::Touch,
     plan::Step,
@@ -77,6 +79,34 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// Whether the same may work the next time: the kernel was busy or short of something, and has not refused what it
+    /// was asked for.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Netlink { errno, .. } => passes(*errno),
+            Self::Sysctl { source, .. } => source.raw_os_error().is_some_and(passes),
+            Self::Nft { text, .. } => PASSING.iter().any(|(_, words)| text.contains(words)),
+            Self::Missing { .. } | Self::Privilege { .. } | Self::Injected { .. } => false,
+        }
+    }
+}
+
+/// Errors that tell of the moment and not of what was asked for, with the words of the programs that tell of them.
+const PASSING: [(Errno, &str); 6] = [
+    (Errno::EBUSY, "Device or resource busy"),
+    (Errno::EAGAIN, "Resource temporarily unavailable"),
+    (Errno::EINTR, "Interrupted system call"),
+    (Errno::ENOBUFS, "No buffer space available"),
+    (Errno::ENOMEM, "Cannot allocate memory"),
+    (Errno::ETIMEDOUT, "Connection timed out"),
+];
+
+fn passes(errno: i32) -> bool {
+    PASSING.iter().any(|(known, _)| *known == Errno::from_raw(errno))
+}
+
 /// A change that the kernel announced. It carries no meaning beyond "look again", except that a lost
 /// carrier is acted on at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,4 +155,33 @@ pub trait Kernel {
 pub struct Executed {
     /// Conntrack entries deleted by a step that forgets flows.
     pub flows: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_kernel_may_obey_the_next_time_and_one_that_refuses_does_not() {
+        let netlink = |errno: Errno| KernelError::Netlink { doing: "x".into(), errno: errno as i32, text: "x".into() };
+        let nft = |text: &str| KernelError::Nft { doing: "x".into(), text: text.into() };
+        let sysctl = |errno: Errno| KernelError::Sysctl { doing: "x".into(), source: errno.into() };
+        for error in [
+            netlink(Errno::EBUSY),
+            netlink(Errno::ENOBUFS),
+            nft("Error: Could not process rule: Device or resource busy"),
+            sysctl(Errno::EAGAIN),
+        ] {
+            assert!(error.may_pass(), "{error:?}");
+        }
+        for error in [
+            netlink(Errno::EINVAL),
+            netlink(Errno::EOPNOTSUPP),
+            nft("-:3:9-12: Error: syntax error, unexpected string"),
+            sysctl(Errno::ENOENT),
+            KernelError::Missing { what: "nft".into() },
+        ] {
+            assert!(!error.may_pass(), "{error:?}");
+        }
+    }
 }

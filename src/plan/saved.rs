@@ -144,7 +144,8 @@ impl Saved {
         }
         let changed = super::diff(live, &self.before);
         if !changed.is_empty() {
-            lines.push(format!("{} of our objects in the kernel are not as they were", changed.len()));
+            let are = if changed.len() == 1 { "is not as it was" } else { "are not as they were" };
+            lines.push(format!("{} of our objects in the kernel {are}", changed.len()));
             lines.extend(shortened(changed.iter().filter_map(line).collect()));
         }
         lines
@@ -271,7 +272,11 @@ mod tests {
         let edited = Binding { configuration: "sha256:0".into(), ..binding() };
         assert!(told(&edited, &saved.before, &saved.steps).contains("are not those that were planned"));
         let lost = told(&binding(), &State::default(), &saved.steps);
-        assert!(lost.contains("1 of our objects") && lost.contains("- rule   IPv4 priority 1"), "{lost}");
+        assert!(
+            lost.contains("1 of our objects in the kernel is not as it was")
+                && lost.contains("- rule   IPv4 priority 1"),
+            "{lost}"
+        );
         let other = Binding { previous: Some(Stamp { generation: 7, plan: Uuid::nil() }), ..binding() };
         assert!(told(&other, &saved.before, &saved.steps).contains("in force is generation 7"));
         assert!(told(&binding(), &saved.before, &[]).contains("what surrounds us has changed"));

@@ -38,9 +38,10 @@ impl Revisions {
         self.forgive(&revision).then(|| Note::good(format!("revision {revision} is tried again, says {by}")))
     }
 
-    fn forgive(&mut self, revision: &str) -> bool {
+    pub(super) fn forgive(&mut self, revision: &str) -> bool {
+        let stuck = self.memory.stuck.take_if(|stuck| stuck.revision == revision).is_some();
         let content = self.memory.quarantine.iter().find(|q| q.revision == revision).map(|q| q.content.clone());
-        let Some(content) = content else { return false };
+        let Some(content) = content else { return stuck };
         self.memory.quarantine.retain(|q| q.content != content && q.revision != revision);
         true
     }

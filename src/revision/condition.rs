@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Revisions;
+use super::{Fault, Revisions};
 use crate::{clock::Wall, config::commit::Signature};
 
 /// A condition.
@@ -184,6 +184,9 @@ impl Revisions {
         if let Some(held) = &self.held {
             return stop("Held", held.to_string());
         }
+        if let Some(stuck) = self.stuck() {
+            return stop("RollbackFailed", stuck.reason.clone());
+        }
         let behind = self.applied().is_none_or(|applied| applied.revision != desired.revision);
         if let Some(suspension) = self.suspended().filter(|_| behind) {
             let (end, why) = (suspension.end(), &suspension.reason);
@@ -194,6 +197,9 @@ impl Revisions {
             return stop("InvalidConfiguration", format!("revision {revision}: {first}"));
         }
         let known = self.in_quarantine().filter(|_| behind)?;
+        if matches!(known.fault, Fault::Paths(_)) {
+            return Some(Standing::new(Truth::False, Act::Patronus, "AwaitingPaths", known.to_string()));
+        }
         stop("Quarantined", known.to_string())
     }
 

@@ -101,13 +101,16 @@ impl Revisions {
     #[must_use]
     pub fn alarms(&self, now: Wall) -> Vec<String> {
         let forgotten = self.memory.suspended.iter().filter(|s| s.until.is_none() && age(s.since, now) > FORGOTTEN);
-        forgotten.map(|s| {
+        let stuck = self.memory.stuck.iter().map(|s| {
+            format!("{}; push a configuration that works, or let it stand: `patronus source accept`", s.reason)
+        });
+        stuck.chain(forgotten.map(|s| {
             let hours = age(s.since, now).as_secs() / 3600;
             format!(
                 "{} suspended the taking of new revisions {hours} hours ago and without an end ({}): `patronus resume`",
                 s.by, s.reason
             )
-        })
+        }))
         .collect()
     }
 }

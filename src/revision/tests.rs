@@ -71,9 +71,13 @@ impl Router {
     }
 
     fn fails(&mut self, reason: &str) {
+        self.fails_of(reason, Fault::Own);
+    }
+
+    fn fails_of(&mut self, reason: &str, fault: Fault) {
         let now = self.now();
         let fallback = self.fallback.is_some();
-        let notes = self.revisions.failed(AttemptOutcome::RolledBack, reason, fallback, now);
+        let notes = self.revisions.failed(AttemptOutcome::RolledBack, reason, fault, fallback, now);
         self.told.extend(notes);
         if let Some(fallback) = self.fallback.take() {
             self.active = Some(fallback);
@@ -156,19 +160,84 @@ fn a_commit_that_was_rolled_back_is_tried_again_only_with_another_content_or_by_
 }
 
 #[test]
-fn content_that_failed_is_tried_again_when_its_commit_says_that_it_is_meant() {
+fn content_that_was_too_large_is_tried_again_when_its_commit_says_that_it_is_meant_and_no_other() {
     let mut router = in_force("aaaaaaaa");
     assert!(router.sees(&commit("bbbbbbbb", Lineage::Descends), Ok("bad")));
-    router.fails("it deletes more than half");
+    router.fails_of("it deletes more than half", Fault::TooLarge);
+    assert!(!router.sees(&commit("bbbbbbbc", Lineage::Descends), Ok("bad")), "nobody says that it is meant");
     let trailers = vec![("Patronus-Allow-Large".to_owned(), "yes".to_owned())];
     let meant = Commit { trailers, ..commit("cccccccc", Lineage::Descends) };
     assert!(router.sees(&meant, Ok("bad")));
     router.fails("it cuts the router off");
     assert!(!router.sees(&meant, Ok("bad")), "once");
     let again = Commit { id: "dddddddd".into(), ..meant };
-    assert!(router.sees(&again, Ok("bad")));
+    assert!(!router.sees(&again, Ok("bad")), "a trailer about its size says nothing about a router that is cut off");
+    assert!(router.sees(&Commit { id: "eeeeeeee".into(), ..again }, Ok("mended")));
+}
+
+#[test]
+fn what_was_undone_for_paths_that_are_silent_without_it_is_tried_again_when_they_answer_and_at_most_twice() {
+    let mut router = in_force("aaaaaaaa");
+    let good = commit("bbbbbbbb", Lineage::Descends);
+    for round in 0..3 {
+        assert!(router.sees(&good, Ok("good")), "round {round}");
+        router.fails("path fiber was up before and does not answer now");
+        assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()), "nothing is known yet of the cause");
+        let paths = [String::from("fiber")].into_iter().collect();
+        let note = router.revisions.acquit("bbbbbbbb", paths).unwrap();
+        assert!(note.text.contains("without it they do not answer either"), "{}", note.text);
+        assert!(router.revisions.paths_answer(|_| false).is_none() && !router.sees(&good, Ok("good")));
+        router.restarts();
+        assert!(!router.sees(&good, Ok("good")), "a restart is no answer");
+        if round < 2 {
+            assert_eq!(router.condition(ConditionType::Reconciling).reason, "AwaitingPaths");
+            assert!(router.revisions.paths_answer(|path| path == "fiber").is_some());
+        }
+    }
+    assert!(router.revisions.paths_answer(|_| true).is_none(), "that was often enough");
+    assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()));
+    router.revisions.retry("root").unwrap();
+    assert!(router.sees(&good, Ok("good")));
     router.passes();
-    assert!(router.revisions.quarantined().iter().all(|q| q.content != "bad"), "{:?}", router.revisions.quarantined());
+    assert_eq!(router.applied(), Some("bbbbbbbb"));
+}
+
+#[test]
+fn after_a_restart_during_a_trial_what_was_in_force_before_it_is_named() {
+    let mut router = in_force("aaaaaaaa");
+    router.restarts();
+    assert_eq!(router.applied(), None, "the kernel was not looked at yet");
+    router.revisions.resumes("aaaaaaaa", at(9));
+    assert_eq!(router.applied(), Some("aaaaaaaa"));
+    router.revisions.resumes("applied by hand", at(9));
+    assert_eq!(router.applied(), Some("applied by hand"));
+}
+
+#[test]
+fn what_could_not_be_undone_is_in_force_and_an_alarm_until_another_comes_or_a_person_lets_it_stand() {
+    for by_hand in [false, true] {
+        let mut router = in_force("aaaaaaaa");
+        let bad = commit("bbbbbbbb", Lineage::Descends);
+        assert!(router.sees(&bad, Ok("bad")));
+        router.revisions.confirming(at(40));
+        router.revisions.stays("bbbbbbbb", "aaaaaaaa cannot be used any more", at(41));
+        router.passes();
+        router.restarts();
+        assert!(!router.sees(&bad, Ok("bad")));
+        router.passes();
+        assert_eq!(router.applied(), Some("bbbbbbbb"), "the kernel has it");
+        assert_eq!(router.revisions.attempt().unwrap().outcome, AttemptOutcome::RollbackFailed);
+        assert_eq!(router.stalled(), (Truth::True, "RollbackFailed".into()));
+        assert!(router.revisions.alarms(at(50))[0].contains("aaaaaaaa cannot be used any more"));
+        if by_hand {
+            router.revisions.accept("bbbbbbbb", "root").unwrap();
+        } else {
+            assert!(router.sees(&commit("cccccccc", Lineage::Descends), Ok("mended")));
+        }
+        router.passes();
+        assert!(router.revisions.stuck().is_none() && router.revisions.alarms(at(60)).is_empty());
+        assert_eq!(router.condition(ConditionType::Ready).status, Truth::True);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the status, the events and the journal carry about revisions.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +150,29 @@ impl fmt::Display for Held {
     }
 }
 
-/// A content that failed and is not tried again by itself.
+/// What a content failed of, as far as that decides when it is tried again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Its own: it is tried again when somebody says so.
+    #[default]
+    Own,
+    /// It is larger than a commit may be that does not say so.
+    TooLarge,
+    /// These paths fell silent during its trial and stayed so without it: it is tried again by itself once all answer.
+    Paths(BTreeSet<String>),
+}
+
+/// A revision in force that was to be undone and could not be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stuck {
+    /// Which.
+    pub revision: String,
+    /// What happened.
+    pub reason: String,
+}
+
+/// A content that failed and is not tried again by itself, unless its fault says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// The revision it came with.
@@ -161,6 +183,9 @@ pub struct Quarantined {
     pub reason: String,
     /// When.
     pub at: Wall,
+    /// What it failed of.
+    #[serde(default)]
+    pub fault: Fault,
 }
 
 impl fmt::Display for Quarantined {
@@ -186,7 +211,7 @@ impl Suspension {
     /// `until …` or `without an end`.
     #[must_use]
     pub fn end(&self) -> String {
-        self.until.map_or_else(|| "without an end".into(), |until| format!("until {until}"))
+        self.until.map_or_else(|| "without an end".into(), |until| format!("until {until:.0}"))
     }
 }
 

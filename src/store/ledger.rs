@@ -156,6 +156,31 @@ impl Ledger {
         change.record = self.read(|j| j.add_generation(new, trial, change)).unwrap_or_default();
     }
 
+    /// Writes a change on trial down once more, in a journal that was begun anew: whoever finds it must know of the
+    /// change and of what comes back without a confirmation. `files` are those of the change.
+    pub fn add_trial_again(
+        &self,
+        change: &mut Unconfirmed,
+        before: Option<&LastGood>,
+        files: &BTreeMap<String, Vec<u8>>,
+    ) {
+        if let Some(before) = before {
+            self.set_last_good(before);
+        }
+        let (revision, who) = (change.revision.clone(), change.who.clone());
+        let new = NewGeneration {
+            generation: change.generation,
+            revision: &revision,
+            at: clock::wall(),
+            who: &who,
+            plan: "The plan was lost with the journal that held it.\n",
+            document: serde_json::Value::Null,
+            standing: Standing::Unconfirmed,
+            files,
+        };
+        self.add_generation(&new, change);
+    }
+
     /// The generation that a number means, with its files.
     #[must_use]
     pub fn generation_at(&self, number: u64) -> Option<(Generation, BTreeMap<String, Vec<u8>>)> {

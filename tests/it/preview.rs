@@ -169,8 +169,17 @@ fn what_cannot_be_read_says_why_and_what_to_do() {
     let output = git.patronus(&["diff", "nowhere"]);
     assert_eq!(code(&output), 1);
     assert!(err(&output).contains("`nowhere` is neither a directory nor a revision"), "{}", err(&output));
-    assert!(err(&output).contains("fetch-depth: 0"), "{}", err(&output));
+    assert!(!err(&output).contains("shallow"), "{}", err(&output));
+    let output = git.patronus(&["diff", "main..HEAD"]);
+    assert!(err(&output).contains("as two arguments: `patronus diff main HEAD`"), "{}", err(&output));
     let place = tempfile::tempdir().unwrap();
+    let (clone, source) = (place.path().join("clone"), format!("file://{}", git.path().display()));
+    git.write("README.md", "A second commit, so that there is something to cut.\n");
+    git.commit("a second commit");
+    git.run(&["clone", "-q", "--depth", "1", &source, clone.to_str().unwrap()]);
+    let output = run_in(&clone, &["diff", "nowhere"]);
+    let text = err(&output);
+    assert!(text.contains("fetch --unshallow") && text.contains("fetch-depth: 0"), "{text}");
     fs::write(place.path().join("a.yaml"), "").unwrap();
     let output = run_in(place.path(), &["diff", "main"]);
     assert!(err(&output).contains("is in no Git repository"), "{}", err(&output));

@@ -152,7 +152,7 @@ fn three(status: &Status) -> String {
     let rows = [
         row(if same { Mark::Fine } else { Mark::Look }, "wanted", source.desired.as_deref(), about("desired")),
         row(mark, "tried last", attempted, tried),
-        row(Mark::Fine, "in force", source.applied.as_deref(), about("applied")),
+        row(Mark::Fine, "in force", source.applied.as_deref().or(Some("nothing yet")), about("applied")),
     ];
     table(&["", "REVISION", ""], rows.into_iter(), ("revisions", usize::MAX))
 }

@@ -99,11 +99,18 @@ pub(super) fn gateways(facts: &Facts) -> Finding {
     })
 }
 
+/// A path without a tunnel that promises more than its interface carries.
+fn wider(path: &crate::validate::intent::Path, facts: &crate::state::Facts) -> Option<Finding> {
+    let says = crate::desired::too_wide(path, facts)?;
+    Some(Finding::warn(says, "lower the path's `mtu`, or raise that of its interface"))
+}
+
 pub(super) fn mtu(facts: &Facts) -> Finding {
     either(both(facts).map(|(site, kernel)| {
         let links = &kernel.observed.facts.links;
         let finding = |path: &std::sync::Arc<crate::validate::intent::Path>| {
-            let under = links.get(path.under()?)?.mtu;
+            let Some(under) = path.under() else { return wider(path, &kernel.observed.facts) };
+            let under = links.get(under)?.mtu;
             let inner = path.mtu.or_else(|| links.get(&path.interface).map(|link| link.mtu))?;
             let most = under.saturating_sub(VXLAN_OVERHEAD);
             let says = format!("{} carries packets of {inner} bytes over a link of {under}", path.name);

@@ -1,10 +1,11 @@
 //! The daemon's own changes: evidence, deadline, kill.
 
-use std::thread;
+use std::{fs, thread, time::Duration};
 
 use patronus::{
     engine::status::Status,
     health::PathState,
+    lab::Fault,
     store::{Standing, read},
 };
 
@@ -195,4 +196,101 @@ fn the_rails_and_the_windows_of_the_settings_hold_new_revisions_back_and_never_r
     daemon.sh("nft delete table inet patronus");
     daemon.wait("the repair", |s| s.totals.drift.contains_key("nft"));
     assert_eq!(ours(&daemon), shown, "repair is not frozen, and the revision waits still");
+}
+
+/// The configuration before stands in the journal and is not valid any more, as after an upgrade of the program.
+#[test]
+fn a_change_without_a_way_back_stays_in_the_kernel_is_repaired_and_is_an_alarm_until_another_comes() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("2s"));
+    wait_confirmed(&daemon);
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    let bad = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    daemon.kill();
+    spoil_last_good(&daemon);
+    thread::sleep(Duration::from_secs(2));
+    let shown = ours(&daemon);
+    assert!(shown.contains("policy_oops"));
+    daemon.settle();
+    let stays = |s: &Status| s.unconfirmed.is_none() && s.source.applied.as_ref() == Some(&bad);
+    let status = daemon.wait("what cannot be undone", stays);
+    assert!(status.alarms.iter().any(|a| a.contains("is not valid any more")), "{:?}", status.alarms);
+    assert_eq!(standing(&daemon).1, Standing::RollbackFailed);
+    assert_eq!(ours(&daemon), shown, "the router was not cut off");
+    daemon.wait_event("confirm", |event| event.message.contains("ROLLBACK FAILED"));
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("the repair", |s| s.totals.drift.contains_key("nft"));
+    assert_eq!(ours(&daemon), shown);
+    daemon.kill();
+    let status = daemon.settle();
+    assert!(status.source.applied == Some(bad) && status.alarms.iter().any(|a| a.contains("stays")), "{status:?}");
+    world.repository.write("site.yaml", SITE);
+    let mended = |s: &Status| well(s) && s.unconfirmed.is_none() && s.alarms.iter().all(|a| !a.contains("stays"));
+    daemon.wait("a configuration that works", mended);
+    assert!(!ours(&daemon).contains("policy_oops"));
+}
+
+/// Deletes the journal, whoever uses it.
+pub fn lose_journal(daemon: &Daemon) {
+    for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
+        drop(fs::remove_file(daemon.state_dir().join(file)));
+    }
+}
+
+/// Makes the configuration before invalid, in the journal of a daemon that has ended.
+pub fn spoil_last_good(daemon: &Daemon) {
+    let journal = rusqlite::Connection::open(daemon.state_dir().join("journal.db")).unwrap();
+    let spoilt = journal.execute("UPDATE last_good_files SET content = CAST('kind: Nothing' AS BLOB)", []).unwrap();
+    assert!(spoilt > 0);
+}
+
+/// The provider fails while an innocent change is on trial.
+#[test]
+fn a_change_that_a_provider_failed_during_is_in_force_once_the_provider_is_back() {
+    let world = World::new();
+    let slow = |text: &str| text.replacen("interval: 150ms, timeout: 140ms", "interval: 1s, timeout: 140ms", 1);
+    world.repository.write("site.yaml", &slow(SITE));
+    let daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("3s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &slow(&harmless(1)));
+    let innocent = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    world.lab.fault("berlin", "lte", Fault::BlackHole).unwrap();
+    let doubted =
+        |s: &Status| quarantine(s, &innocent).is_some_and(|why| why.contains("without it they do not answer either"));
+    let status = daemon.wait("a change that is not to blame", doubted);
+    assert!(status.source.applied == good && status.unconfirmed.is_none());
+    world.lab.clear("berlin", "lte").unwrap();
+    let status = daemon.wait("the change after all", |s| s.source.applied.as_ref() == Some(&innocent));
+    assert!(status.source.quarantine.is_empty(), "{:?}", status.source.quarantine);
+    assert_eq!(standing(&daemon), (innocent, Standing::Confirmed, "the evidence is complete".into()));
+}
+
+#[test]
+fn a_journal_that_is_lost_during_a_trial_is_written_anew_so_that_a_kill_is_no_way_out() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("8s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    daemon.wait("the trial", |s| s.unconfirmed.is_some());
+    lose_journal(&daemon);
+    // Any change makes the next pass come now.
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains("a new one was begun")));
+    daemon.kill();
+    daemon.settle();
+    let back = |s: &Status| s.unconfirmed.is_none() && s.source.applied == good && well(s);
+    daemon.wait("the way back", back);
+    assert!(!ours(&daemon).contains("policy_oops"));
+    assert_eq!(standing(&daemon).1, Standing::RolledBack);
+    // Lost while nothing runs: there is no way back to what the kernel holds, and that is no reason to tear it down.
+    world.repository.write("site.yaml", SITE);
+    wait_confirmed(&daemon);
+    daemon.kill();
+    lose_journal(&daemon);
+    world.repository.write("site.yaml", &CHANGES[5].site());
+    daemon.launch();
+    let stays = |s: &Status| s.alarms.iter().any(|a| a.contains("what is in the kernel stays"));
+    daemon.wait("a change that cannot be undone", stays);
+    assert!(ours(&daemon).contains("policy_oops"));
+    assert_eq!(standing(&daemon).1, Standing::RollbackFailed);
 }

@@ -13,7 +13,11 @@ use nix::{
 };
 use patronus::store::{Standing, read};
 
-use super::{CHANGES, SITE, World, harmless, ours};
+use super::{
+    CHANGES, SITE, World,
+    daemon::{lose_journal, spoil_last_good},
+    harmless, ours,
+};
 use crate::support::daemon::{Daemon, PATIENCE};
 
 /// A router without a daemon.
@@ -48,11 +52,16 @@ impl Router {
         (newest.standing, newest.reason.unwrap_or_default())
     }
 
+    fn newest_record(&self) -> i64 {
+        read::generations(&self.daemon.state_dir(), 1).unwrap().pop().unwrap().record
+    }
+
+    /// Waits for the end of a trial, and of whoever watched over it: it holds the router a little longer.
     fn wait(&self, what: &str, wanted: Standing) -> String {
         let start = Instant::now();
         loop {
             let (standing, reason) = self.newest();
-            if standing == wanted {
+            if standing == wanted && find(self, "watch-confirmation").is_none() {
                 return reason;
             }
             let audit = || read::audit(&self.daemon.state_dir(), 9);
@@ -90,13 +99,15 @@ fn lose(router: &Router, loss: Loss) {
         .chain(inner.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
+    let before = router.newest_record();
     // `script` gives it a terminal of its own; killed, that terminal is gone.
     let mut command = Command::new("script");
     command.args(["-qec", &format!("{}; sleep 60", line.join(" ")), "/dev/null"]).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = router.world.lab.spawn_in(&router.daemon.router(), command).unwrap();
     let start = Instant::now();
-    while router.newest().0 != Standing::Unconfirmed {
+    // It may be over when this process gets its turn.
+    while router.newest_record() == before {
         assert!(start.elapsed() < PATIENCE, "{loss:?}: nothing was applied");
         thread::sleep(Duration::from_millis(2));
     }
@@ -190,6 +201,52 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(ours(&router.daemon), good);
     assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
+}
+
+#[test]
+fn a_person_s_change_without_a_way_back_stays_and_the_next_one_can_be_made() {
+    let router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &CHANGES[5].site());
+    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "1s"]).status.success());
+    kill_watcher(&router);
+    spoil_last_good(&router.daemon);
+    thread::sleep(Duration::from_millis(1100));
+    let bad = ours(&router.daemon);
+    let output = router.run(&["plan"]);
+    assert!(output.status.success() && said(&output).contains("ROLLBACK FAILED"), "{}", said(&output));
+    assert_eq!(ours(&router.daemon), bad, "the router was not cut off");
+    assert!(router.newest().0 == Standing::RollbackFailed && bad != good, "{:?}", router.newest());
+    router.world.repository.write("site.yaml", SITE);
+    let output = router.run(&["apply", "--yes"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(ours(&router.daemon), good);
+    // Nor is there one where no journal tells of what the kernel holds.
+    lose_journal(&router.daemon);
+    router.world.repository.write("site.yaml", &CHANGES[5].site());
+    let output = router.run(&["apply", "--yes", "--confirm-timeout", "1s"]);
+    assert!(output.status.success() && said(&output).contains("no journal tells"), "{}", said(&output));
+    let reason = router.wait("a change after a lost journal", Standing::RollbackFailed);
+    assert!(reason.contains("there is no way back"), "{reason}");
+    assert_eq!(ours(&router.daemon), bad, "the router was not torn down");
+}
+
+#[test]
+fn a_journal_that_is_lost_while_a_person_s_change_waits_is_no_way_out() {
+    let router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &CHANGES[1].site());
+    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "3s"]).status.success());
+    lose_journal(&router.daemon);
+    let start = Instant::now();
+    while find(&router, "watch-confirmation").is_some() {
+        assert!(start.elapsed() < PATIENCE, "the watcher does not end");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(ours(&router.daemon), good);
+    assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
+    let audit = read::audit(&router.daemon.state_dir(), 99).unwrap();
+    assert!(audit.iter().any(|row| row.what == "journal" && row.detail.contains("was deleted")), "{audit:#?}");
 }
 
 #[test]

@@ -42,7 +42,13 @@ fn a_commit_that_was_rolled_back_is_told_with_what_is_in_force() {
     let (outcome, reason) = (AttemptOutcome::RolledBack, Some(why.to_owned()));
     status.source.attempted =
         Some(Attempt { revision: revision.clone(), content: content.clone(), outcome, reason, at });
-    status.source.quarantine.push(Quarantined { revision, content, reason: why.into(), at });
+    status.source.quarantine.push(Quarantined {
+        revision,
+        content,
+        reason: why.into(),
+        at,
+        fault: crate::revision::Fault::Own,
+    });
     let condition = |kind, status, reason: &str| Condition {
         kind,
         status,
