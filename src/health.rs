@@ -260,6 +260,9 @@ impl Monitor {
         }
         self.weigh(&sample.path, now);
         self.look(&sample.path, now);
+        if self.healths.get(&sample.path).is_some_and(|health| health.state == PathState::Down) {
+            self.jury.convict(&sample.path);
+        }
     }
 
     /// Takes the vote from targets that are suspect now, and gives it back to those that are no more.

@@ -99,6 +99,8 @@ struct Chosen {
     transition: TransitionRecord,
     /// What each path was worth then, and why those that were not chosen lost.
     alternatives: Vec<Alternative>,
+    /// The path that is used, if it is another than this record led to: the newest record is missing.
+    missing: Option<Name>,
 }
 
 /// Runs the verb.
@@ -109,6 +111,9 @@ pub async fn run(args: Args) -> Outcome {
     let failed = |error| context::from_kernel("cannot look at the kernel", &error);
     let observed = router.observe(None).await.map_err(failed)?;
     let report = match args.at {
+        Some(Since(at)) if at > clock::wall() => {
+            return Err(Failure::new(Exit::Usage, format!("{at} is still to come: nothing is recorded of it")));
+        }
         Some(Since(at)) => past(flow, at, &args, &settings, &router, &observed)?,
         None => present(flow, &args, &settings, &router, &observed).await?,
     };
@@ -308,7 +313,10 @@ fn chosen(settings: &Settings, model: &Model, at: Wall) -> Option<Chosen> {
     let rule = steered.rule.as_ref()?;
     let transition = recorded(settings, rule, at).ok()??;
     let alternatives = alternatives(settings, &transition);
-    Some(Chosen { transition, alternatives })
+    // A path that cannot carry the flow, and one of several that share, is another for that reason.
+    let alone = steered.skipped.is_empty() && steered.shares.is_empty();
+    let missing = steered.path.clone().filter(|path| alone && transition.to.as_ref() != Some(path));
+    Some(Chosen { transition, alternatives, missing })
 }
 
 /// What each path was worth when a rule chose.

@@ -137,11 +137,27 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
     found
 }
 
-/// What stands in the way of each path of a site that cannot be used now.
+/// The probe targets of a path that are addresses of this router. They would be answered here, whatever the path does.
+#[must_use]
+pub fn own_targets(path: &Path, facts: &Facts) -> Vec<std::net::IpAddr> {
+    let ours = |target: &std::net::IpAddr| {
+        facts.links.values().any(|link| link.addresses.iter().any(|address| address.addr() == *target))
+    };
+    path.probe.targets.iter().filter(|target| ours(target)).copied().collect()
+}
+
+/// What stands in the way of each path of a site that cannot be used now, or not be probed.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
+    let own = |path: &Path| {
+        let targets: Vec<String> = own_targets(path, facts).iter().map(ToString::to_string).collect();
+        (!targets.is_empty()).then(|| {
+            let (name, targets) = (&path.name, targets.join(", "));
+            format!("path {name}: this router itself has the address of its probe target {targets}, which is not asked")
+        })
+    };
     let of = |path: &std::sync::Arc<Path>| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
-    site.paths.values().filter_map(of).collect()
+    site.paths.values().flat_map(|path| of(path).into_iter().chain(own(path))).collect()
 }
 
 /// A path whose `mtu` is above that of its interface, which is known: its route promises more than the link carries. A

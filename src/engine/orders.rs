@@ -12,12 +12,11 @@ use super::Engine;
 use crate::{
     api::{Answer, Order},
     clock::{self, Instant, Wall},
-    failover::{Choice, Drain, Overrides, Pin},
+    failover::{self, Choice, Drain, Overrides, Pin},
     guard::Who,
     health::{Healths, PathState},
     store::Ledger,
     units::{Name, Span},
-    validate::intent::{Rule, Site},
 };
 
 /// Under which name the ledger keeps the orders.
@@ -30,6 +29,10 @@ const FRESH: Duration = Duration::from_secs(600);
 struct Kept {
     pins: BTreeMap<Name, (Name, Wall, String)>,
     drains: BTreeMap<Name, (Wall, bool)>,
+    /// How many microseconds were left of each pin. A clock that is behind, as after a boot without one that runs on a
+    /// battery, must not make years of two hours.
+    #[serde(default)]
+    left: BTreeMap<Name, u64>,
 }
 
 /// What is known of the paths when the daemon stops; its moments count from the boot.
@@ -64,30 +67,29 @@ fn wall_of(now: (Instant, Wall), at: Instant) -> Wall {
 impl Kept {
     fn of(orders: &Overrides, now: (Instant, Wall)) -> Self {
         let pin = |p: &Pin| (p.to.clone(), wall_of(now, p.until), p.reason.clone());
+        let left = |p: &Pin| u64::try_from(p.until.since(now.0).as_micros()).unwrap_or(u64::MAX);
         Self {
+            left: orders.pins.iter().map(|(rule, p)| (rule.clone(), left(p))).collect(),
             pins: orders.pins.iter().map(|(rule, p)| (rule.clone(), pin(p))).collect(),
             drains: orders.drains.iter().map(|(path, d)| (path.clone(), (wall_of(now, d.since), d.force))).collect(),
         }
     }
 
     fn back(self, now: (Instant, Wall)) -> Overrides {
-        let pin = |(to, until, reason)| Pin { to, until: later(now, until), reason };
+        let most = |rule: &Name| {
+            self.left.get(rule).map_or(Instant::from_nanos(u64::MAX), |micros| now.0 + Duration::from_micros(*micros))
+        };
+        let pin = |rule: &Name, (to, until, reason): (Name, Wall, String)| Pin {
+            to,
+            until: later(now, until).min(most(rule)),
+            reason,
+        };
         let drain = |(_, force)| Drain { since: now.0, force };
         Overrides {
-            pins: self.pins.into_iter().map(|(rule, kept)| (rule, pin(kept))).collect(),
+            pins: self.pins.into_iter().map(|(rule, kept)| (rule.clone(), pin(&rule, kept))).collect(),
             drains: self.drains.into_iter().map(|(path, kept)| (path, drain(kept))).collect(),
         }
     }
-}
-
-/// Why a path must not be drained: the rules that it is the last working path of.
-fn last_for<'a>(site: &'a Site, path: &Name, orders: &Overrides, healths: &Healths) -> Vec<&'a Name> {
-    let works = |m: &&Name| {
-        let state = healths.get(*m).map_or(PathState::Unknown, |h| h.state);
-        *m != path && !orders.drains.contains_key(*m) && matches!(state, PathState::Up | PathState::Degraded)
-    };
-    let last = |rule: &&Rule| rule.members.contains(path) && !rule.members.iter().any(|m| works(&m));
-    site.rules.values().filter(last).map(|rule| &rule.name).collect()
 }
 
 pub(super) fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
@@ -192,7 +194,7 @@ impl Engine {
             }
             Order::Drain { path, force } => {
                 named(&path, "path", site.paths.keys())?;
-                let last = last_for(site, &path, &self.overrides, self.monitor.healths());
+                let last = failover::overrides::last_for(site, &path, &self.overrides, self.monitor.healths());
                 if !force && !last.is_empty() {
                     let rules: Vec<&str> = last.iter().map(|r| r.as_str()).collect();
                     let rules = rules.join(", ");
@@ -254,6 +256,9 @@ mod tests {
         let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(1_060_000_000)));
         assert_eq!(back.pins["r"].until, at(7 + 340));
         assert!(back.drains["dsl"].force);
+        // The clock is behind: not a second more than was left.
+        let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(0)));
+        assert_eq!(back.pins["r"].until, at(7 + 400));
         let mut late = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(9_000_000_000)));
         assert_eq!(late.expire(at(7)).len(), 1, "its time went by meanwhile");
     }

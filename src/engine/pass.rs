@@ -193,13 +193,19 @@ impl Engine {
         let numbers = &self.router.numbers(&self.observed).targets;
         let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
         let hops = desired::next_hops(site, path, &self.observed.facts);
+        let mut probe = Arc::clone(&path.probe);
+        let own = desired::own_targets(path, &self.observed.facts);
+        if !own.is_empty() {
+            // Nobody else's silence or answer stands for theirs: they are missing from each round, hence lost.
+            Arc::make_mut(&mut probe).targets.retain(|target| !own.contains(target));
+        }
         ProbeSpec {
             path: path.name.clone(),
             interface: path.interface.clone(),
             mark: self.router.ranges().target_mask.mark(number),
             sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
             gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
-            probe: Arc::clone(&path.probe),
+            probe,
         }
     }
 
@@ -209,7 +215,11 @@ impl Engine {
         named(path, "path", site.paths.keys())?;
         let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
         let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
-        Ok(Box::new(self.spec(site, probed)))
+        let spec = self.spec(site, probed);
+        if spec.probe.targets.is_empty() {
+            return Err(format!("{path} is not probed: this router itself has the addresses of all its targets"));
+        }
+        Ok(Box::new(spec))
     }
 }
 

@@ -154,7 +154,9 @@ impl Engine {
             let change = self.changes.get(name);
             let rule = RuleStatus {
                 members: rule.members.clone(),
-                failback_in: failover::failback_in(rule, &choice, now).map(|d| d.as_secs_f64()),
+                failback_in: failover::failback_in(rule, &choice, now)
+                    .map(|d| d.max(self.overrides.pin(name, now).map(|p| p.until.since(now)).unwrap_or_default()))
+                    .map(|d| d.as_secs_f64()),
                 reason: change.map(|c| c.reason.clone()).unwrap_or_default(),
                 change: change.cloned(),
                 passes_on: self.selection.passes_on(rule),

@@ -54,17 +54,25 @@ impl Engine {
         (known || self.observed.stamp.is_some()).then(|| good().unwrap_or_else(|| Unconfirmed::LOST.to_owned()))
     }
 
-    /// The journal was begun anew while a change is on trial.
+    /// Another journal took the place of the one that was in use. It must know of the change on trial; if none is, and
+    /// it is an older copy, it must not tell of one either.
     pub(super) fn note_trial_again(&mut self) {
         let (change, shown, before) = match &mut self.gate.stage {
             Stage::Waiting(trial) => (&mut trial.change, self.active.as_ref(), self.gate.before.as_deref()),
             Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
-            Stage::Idle | Stage::Proposed(_) => return,
+            Stage::Idle | Stage::Proposed(_) => return self.forget_trials(),
         };
         let good =
             |good: &Active| LastGood { revision: good.revision.clone(), at: clock::wall(), files: good.files.clone() };
         let files = shown.map(|active| active.files.clone()).unwrap_or_default();
         self.router.ledger.add_trial_again(change, before.map(good).as_ref(), &files);
+    }
+
+    fn forget_trials(&self) {
+        if let Some(stale) = self.router.ledger.unconfirmed() {
+            let reason = "an older copy of the journal took the place of the newer one";
+            self.router.ledger.settle_unconfirmed(&stale, Standing::RolledBack, Some(reason));
+        }
     }
 
     /// The plan as people and programs read it.

@@ -62,6 +62,8 @@ impl fmt::Display for Standing {
 }
 
 /// A member of a rule.
+// Facts that have nothing to do with each other: no state machine hides in them.
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct Candidate<'a> {
     pub name: &'a Name,
     /// Its state under the rule's thresholds.
@@ -72,6 +74,8 @@ pub(super) struct Candidate<'a> {
     pub down: bool,
     /// It became so just now.
     pub died: bool,
+    /// It was down and has not been measured to work since.
+    pub fallen: bool,
     /// Drained, so that it is no choice even as the last one.
     pub barred: bool,
     pub standing: Standing,
@@ -108,6 +112,7 @@ impl<'a> Candidate<'a> {
             score,
             down,
             died,
+            fallen: memory.has_fallen(),
             barred: drain.is_some_and(|d| d.force),
             standing,
             until,

@@ -135,11 +135,13 @@ impl Round<'_> {
         (!announced || self.rule.no_path.gives_up() || worse).then(|| self.exhaust(Some(active)))
     }
 
-    /// The path that the rule is pinned to, unless it is known not to work.
+    /// The path that the rule is pinned to, unless it is known not to work. One that was down has to be measured to work
+    /// again, and is held and damped as without the order: people pin a rule to a path, not to its flapping.
     pub(super) fn pinned(&self) -> Option<&Candidate<'_>> {
         let pin = self.pin?;
-        let fit = |m: &&Candidate| *m.name == pin.to && (m.alive() || m.state == PathState::Unknown) && !m.barred;
-        self.members.iter().find(fit)
+        let kept = |m: &&Candidate| matches!(m.standing, Standing::Held | Standing::Damped) || m.fallen;
+        let works = |m: &&Candidate| (m.alive() || m.state == PathState::Unknown) && !m.barred;
+        self.members.iter().find(|m| *m.name == pin.to && works(m) && !kept(m))
     }
 
     pub(super) fn by_hand<'s>(&self, to: &'s Candidate<'s>) -> Move<'s> {

@@ -91,6 +91,11 @@ impl Memory {
         }
     }
 
+    /// Whether it was down and has not worked since.
+    pub(super) const fn has_fallen(&self) -> bool {
+        self.fallen
+    }
+
     /// Takes in whether the path is down by its own thresholds, and says whether it became so just now.
     pub(super) const fn died(&mut self, down: bool) -> bool {
         let before = std::mem::replace(&mut self.dead, down);

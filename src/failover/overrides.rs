@@ -7,7 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Instant, units::Name};
+use crate::{
+    clock::Instant,
+    health::{Healths, PathState},
+    units::Name,
+    validate::intent::{Rule, Site},
+};
 
 /// All orders in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,4 +60,15 @@ impl Overrides {
         let over: BTreeMap<Name, Pin> = over;
         over.into_iter().collect()
     }
+}
+
+/// Why a path must not be drained unless it is forced: the rules that it is the last working path of.
+#[must_use]
+pub fn last_for<'a>(site: &'a Site, path: &Name, orders: &Overrides, healths: &Healths) -> Vec<&'a Name> {
+    let works = |m: &&Name| {
+        let state = healths.get(*m).map_or(PathState::Unknown, |h| h.state);
+        *m != path && !orders.drains.contains_key(*m) && matches!(state, PathState::Up | PathState::Degraded)
+    };
+    let last = |rule: &&Rule| rule.members.contains(path) && !rule.members.iter().any(|m| works(&m));
+    site.rules.values().filter(last).map(|rule| &rule.name).collect()
 }

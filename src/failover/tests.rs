@@ -468,6 +468,28 @@ fn an_order_by_hand_holds_until_it_ends_and_never_on_a_dead_path() {
     assert!(s.overrides.pins.is_empty());
 }
 
+#[test]
+fn a_rule_that_is_pinned_to_a_path_that_flaps_goes_back_to_it_once_per_hold_down_and_never_unmeasured() {
+    let hold_down = Duration::from_secs(20);
+    let mut s = Story::new(Rule { hold_down, damping: Some(DAMPING), ..rule(&["fiber", "lte"]) });
+    s.step(0.0, &["100", "100"]);
+    let pin = Pin { to: name("lte"), until: at(10_000.0), reason: "work on the mast".into() };
+    s.overrides.pins.insert(name("critical"), pin);
+    assert_eq!(s.select(at(1.0)).map(|t| t.kind), Some(Manual));
+    s.step(10.0, &["100", "x"]);
+    assert_eq!(s.active(), "fiber");
+    assert_eq!(s.step(15.0, &["100", "?"]), None, "its carrier is back, and nothing else is known");
+    assert_eq!(s.step(16.0, &["100", "100"]), None, "held");
+    assert_eq!(s.step(36.0, &["100", "100"]).map(|t| t.kind), Some(Manual));
+    let mut back = Vec::new();
+    for second in 40..400 {
+        let state = if second % 10 < 5 { "x" } else { "100" };
+        let moved = s.step(f64::from(second), &["100", state]);
+        back.extend(moved.filter(|t| t.to == Some(name("lte"))).map(|_| second));
+    }
+    assert_eq!(back, [0; 0], "it is never up for as long as it is held");
+}
+
 fn figures(ms: u64) -> Stats {
     let latency = Some(Duration::from_millis(ms));
     let figures = Figures { rounds: 20, loss: Ratio::ZERO, evident: Ratio::ZERO, latency, jitter: None };

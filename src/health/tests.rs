@@ -521,6 +521,17 @@ fn of_two_paths_with_one_target_a_dead_one_is_down() {
 }
 
 #[test]
+fn a_backup_that_has_long_been_dead_does_not_keep_the_last_path_from_being_found_down() {
+    let mut pair = Pair::new(1, 1);
+    assert_eq!(pair.rounds(10, &[true], &[false]), [PathState::Up, PathState::Down]);
+    assert_eq!(pair.rounds(3, &[false], &[false]), [PathState::Down; 2]);
+    assert!(pair.monitor.alarms().is_empty());
+    // Both are back: when both fall silent at once, it is the observer again.
+    assert_eq!(pair.rounds(30, &[true], &[true]), [PathState::Up; 2]);
+    assert_eq!(pair.rounds(10, &[false], &[false]), [PathState::Up; 2]);
+}
+
+#[test]
 fn what_a_path_s_own_traffic_slows_down_counts_as_before() {
     let mut s = Story::new(1, 1000);
     s.rounds(20, &[20]);

@@ -7,6 +7,10 @@
 //!
 //! It takes two paths to tell them apart, so a site with one probed path has no suspects but the path. One loss here
 //! and there at the same time proves nothing: somewhere it must have been two in a row.
+//!
+//! A path that was found down while something answered elsewhere is *convicted* until it answers: its silence is its own
+//! and no evidence of the observer's fault, nor, without another witness, of a target's. Otherwise a backup that has
+//! been dead for a week would keep a primary that dies today from ever being left.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
@@ -51,10 +55,12 @@ struct Tally {
     silent: usize,
     /// Silent twice in a row or more.
     twice: usize,
+    /// Asked by paths that are not convicted.
+    free: usize,
 }
 
 impl Tally {
-    fn count(&mut self, run: Option<u32>, sign: bool) {
+    fn count(&mut self, run: Option<u32>, free: bool, sign: bool) {
         let add = |n: &mut usize, is: bool| {
             if is {
                 *n = if sign { *n + 1 } else { n.saturating_sub(1) };
@@ -63,6 +69,7 @@ impl Tally {
         add(&mut self.asked, run.is_some());
         add(&mut self.silent, run.is_some_and(|r| r > 0));
         add(&mut self.twice, run.is_some_and(|r| r > 1));
+        add(&mut self.free, free && run.is_some());
     }
 
     const fn all_silent(self) -> bool {
@@ -78,13 +85,33 @@ struct Cell {
     run: Option<u32>,
 }
 
+/// The targets of one path.
+#[derive(Debug, Default)]
+struct Panel {
+    cells: Vec<Cell>,
+    /// It was found down while something answered elsewhere, and has not answered since.
+    convicted: bool,
+}
+
+impl Panel {
+    fn is_heard(&self) -> bool {
+        self.cells.iter().any(|c| c.run.is_some())
+    }
+
+    fn answers(&self) -> bool {
+        self.cells.iter().any(|c| c.run == Some(0))
+    }
+}
+
 /// What was answered last, of all paths whose links are ready.
 #[derive(Debug, Default)]
 pub(super) struct Jury {
-    paths: BTreeMap<Name, Vec<Cell>>,
+    paths: BTreeMap<Name, Panel>,
+    /// Of all paths.
     services: BTreeMap<Service, Tally>,
+    /// Of the paths that are not convicted.
     all: Tally,
-    /// Paths with a result.
+    /// Paths with a result that are not convicted.
     heard: usize,
 }
 
@@ -92,7 +119,8 @@ impl Jury {
     /// Begins with a path anew: nothing was asked over it.
     pub fn begin(&mut self, path: &Name, services: impl Iterator<Item = Service>) {
         self.clear(path);
-        self.paths.insert(path.clone(), services.map(|service| Cell { service, run: None }).collect());
+        let cells = services.map(|service| Cell { service, run: None }).collect();
+        self.paths.insert(path.clone(), Panel { cells, convicted: false });
     }
 
     /// All paths have begun, and no other will for a while.
@@ -108,12 +136,15 @@ impl Jury {
 
     /// Forgets what was answered over a path: its link is gone, which says nothing of the targets.
     pub fn clear(&mut self, path: &Name) {
-        let Some(cells) = self.paths.get_mut(path) else { return };
-        self.heard -= usize::from(cells.iter().any(|c| c.run.is_some()));
-        for cell in cells {
-            self.all.count(cell.run, false);
+        let Some(panel) = self.paths.get_mut(path) else { return };
+        let free = !std::mem::take(&mut panel.convicted);
+        self.heard -= usize::from(free && panel.is_heard());
+        for cell in &mut panel.cells {
+            if free {
+                self.all.count(cell.run, true, false);
+            }
             if let Some(tally) = self.services.get_mut(&cell.service) {
-                tally.count(cell.run, false);
+                tally.count(cell.run, free, false);
                 if *tally == Tally::default() {
                     self.services.remove(&cell.service);
                 }
@@ -124,19 +155,46 @@ impl Jury {
 
     /// Takes in which targets of a path were answered, in the order in which it began.
     pub fn add(&mut self, path: &Name, answered: impl Iterator<Item = bool>) {
-        let Some(cells) = self.paths.get_mut(path) else { return };
-        self.heard += usize::from(!cells.is_empty() && cells.iter().all(|c| c.run.is_none()));
-        for (cell, answered) in cells.iter_mut().zip(answered) {
+        let Some(panel) = self.paths.get_mut(path) else { return };
+        let free = !panel.convicted;
+        self.heard += usize::from(free && !panel.cells.is_empty() && !panel.is_heard());
+        for (cell, answered) in panel.cells.iter_mut().zip(answered) {
             let run = Some(if answered { 0 } else { cell.run.unwrap_or_default().saturating_add(1) });
             let tally = match self.services.get_mut(&cell.service) {
                 Some(tally) => tally,
                 None => self.services.entry(cell.service.clone()).or_default(),
             };
-            for tally in [&mut self.all, tally] {
-                tally.count(cell.run, false);
-                tally.count(run, true);
+            tally.count(cell.run, free, false);
+            tally.count(run, free, true);
+            if free {
+                self.all.count(cell.run, true, false);
+                self.all.count(run, true, true);
             }
             cell.run = run;
+        }
+        if panel.convicted && panel.answers() {
+            self.set_convicted(path, false);
+        }
+    }
+
+    /// Takes in that a path was found down. It is convicted if nothing answers on it and something does elsewhere.
+    pub fn convict(&mut self, path: &Name) {
+        let guilty = |panel: &Panel| !panel.convicted && panel.is_heard() && !panel.answers();
+        if self.paths.get(path).is_some_and(guilty) && self.all.silent < self.all.asked {
+            self.set_convicted(path, true);
+        }
+    }
+
+    fn set_convicted(&mut self, path: &Name, convicted: bool) {
+        let Some(panel) = self.paths.get_mut(path) else { return };
+        panel.convicted = convicted;
+        self.heard = if convicted { self.heard.saturating_sub(1) } else { self.heard + 1 };
+        for cell in &panel.cells {
+            self.all.count(cell.run, true, !convicted);
+            if let Some(tally) = self.services.get_mut(&cell.service) {
+                tally.count(cell.run, convicted, false);
+                tally.count(cell.run, !convicted, true);
+            }
         }
     }
 
@@ -148,13 +206,19 @@ impl Jury {
     /// Which targets of a path have no vote, in the order in which it began.
     pub fn suspects(&self, path: &Name) -> Vec<bool> {
         let all = self.observer_is_suspect();
-        let suspect = |c: &Cell| all || self.services.get(&c.service).is_some_and(|t| t.all_silent());
-        self.paths.get(path).map(|cells| cells.iter().map(suspect).collect()).unwrap_or_default()
+        let of = |panel: &Panel| panel.cells.iter().map(|c| all || self.is_suspect(c, panel)).collect();
+        self.paths.get(path).map(of).unwrap_or_default()
+    }
+
+    /// Whether a target is at fault itself where a path asks it: nobody reaches it, and either the path reaches something
+    /// else or a second one that is not convicted asks it too.
+    fn is_suspect(&self, cell: &Cell, panel: &Panel) -> bool {
+        self.services.get(&cell.service).is_some_and(|t| t.all_silent() && (t.free > 1 || panel.answers()))
     }
 
     /// The paths that ask something which this path asks too, itself included.
     pub fn sharing(&self, path: &Name) -> Vec<Name> {
-        let of = |path: &Name| self.paths.get(path).into_iter().flatten().map(|c| &c.service);
+        let of = |path: &Name| self.paths.get(path).into_iter().flat_map(|p| &p.cells).map(|c| &c.service);
         let shares = |other: &&Name| of(other).any(|s| of(path).any(|own| own == s));
         self.paths.keys().filter(shares).cloned().collect()
     }
@@ -166,8 +230,11 @@ impl Jury {
                         the paths keep their states";
             return vec![text.to_owned()];
         }
+        let asks = |panel: &Panel, service: &Service| panel.cells.iter().any(|c| c.service == *service);
+        let witness = |service| self.paths.values().any(|panel| panel.answers() && asks(panel, service));
         let suspects = self.services.iter().filter(|(_, tally)| tally.all_silent());
         suspects
+            .filter(|(service, tally)| tally.free > 1 || witness(service))
             .map(|(service, tally)| {
                 format!("the probe target {service} fails on all {} paths and has no vote", tally.asked)
             })
@@ -276,10 +343,39 @@ mod tests {
         assert_eq!(verdict(&jury), (0, false));
     }
 
+    #[test]
+    fn a_path_that_has_long_been_down_is_no_witness_against_the_observer_nor_alone_against_a_target() {
+        let mut jury = jury();
+        rounds(&mut jury, 3, 0, 1);
+        jury.convict(&name("p1"));
+        rounds(&mut jury, 3, 0, 3);
+        assert_eq!(verdict(&jury), (0, false), "p2 alone is at fault");
+        assert_eq!((jury.suspects(&name("p2")), jury.alarms()), (vec![false; 3], vec![]));
+        // One target of the path that is left: what else it reaches speaks against the target.
+        rounds(&mut jury, 2, 1, 1);
+        assert_eq!(jury.suspects(&name("p2")), [true, false, false]);
+        assert_eq!(jury.alarms().len(), 1);
+        // Whoever answers is a witness again.
+        rounds(&mut jury, 1, 0, 0);
+        rounds(&mut jury, 2, 0, 3);
+        assert!(jury.observer_is_suspect());
+    }
+
+    #[test]
+    fn nobody_is_convicted_while_nothing_answers_or_as_long_as_it_answers_itself() {
+        let mut jury = jury();
+        rounds(&mut jury, 2, 0, 3);
+        jury.convict(&name("p1"));
+        assert!(jury.observer_is_suspect());
+        rounds(&mut jury, 2, 1, 0);
+        jury.convict(&name("p1"));
+        assert_eq!(jury.heard, 2);
+    }
+
     proptest! {
         /// The counters are those of a plain count over all cells, whatever happened.
         #[test]
-        fn counting_as_it_goes_is_counting_at_the_end(story in proptest::collection::vec((0_usize..4, 0_u8..9), 0..200)) {
+        fn counting_as_it_goes_is_counting_at_the_end(story in proptest::collection::vec((0_usize..4, 0_u8..10), 0..200)) {
             let names = ["p0", "p1", "p2", "p3"].map(name);
             let mut jury = Jury::default();
             for (path, what) in story {
@@ -287,17 +383,24 @@ mod tests {
                     0 => jury.remove(&names[path]),
                     1 => jury.begin(&names[path], services(u8::try_from(path).unwrap())),
                     2 => jury.clear(&names[path]),
+                    3 => jury.convict(&names[path]),
                     bits => jury.add(&names[path], (0..3).map(|t| bits >> t & 1 == 0)),
                 }
-                let cells = || jury.paths.values().flatten();
-                let count = |least: u32| cells().filter(|c| c.run.is_some_and(|r| r >= least)).count();
-                prop_assert_eq!(jury.all, Tally { asked: count(0), silent: count(1), twice: count(2) });
-                let heard = jury.paths.values().filter(|p| p.iter().any(|c| c.run.is_some())).count();
-                prop_assert_eq!(jury.heard, heard);
+                let cells = || jury.paths.values().flat_map(|p| &p.cells);
+                let free = || jury.paths.values().filter(|p| !p.convicted);
+                let at_large = || free().flat_map(|p| &p.cells);
+                let count = |least: u32| at_large().filter(|c| c.run.is_some_and(|r| r >= least)).count();
+                let all = Tally { asked: count(0), silent: count(1), twice: count(2), free: count(0) };
+                prop_assert_eq!(jury.all, all);
+                prop_assert_eq!(jury.heard, free().filter(|p| p.is_heard()).count());
+                prop_assert!(jury.paths.values().all(|p| !p.convicted || p.is_heard() && !p.answers()));
                 // A suspect target is one that no path has an answer of.
                 for (service, tally) in &jury.services {
                     let answered = cells().any(|c| c.service == *service && c.run == Some(0));
                     prop_assert!(!(tally.all_silent() && answered));
+                    let asked = |c: &&Cell| c.service == *service && c.run.is_some();
+                    prop_assert_eq!(tally.asked, cells().filter(asked).count());
+                    prop_assert_eq!(tally.free, at_large().filter(asked).count());
                 }
             }
         }

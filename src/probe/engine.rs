@@ -151,6 +151,8 @@ impl Engine {
                 Some(same) if *same.spec == spec => same,
                 changed => {
                     let round = changed.map_or(0, |c| c.round);
+                    // Whatever was in doubt was another way of probing.
+                    self.schedule.pace(&spec.path, None, now);
                     Probed { round, counts: Default::default(), trouble: None, spec: Arc::new(spec) }
                 }
             };

@@ -141,11 +141,10 @@ impl Weather for Outage<'_> {
     }
 }
 
-/// After the failure, until everything that is in motion has come to rest: detection, and whatever holds a path back.
+/// After the failure, until everything that is in motion has come to rest. Nothing is held then: no path was down before.
 fn patience(site: &Site) -> Duration {
     let detected = site.paths.values().map(|p| p.probe.detection_time()).max().unwrap_or_default();
-    let held = site.rules.values().map(|r| r.hold_down).max().unwrap_or_default();
-    detected * 3 + held + Duration::from_secs(5)
+    detected.saturating_mul(3).saturating_add(Duration::from_secs(5))
 }
 
 fn owned(names: &[&Name]) -> Vec<Name> {
@@ -158,7 +157,7 @@ fn play(site: &Site, failed: &[&Unit<'_>]) -> Failure {
     let bare = |p: &&Arc<Path>| p.probe.targets.is_empty();
     let unprobed = site.paths.values().filter(bare).map(|p| &p.name).collect();
     let mut world = World::new(site, Outage { paths, unprobed });
-    let end = CALM + patience(site);
+    let end = CALM.saturating_add(patience(site));
     world.play_until(end);
     let story = world.into_story();
     let works = |path: &&Name| !paths.contains(path);

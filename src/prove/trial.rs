@@ -24,7 +24,7 @@ use crate::{
         yaml::Document,
     },
     diag::{self, Code, Diagnostic, suggest},
-    failover::{Drain, Pin},
+    failover::{Drain, Pin, overrides},
     health::Link,
     units::{Name, Ratio, Span},
     validate::intent::{Intent, Site},
@@ -154,11 +154,17 @@ impl<'a> Trial<'a> {
 
     fn play(self, config: &Config, intent: &Intent, outcome: &mut Outcome) {
         let Self { document, site, spec, sky, ends } = self;
-        let mut deeds: Vec<&DeedSpec> = spec.actions.iter().collect();
-        deeds.sort_by_key(|deed| deed.at.get());
+        let mut deeds: Vec<(usize, &DeedSpec)> = spec.actions.iter().enumerate().collect();
+        deeds.sort_by_key(|(_, deed)| deed.at.get());
         let mut world = World::new(site, sky);
-        for deed in deeds {
+        for (n, deed) in deeds {
             world.play_until(deed.at.get());
+            if let Some(last) = refused(site, &world, deed) {
+                let at = document.value_at(&format!("/spec/actions/{n}/drain"));
+                let message = format!("the daemon refuses this: it is the last path that works for {last}");
+                outcome.found.push(bad(at, message, "write `force: true` beside it if that is what is to be tested"));
+                continue;
+            }
             act(&mut world, deed);
             world.decide();
         }
@@ -172,6 +178,14 @@ impl<'a> Trial<'a> {
         let each = spec.expect.iter().enumerate();
         outcome.found.extend(each.filter_map(|(n, expected)| verdict::judge(&place, &story, n, expected)));
     }
+}
+
+/// The rules for which the daemon would refuse to drain a path.
+fn refused(site: &Site, world: &World<'_, Sky<'_>>, deed: &DeedSpec) -> Option<String> {
+    let path = deed.drain.as_ref().filter(|_| !deed.force)?;
+    let last = overrides::last_for(site, path, &world.overrides, world.monitor().healths());
+    let last: Vec<String> = last.iter().map(|rule| format!("`{rule}`")).collect();
+    (!last.is_empty()).then(|| last.join(", "))
 }
 
 fn act(world: &mut World<'_, Sky<'_>>, deed: &DeedSpec) {
@@ -212,6 +226,14 @@ fn deeds(document: &Document, site: &Site, deeds: &[DeedSpec], found: &mut Vec<D
             if let Some(path) = path.as_ref().filter(|path| !site.paths.contains_key(*path)) {
                 found.push(no_such(at(field), "path", path, site.paths.keys()));
             }
+        }
+        let rule = deed.failover.as_ref().and_then(|rule| site.rules.get(rule));
+        if let (Some(rule), Some(to)) = (rule, &deed.to)
+            && site.paths.contains_key(to)
+            && !rule.members.contains(to)
+        {
+            let help = format!("it has {}", diag::listed(&rule.members.iter().collect::<Vec<_>>(), 10));
+            found.push(bad(at("/to"), format!("`{to}` is no path of the rule `{}`", rule.name), help));
         }
         if deed.failover.is_some() != deed.to.is_some() {
             found.push(bad(at(""), "`failover` and `to` go together", "write `failover: RULE, to: PATH, for: 2h`"));
@@ -255,6 +277,10 @@ fn senseless(e: &ExpectSpec) -> Option<(&'static str, &'static str)> {
     }
     if e.policy.is_some() && e.rule.is_some() {
         return Some(("`policy` and `rule` exclude each other", "name the one whose path is meant"));
+    }
+    let of_rules = ["held", "damped", "drained", "disabled"];
+    if e.rule.is_none() && e.state.as_ref().is_some_and(|state| of_rules.contains(&state.as_str())) {
+        return Some(("this state is how a rule regards a path, and no rule is named", "name it beside: `rule: RULE`"));
     }
     match (&e.event, &e.state) {
         (Some(_), Some(_)) => Some(("`event` and `state` exclude each other", "write two expectations")),

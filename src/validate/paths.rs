@@ -123,7 +123,29 @@ fn health(subject: &Subject<'_>, report: &mut Report) -> intent::Health {
         };
         subject.advise(report, Code::Thresholds, field, message, "write values at or below the thresholds");
     }
+    nothing_is_within(subject, &health, report);
     health
+}
+
+/// Every answer takes time, and no two the same: a threshold of 0 means a path that is always down.
+fn nothing_is_within(subject: &Subject<'_>, health: &intent::Health, report: &mut Report) {
+    let own = subject.object.spec.health;
+    for (figure, limit, written, usual) in [
+        ("latency", health.latency, own.is_some_and(|h| h.latency.is_some()), "150ms"),
+        ("jitter", health.jitter, own.is_some_and(|h| h.jitter.is_some()), "30ms"),
+    ] {
+        if limit.is_zero() {
+            let message = format!("nothing is within a {figure} of 0: the path would always be down");
+            let field = if written { format!("/health/{figure}") } else { "/slaClass".to_owned() };
+            subject.advise(
+                report,
+                Code::Thresholds,
+                &field,
+                message,
+                &format!("write `{figure}: {usual}`, or delete it"),
+            );
+        }
+    }
 }
 
 /// The finding that an SLA class does not exist.

@@ -164,6 +164,20 @@ fn a_repository_of_another_user_and_a_bare_one_can_be_read() {
 }
 
 #[test]
+fn what_a_router_would_refuse_of_a_working_tree_is_named_before_it_is_committed() {
+    let git = fleet();
+    git.write("extra.sh", "");
+    assert!(Command::new("chmod").args(["+x", "extra.sh"]).current_dir(git.path()).status().unwrap().success());
+    std::os::unix::fs::symlink("fleet.yaml", git.path().join("link.yaml")).unwrap();
+    for words in [&["diff", "main"][..], &["validate", "."]] {
+        let output = git.patronus(words);
+        let text = err(&output);
+        assert!(text.contains("extra.sh is executable") && text.contains("chmod a-x"), "{words:?}: {text}");
+        assert!(text.contains("link.yaml is a symbolic link"), "{words:?}: {text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_read_says_why_and_what_to_do() {
     let git = fleet();
     let output = git.patronus(&["diff", "nowhere"]);

@@ -94,6 +94,12 @@ fn since(out: &mut String, chosen: &Chosen) {
     let t = &chosen.transition;
     let name = |n: &Option<crate::units::Name>| n.as_ref().map_or("none", |n| n.as_str()).to_owned();
     let text = format!("{} since {}: {} -> {}: {}", t.kind.word(), t.at, name(&t.from), name(&t.to), t.reason);
+    if let Some(path) = &chosen.missing {
+        let missing =
+            format!("the move to {path} is not recorded: it was just now, or the daemon was killed; before it,");
+        line(out, "why", &missing);
+        return line(out, "", &text);
+    }
     line(out, "why", &text);
     for other in &chosen.alternatives {
         let lost = if other.lost.is_empty() { "chosen" } else { &other.lost };

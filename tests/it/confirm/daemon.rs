@@ -1,6 +1,6 @@
 //! The daemon's own changes: evidence, deadline, kill.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 
 use patronus::{
     engine::status::Status,
@@ -263,6 +263,67 @@ fn a_change_that_a_provider_failed_during_is_in_force_once_the_provider_is_back(
     let status = daemon.wait("the change after all", |s| s.source.applied.as_ref() == Some(&innocent));
     assert!(status.source.quarantine.is_empty(), "{:?}", status.source.quarantine);
     assert_eq!(standing(&daemon), (innocent, Standing::Confirmed, "the evidence is complete".into()));
+}
+
+/// An `nft` that tells of a busy kernel instead of loading anything in this router, while a file `busy` lies beside it.
+fn busy_nft(daemon: &Daemon, dir: &Path) {
+    let (router, busy) = (daemon.sh("readlink /proc/self/ns/net"), dir.join("busy"));
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = -f ] && [ -e {} ] && [ \"$(readlink /proc/self/ns/net)\" = '{}' ]; then\n\
+         cat >/dev/null; echo 'Error: Could not process rule: Device or resource busy' >&2; exit 1\nfi\n\
+         exec /usr/sbin/nft \"$@\"\n",
+        busy.display(),
+        router.trim()
+    );
+    fs::write(dir.join("nft"), script).unwrap();
+    fs::set_permissions(dir.join("nft"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_change_that_a_busy_kernel_could_not_take_is_tried_again_and_not_quarantined() {
+    let (world, dir) = (World::new(), tempfile::tempdir().unwrap());
+    let mut daemon = Daemon::stopped(&world.lab, &world.repository, "berlin");
+    daemon.set(world.settings("2s"));
+    busy_nft(&daemon, dir.path());
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    daemon.variable("PATH", path.into());
+    daemon.settle();
+    let good = wait_confirmed(&daemon).source.applied;
+    fs::write(dir.path().join("busy"), "").unwrap();
+    world.repository.write("site.yaml", &harmless(1));
+    let again = |s: &Status| s.waiting.as_ref().is_some_and(|w| w.reason.contains("tried again (1 of 3)"));
+    let status = daemon.wait("a change that is put off", again);
+    assert!(status.source.applied == good && status.source.quarantine.is_empty(), "{:?}", status.source);
+    assert!(status.waiting.unwrap().reason.contains("Device or resource busy"));
+    fs::remove_file(dir.path().join("busy")).unwrap();
+    let status = daemon.wait("the change", |s| s.source.applied != good && s.unconfirmed.is_none() && well(s));
+    assert!(status.source.quarantine.is_empty(), "{:?}", status.source.quarantine);
+    assert_eq!(standing(&daemon).1, Standing::Confirmed);
+}
+
+/// A backup that was made during a trial comes back when that is over.
+#[test]
+fn an_older_copy_of_the_journal_undoes_nothing_that_was_confirmed_since() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("2s"));
+    let first = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &harmless(1));
+    daemon.wait("the trial", |s| s.unconfirmed.is_some());
+    let (journal, copy) = (daemon.state_dir().join("journal.db"), daemon.state_dir().join("copy.db"));
+    rusqlite::Connection::open(&journal).unwrap().execute("VACUUM INTO ?", [copy.to_str().unwrap()]).unwrap();
+    let later = |s: &Status| s.source.applied != first && s.unconfirmed.is_none() && well(s);
+    let (good, shown) = (daemon.wait("the change", later).source.applied, ours(&daemon));
+    for file in ["journal.db-wal", "journal.db-shm"] {
+        drop(fs::remove_file(daemon.state_dir().join(file)));
+    }
+    fs::rename(&copy, &journal).unwrap();
+    daemon.sh("nft delete table inet patronus");
+    daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains("while in use")));
+    daemon.kill();
+    let status = daemon.settle();
+    assert!(status.source.applied == good && status.unconfirmed.is_none(), "{:?}", status.source);
+    assert_eq!(ours(&daemon), shown);
+    assert!(standing(&daemon).2.contains("an older copy of the journal"), "{:?}", standing(&daemon));
 }
 
 #[test]
