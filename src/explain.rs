@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     desired,
-    failover::{self, Selection},
+    failover::{self, Choice, Selection},
     state::{Allocations, Facts, Fwmark, Ranges, RouteValue, Target},
     units::{Dscp, Family, IfName, Name, PortRange},
     validate::intent::{Action, Destination, Match, Nat, Path, Policy, Site},
@@ -305,23 +305,17 @@ pub fn with_carrier(facts: &Facts) -> Facts {
 /// The paths of a target in the order in which the kernel tries them.
 fn order<'a>(target: &'a Target, family: Family, world: &World<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| world.selection.rules.get(rule);
-    let last = |rule: &Name, path: &Name| choice(rule).is_some_and(|c| c.lame(path, family).is_some());
-    let put_back = |rule: &Name, paths: Vec<&'a Name>| {
-        let (lame, well): (Vec<_>, Vec<_>) = paths.into_iter().partition(|path| last(rule, path));
-        well.into_iter().chain(lame).collect::<Vec<_>>()
-    };
     let chosen = |rule: &Name| {
-        let all = choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
-        put_back(rule, all.collect()).into_iter()
+        let all = choice(rule).map(|c| c.in_family(family, c.active.iter().chain(&c.tail).collect()));
+        all.unwrap_or_default()
     };
     match target {
-        Target::Member(rule, path) if world.site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
-            let ways = world.site.rules.get(rule).zip(choice(rule)).map(|(r, c)| failover::ways(r, c, path));
-            put_back(rule, ways.unwrap_or_default())
-        }
         Target::Path(path) => vec![path],
-        Target::Rule(rule) => chosen(rule).collect(),
-        Target::Member(rule, path) => std::iter::once(path).chain(chosen(rule).filter(|p| *p != path)).collect(),
+        Target::Rule(rule) => chosen(rule),
+        Target::Member(rule, path) => {
+            let rule = world.site.rules.get(rule).zip(choice(rule));
+            rule.map_or_else(|| vec![path], |(r, c)| failover::family_ways(world.site, r, c, path, family))
+        }
     }
 }
 
@@ -340,8 +334,8 @@ fn left(target: &Target, taken: &Name, family: Family, world: &World<'_>) -> Opt
 /// The paths that share the new flows of a rule, where several do.
 fn shares(target: &Target, world: &World<'_>) -> Vec<Name> {
     let Target::Rule(rule) = target else { return Vec::new() };
-    let sharing = world.selection.rules.get(rule).map(|c| c.sharing.clone()).unwrap_or_default();
-    if sharing.len() > 1 { sharing } else { Vec::new() }
+    let used: Vec<Name> = world.selection.rules.get(rule).into_iter().flat_map(Choice::in_use).cloned().collect();
+    if used.len() > 1 { used } else { Vec::new() }
 }
 
 /// The next hop of a path as the kernel takes it: known, and with a carrier.

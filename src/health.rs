@@ -128,6 +128,9 @@ pub struct PathHealth {
     /// When the newest round was sent that was answered by as many targets as have to.
     #[serde(default)]
     pub good: Option<Instant>,
+    /// The share of its endpoint's declared bandwidth that is in use, by the direction that uses more of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<f64>,
     /// Since when the state holds.
     pub since: Instant,
     /// Why it is in this state, for a person: "3 rounds lost in a row".
@@ -285,10 +288,13 @@ impl Monitor {
         }
     }
 
-    /// Takes in which share of its bandwidth a path uses, if it is busy with its own traffic.
-    pub fn set_busy(&mut self, path: &Name, busy: Option<f64>) {
+    /// Takes in which share of its bandwidth a path uses, where that is known, and whether it is busy with that.
+    pub fn set_load(&mut self, path: &Name, used: Option<f64>, busy: bool) {
         if let Some(track) = self.tracks.get_mut(path) {
-            track.set_busy(busy);
+            track.set_load(used, busy);
+        }
+        if let Some(health) = self.healths.get_mut(path) {
+            health.used = used;
         }
     }
 

@@ -124,6 +124,12 @@ impl Scrape {
             "Mean round-trip time over the probe window; absent without answers.",
             rtt,
         )?;
+        gauge(
+            e,
+            "patronus_path_load_ratio",
+            "Share of the declared bandwidth in use, by the direction that uses more; absent if none is declared.",
+            self.per_path(|p| p.health.used),
+        )?;
         let jitter = self.per_path(|p| p.health.jitter.map(seconds));
         gauge(
             e,

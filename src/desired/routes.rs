@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Inputs, address_on, allocate};
 use crate::{
-    failover::ways,
+    failover::family_ways,
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
@@ -142,17 +142,16 @@ const fn default_route(family: Family) -> IpNet {
 /// this path is lame in its family.
 fn order<'a>(site: &'a Site, target: &'a Target, family: Family, inputs: &Inputs<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| inputs.selection.rules.get(rule);
-    let sorted = |rule: &Name, paths| choice(rule).map_or(Vec::new(), |c| c.in_family(family, paths));
-    let all = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail)).collect();
-    let in_use = |rule: &Name| sorted(rule, all(rule)).into_iter();
     match target {
         Target::Path(path) => vec![path],
-        Target::Rule(rule) => in_use(rule).collect(),
-        Target::Member(rule, path) if site.rules.get(rule).is_some_and(|r| r.balance.is_some()) => {
-            let ways = site.rules.get(rule).zip(choice(rule)).map(|(rule, choice)| ways(rule, choice, path));
-            sorted(rule, ways.unwrap_or_default())
+        Target::Rule(rule) => {
+            let all = choice(rule).map(|c| c.in_family(family, c.active.iter().chain(&c.tail).collect()));
+            all.unwrap_or_default()
         }
-        Target::Member(rule, path) => std::iter::once(path).chain(in_use(rule).filter(|p| *p != path)).collect(),
+        Target::Member(rule, path) => {
+            let known = site.rules.get(rule).zip(choice(rule));
+            known.map_or_else(|| vec![path], |(r, c)| family_ways(site, r, c, path, family))
+        }
     }
 }
 

@@ -60,19 +60,21 @@ impl Engine {
     fn look_at_load(&mut self, name: &Name, now: Instant) {
         let Some(path) = self.active.as_ref().and_then(|a| a.site.paths.get(name)) else { return };
         let endpoint = self.active.as_ref().and_then(|a| a.site.endpoints.get(&path.from));
-        let Some(endpoint) = endpoint.filter(|e| e.down.is_some() || e.up.is_some()) else { return };
+        let Some(endpoint) = endpoint.filter(|e| e.down.is_some() || e.up.is_some()) else {
+            return self.monitor.set_load(name, None, false);
+        };
         let (used, meter) = self.loads.entry(path.from.clone()).or_default();
         if meter.is_due(now) {
             match self.router.kernel.link_bytes(&endpoint.interface) {
                 Ok(Some((down, up))) => {
-                    *used = meter.add(Moved { down, up }, (endpoint.down, endpoint.up), now).unwrap_or_default();
+                    *used = meter.add(Moved { down, up }, (endpoint.down, endpoint.up), now);
                 }
-                Ok(None) => *used = Use::default(),
+                Ok(None) => *used = None,
                 Err(error) => tracing::debug!(%error, "the load of an uplink is not known"),
             }
         }
-        let busy = meter.weigh(*used, path.probe.busy_at.as_f64(), now);
-        self.monitor.set_busy(name, busy.then_some(used.most()));
+        let busy = meter.weigh(used.unwrap_or_default(), path.probe.busy_at.as_f64(), now);
+        self.monitor.set_load(name, used.map(Use::most), busy);
     }
 
     /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows

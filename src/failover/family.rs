@@ -22,7 +22,7 @@ use crate::{
     clock::Instant,
     health::PathState,
     units::{Family, Name},
-    validate::intent::{Destination, FlowAction, GatewaySpec, Rule, Site, TunnelSpec},
+    validate::intent::{Destination, FlowAction, GatewaySpec, Nat, Rule, Site, TunnelSpec},
 };
 
 /// One family of a path that a rule left.
@@ -90,10 +90,29 @@ impl Choice {
     }
 }
 
+/// The paths in the order for one family, as the table of a flow lists them that is bound to a path. Through NAT it stays
+/// there even if the path is lame, unless new flows come to this table too.
+#[must_use]
+pub fn family_ways<'n>(
+    site: &'n Site,
+    rule: &'n Rule,
+    choice: &'n Choice,
+    member: &'n Name,
+    family: Family,
+) -> Vec<&'n Name> {
+    let all = ways(site, rule, choice, member);
+    let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
+    if rule.balance.is_some() || !translated {
+        return choice.in_family(family, all);
+    }
+    let rest = all.into_iter().filter(|path| *path != member).collect();
+    std::iter::once(member).chain(choice.in_family(family, rest)).collect()
+}
+
 /// The path that a family takes in place of one that is in use.
-fn head<'n>(rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
+fn head<'n>(site: &'n Site, rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
     let all = if rule.balance.is_some() {
-        ways(rule, choice, used)
+        ways(site, rule, choice, used)
     } else {
         choice.active.iter().chain(&choice.tail).collect()
     };
@@ -101,14 +120,14 @@ fn head<'n>(rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) 
 }
 
 /// Where each family goes; nothing is looked at where no family can part.
-pub(super) fn heads(rule: &Rule, choice: &Choice) -> Heads {
+pub(super) fn heads(site: &Site, rule: &Rule, choice: &Choice) -> Heads {
     let used = || choice.in_use().flat_map(|used| Family::ALL.map(|family| (family, used)));
-    used().filter_map(|(f, used)| Some(((f, used.clone()), head(rule, choice, used, f)?.clone()))).collect()
+    used().filter_map(|(f, used)| Some(((f, used.clone()), head(site, rule, choice, used, f)?.clone()))).collect()
 }
 
 /// The families of a rule that go another way than it.
 #[must_use]
-pub fn parted(rule: &Rule, choice: &Choice, now: Instant) -> Vec<Parted> {
+pub fn parted(site: &Site, rule: &Rule, choice: &Choice, now: Instant) -> Vec<Parted> {
     let part = |((family, from), to): (&(Family, Name), &Name)| {
         let lame = choice.lame(from, *family)?;
         Some(Parted {
@@ -120,7 +139,7 @@ pub fn parted(rule: &Rule, choice: &Choice, now: Instant) -> Vec<Parted> {
             back_in: lame.fit.map(|since| (since + rule.failback_delay).since(now).as_secs_f64()),
         })
     };
-    heads(rule, choice).iter().filter(|((_, from), to)| from != *to).filter_map(part).collect()
+    heads(site, rule, choice).iter().filter(|((_, from), to)| from != *to).filter_map(part).collect()
 }
 
 /// Whether a path may have a next hop of a family: `auto` may bring one.
@@ -156,7 +175,8 @@ impl Round<'_> {
         for family in Family::ALL {
             for (m, memory) in self.members.iter().zip(&mut choice.members) {
                 let rank = self.rank(m, family);
-                let turn = self.turn(m, family, rank, self.best_other(site, m, family), memory.lame.get_mut(&family));
+                let turn =
+                    self.turn_of(m, family, rank, self.best_other(site, m, family), memory.lame.get_mut(&family));
                 let dead = rank == Rank::Dead && !m.down;
                 match turn {
                     Turn::Leave(why) => {
@@ -181,10 +201,10 @@ impl Round<'_> {
                 }
             }
         }
-        self.tell_families(choice, before, &whys, decision);
+        self.tell_families(site, choice, before, &whys, decision);
     }
 
-    fn turn(&self, m: &Candidate, family: Family, rank: Rank, best: Rank, lame: Option<&mut Lame>) -> Turn {
+    fn turn_of(&self, m: &Candidate, family: Family, rank: Rank, best: Rank, lame: Option<&mut Lame>) -> Turn {
         let pinned = self.pinned().is_some_and(|to| to.name == m.name);
         let own = m.family(family);
         let Some(lame) = lame else {
@@ -248,12 +268,13 @@ impl Round<'_> {
     /// One record for each family that goes another way than before, unless it simply goes along with its rule.
     fn tell_families(
         &self,
+        site: &Site,
         choice: &Choice,
         (before, active): (&Heads, Option<&Name>),
         whys: &BTreeMap<(Family, &Name), String>,
         decision: &mut Decision,
     ) {
-        let after = heads(self.rule, choice);
+        let after = heads(site, self.rule, choice);
         for ((family, used), to) in &after {
             // A rule that shares has several paths in use, and each is told for itself.
             let used_before = if self.rule.balance.is_some() { Some(used) } else { active };

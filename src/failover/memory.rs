@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::family::Lame;
+use super::{family::Lame, overflow::Brim};
 use crate::{
     clock::Instant,
     health::{Breach, PathState},
@@ -20,6 +20,8 @@ use crate::{
 const CAP: u32 = 4;
 
 /// What a rule remembers of one path.
+// Facts that have nothing to do with each other: no state machine hides in them.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// The path.
@@ -46,6 +48,12 @@ pub struct Memory {
     /// Families of it that were left for other paths.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) lame: BTreeMap<Family, Lame>,
+    /// Whether its line is full, where the rule overflows.
+    #[serde(default)]
+    pub(super) brim: Brim,
+    /// It has got new flows since it came into use, where the rule overflows.
+    #[serde(default)]
+    pub(super) carries: bool,
 }
 
 impl Memory {
@@ -63,6 +71,8 @@ impl Memory {
             breach: Breach::default(),
             fit: None,
             lame: BTreeMap::new(),
+            brim: Brim::default(),
+            carries: false,
         }
     }
 

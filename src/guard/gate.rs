@@ -259,6 +259,7 @@ mod tests {
             disabled: false,
             held: false,
             good: None,
+            used: None,
             since: T0,
             reason,
             families: BTreeMap::new(),

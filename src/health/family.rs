@@ -112,8 +112,8 @@ impl Tracks {
     }
 
     /// Takes in which share of its bandwidth is used, if it is busy.
-    pub fn set_busy(&mut self, busy: Option<f64>) {
-        self.parts_mut().for_each(|track| track.set_busy(busy));
+    pub fn set_load(&mut self, used: Option<f64>, busy: bool) {
+        self.parts_mut().for_each(|track| track.set_load(used, busy));
     }
 
     /// Whether it is slow from its own traffic, and that does not count.

@@ -535,7 +535,7 @@ fn a_backup_that_has_long_been_dead_does_not_keep_the_last_path_from_being_found
 fn what_a_path_s_own_traffic_slows_down_counts_as_before() {
     let mut s = Story::new(1, 1000);
     s.rounds(20, &[20]);
-    s.monitor.set_busy(&name("fiber"), Some(0.97));
+    s.monitor.set_load(&name("fiber"), Some(0.97), true);
     let busy = s.rounds(10, &[400]);
     assert_eq!((busy.state, busy.score), (PathState::Up, 100));
     assert!(busy.latency.unwrap() > Duration::from_millis(100), "what is shown is what was measured");

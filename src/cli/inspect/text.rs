@@ -118,7 +118,9 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     found.extend(last_change(status));
     found.extend(revisions::findings(status));
     let rules = status.rules.iter();
-    found.extend(rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(name, rule)))));
+    found.extend(
+        rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(status, name, rule)))),
+    );
     found.extend(rules::parted(status));
     found.extend(orders(status));
     found.extend(path_findings(status));
@@ -237,6 +239,9 @@ pub(super) fn quality(status: &Status, name: &Name) -> String {
     }
     if let Some(way) = &path.counts.one_way {
         lines.push(format!("one way       there {}, back {}", ms(way.there), ms(way.back)));
+    }
+    if let Some(used) = path.health.used {
+        lines.push(format!("load          {:.0}% of the bandwidth", used * 100.0));
     }
     if let Some(mos) = path.mos {
         lines.push(format!("a call        MOS {mos:.1}"));

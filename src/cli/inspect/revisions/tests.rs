@@ -84,3 +84,12 @@ fn a_suspension_is_the_first_thing_that_is_said() {
     let text = super::super::text::status(&status, status.now);
     assert!(anstream::adapter::strip_str(&text).to_string().lines().nth(2).unwrap().contains("Revisions"), "{text}");
 }
+
+#[test]
+fn a_router_without_a_configuration_says_so() {
+    let mut status = sample();
+    status.source.applied = None;
+    let text = anstream::adapter::strip_str(&whole(&status)).to_string();
+    let line = text.lines().find(|line| line.trim_start().starts_with("in force"));
+    assert!(line.is_some_and(|line| line.contains("nothing yet")), "{text}");
+}
