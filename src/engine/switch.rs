@@ -43,9 +43,8 @@ const SECOND_SWEEP: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) fn take_sample(&mut self, sample: &Sample, now: Instant) {
-        match self.probes.get_mut(&sample.path) {
-            Some(counts) => counts.add(sample),
-            None => self.probes.entry(sample.path.clone()).or_default().add(sample),
+        if let Some(counts) = self.probes.get_mut(&sample.path) {
+            counts.add(sample);
         }
         self.look_at_load(&sample.path, now);
         self.monitor.handle_sample(sample, now);
