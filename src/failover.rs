@@ -7,6 +7,7 @@
 //!   without a break; at once only when the path in use fails.
 //! - A path that was down is held for `holdDown`, one that flaps is damped, one that is drained is left: none of them
 //!   is chosen while another works, and each of them is rather than none (except what was drained by force).
+//! - Where one family of a path fails, that family alone goes another way (`family`).
 //! - A path that is not yet measured neither causes a move nor stops one: it beats one that is down, nothing else.
 //!
 //! Invariant: no rule uses a path that is down while another of its paths is up. Asking again at the same moment
@@ -19,14 +20,17 @@ use serde::{Deserialize, Serialize};
 mod balance;
 mod candidate;
 mod choose;
+mod family;
 mod flows;
 mod memory;
+mod overflow;
 pub mod overrides;
 mod record;
 
 pub use self::{
     balance::ways,
     candidate::Standing,
+    family::{Lame, Parted, family_ways, parted},
     flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
@@ -36,7 +40,7 @@ use self::{candidate::Candidate, choose::Round};
 use crate::{
     clock::Instant,
     health::{Healths, Measures},
-    units::Name,
+    units::{Family, Name},
     validate::intent::{NoPath, Rule, Site},
 };
 
@@ -82,9 +86,13 @@ pub struct Choice {
     pub members: Vec<Memory>,
     /// Paths that were left, whose flows are not yet settled.
     pub leaving: Vec<Leaving>,
-    /// The paths that share new flows, in the rule's order, the active one first; empty where one path carries all.
+    /// The paths that carry flows at a time, in the rule's order; empty where one path carries all. All of them get new
+    /// flows, the active one is the first; or only the active one does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sharing: Vec<Name>,
+    /// Only the active one of those does: the rule overflows.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_turn: bool,
 }
 
 impl Choice {
@@ -93,15 +101,31 @@ impl Choice {
 
     /// The paths that new flows take now: none, one, or several that share them.
     pub fn in_use(&self) -> impl Iterator<Item = &Name> {
+        let alone = self.sharing.is_empty() || self.in_turn;
+        let one = self.active.iter().filter(move |_| alone);
+        self.sharing.iter().filter(move |_| !alone).chain(one)
+    }
+
+    /// The paths whose flows stay on them.
+    pub fn carrying(&self) -> impl Iterator<Item = &Name> {
         let one = self.active.iter().filter(|_| self.sharing.is_empty());
         self.sharing.iter().chain(one)
     }
 
-    /// Ends the wait for a return; it happens with the next decision if a path is fit to be returned to.
-    pub const fn hasten(&mut self) {
-        if self.recovering.is_some() {
+    /// Lets all waits for a return begin anew: nobody knows how the paths were meanwhile.
+    pub fn wait_anew(&mut self) {
+        (self.recovering, self.toward) = (None, None);
+        self.members.iter_mut().for_each(|memory| memory.fit = None);
+    }
+
+    /// Ends the wait for a return, of the rule and of a family; it happens with the next decision if a path is fit to be
+    /// returned to. Whether anything waited.
+    pub fn hasten(&mut self) -> bool {
+        let waits = self.recovering.is_some();
+        if waits {
             self.recovering = Some(Self::AT_ONCE);
         }
+        self.hasten_families() || waits
     }
 }
 
@@ -127,6 +151,8 @@ pub struct Decision {
     pub routes: bool,
     /// Flows that are to be forgotten now: those of a rule that are bound to a path, and why.
     pub forget: Vec<(Name, Name, String)>,
+    /// The same for one family of a path.
+    pub forget_family: Vec<(Name, Name, Family, String)>,
     /// When to decide again although nothing new was measured, and what for.
     pub next: Option<(Instant, &'static str)>,
 }
@@ -163,15 +189,25 @@ pub fn decide(inputs: &Inputs<'_>, selection: &mut Selection, now: Instant) -> D
 /// Decides for one rule.
 fn one(inputs: &Inputs<'_>, rule: &Rule, choice: &mut Choice, known: bool, now: Instant, decision: &mut Decision) {
     align(&mut choice.members, &rule.members);
+    if choice.recovering == Some(Choice::AT_ONCE) {
+        choice.members.iter_mut().for_each(|memory| memory.brim.hasten());
+    }
     let look = |(name, memory)| Candidate::look(name, rule, inputs, memory, now);
     let members: Vec<Candidate<'_>> = rule.members.iter().zip(&mut choice.members).map(look).collect();
     let pin = inputs.overrides.pin(&rule.name, now);
     let round = Round { rule, members, pin, now };
     decision.routes |= !known;
-    round.decide(choice, known, decision);
+    if round.has_families(choice) {
+        let (heads, active) = (family::heads(inputs.site, rule, choice), choice.active.clone());
+        round.decide(choice, known, decision);
+        round.part(inputs.site, choice, (&heads, active.as_ref()), decision);
+    } else {
+        round.decide(choice, known, decision);
+    }
     decision.wake(pin.map(|p| p.until), "the end of an order by hand");
     let held = round.members.iter().filter_map(|m| m.until).min();
     decision.wake(held, "a path that is held or damped");
+    decision.wake(round.members.iter().filter_map(|m| m.turns).min(), "a line that fills or empties");
     decision.wake(choice.recovering.map(|at| at + rule.failback_delay).filter(|at| *at > now), "return to a primary");
     decision.wake(choice.leaving.iter().map(|l| l.until).min(), "flows of a path that was left");
 }
@@ -221,6 +257,9 @@ pub struct View {
     pub remaining: Option<f64>,
     /// Its penalty for flapping now; 0 without damping.
     pub penalty: u32,
+    /// Its line is full, so that new flows go on to the next; only where the rule overflows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
 }
 
 /// How a rule regards its paths; `choice` is not changed.
@@ -237,6 +276,7 @@ pub fn views(inputs: &Inputs<'_>, rule: &Rule, choice: &Choice, now: Instant) ->
             reason: member.reason(),
             remaining: member.until.map(|at| at.since(now).as_secs_f64()),
             penalty: rule.damping.as_ref().map_or(0, |d| memory.penalty(d, now)),
+            full: member.full,
         }
     };
     rule.members.iter().zip(&mut memories).map(view).collect()

@@ -124,7 +124,7 @@ pub struct Request {
     pub body: Bytes,
     /// How long the whole exchange may take.
     pub timeout: Duration,
-    /// The largest body of an answer.
+    /// The largest body of an answer; with 0 the body is not read at all, however large it is.
     pub max_answer: usize,
 }
 
@@ -228,6 +228,9 @@ where
     let limit = request.max_answer;
     let answer = sender.send_request(on_the_wire(request)?).await.map_err(broke)?;
     let (head, body) = answer.into_parts();
+    if limit == 0 {
+        return Ok(Answer { status: head.status, headers: head.headers, body: Bytes::new() });
+    }
     let body = Limited::new(body, limit).collect().await.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(source) => broke(*source),
         Err(other) if other.is::<LengthLimitError>() => HttpError::TooLarge { to: to.clone(), limit },

@@ -256,9 +256,18 @@ pub struct NftTable {
     /// What `nft -s list table inet patronus` prints for it, without the table's own comment. It is compared
     /// and shown, never parsed. The desired side gets it by loading `source` in a throw-away namespace.
     pub canonical: Arc<str>,
-    /// The text that creates it: the rendered template on the desired side; on the observed side equal to
-    /// `canonical`, so that undo can load it again.
+    /// The text that creates it: the rendered template in a step that loads it; else equal to `canonical`, which
+    /// undo can load again.
     pub source: Arc<str>,
+}
+
+impl NftTable {
+    /// Forgets how it was written: its canonical form creates it too, and is kept in any case.
+    pub fn forget_source(&mut self) {
+        if !self.canonical.is_empty() {
+            self.source = Arc::clone(&self.canonical);
+        }
+    }
 }
 
 impl PartialEq for NftTable {
@@ -288,6 +297,16 @@ pub struct State {
     /// The objects.
     #[serde(with = "pairs")]
     pub objects: BTreeMap<Key, Value>,
+}
+
+impl State {
+    /// The nft table, if there is one.
+    pub fn table_mut(&mut self) -> Option<&mut NftTable> {
+        match self.objects.get_mut(&Key::Nft) {
+            Some(Value::Nft(table)) => Some(table),
+            _ => None,
+        }
+    }
 }
 
 /// A map with structured keys as a list of pairs, since JSON objects have only text keys.

@@ -262,7 +262,7 @@ fn past(
         };
         let members = active.site.rules.get(rule).map(|r| r.members.clone()).unwrap_or_default();
         choice.tail = members.into_iter().filter(|path| Some(path) != record.to.as_ref()).collect();
-        if !choice.sharing.is_empty() {
+        if !choice.sharing.is_empty() && !choice.in_turn {
             let used = alternatives(settings, &record).into_iter().filter(|other| other.lost.is_empty());
             choice.sharing = used.map(|other| other.path).collect();
         }

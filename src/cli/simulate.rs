@@ -16,7 +16,10 @@ use crate::{
     prove::replay::{Question, Reading, Replay, Side, Switch},
     store::{self, HealthSample, StoreError, read, read::Wanted},
     units::Name,
-    validate::{self, intent::Site},
+    validate::{
+        self,
+        intent::{Rule, Site, Strategy},
+    },
 };
 
 mod text;
@@ -251,11 +254,27 @@ fn notes(played: &[Played], seen: &BTreeSet<Name>, sides: &[Side], switches: &[S
     }
     let unknown = sides.iter().filter(|side| side.columns.iter().all(|c| c.name != "recorded"));
     notes.extend(unknown.map(|side| format!("no change of rule {} is recorded: what it used is not known", side.rule)));
+    notes.extend(asked.rules.values().filter_map(spreading));
     let by_hand = switches.iter().filter(|s| s.kind == TransitionKind::Manual).count();
     if by_hand > 0 {
         notes.push(format!("{by_hand} of the recorded changes were made by hand; orders are not replayed"));
     }
     notes
+}
+
+/// What is assumed of a rule that uses several paths at a time.
+fn spreading(rule: &Rule) -> Option<String> {
+    let name = &rule.name;
+    match rule.strategy {
+        Strategy::LoadBalance => {
+            Some(format!("rule {name} shares its flows: its seconds are those of the first path in use, not of all"))
+        }
+        Strategy::Overflow => Some(format!(
+            "rule {name} overflows by load, which is not recorded: it is played as if no line were ever full, and its \
+             seconds are those of the path that new flows take"
+        )),
+        _ => None,
+    }
 }
 
 /// A reader that went away (`| head`) is no error.

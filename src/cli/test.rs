@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -99,7 +100,7 @@ fn test(args: &Args, config: &Config, intent: &Intent) -> Outcome {
         junit(path, config, &done)?;
     }
     match args.output {
-        Format::Text => tell(config, &done, &bare),
+        Format::Text => tell(config, &done, &bare, named.is_empty()),
         Format::Json => print(&format!("{:#}\n", as_json(config, &done, &bare))),
     }
     Ok(exit(&outcomes))
@@ -129,7 +130,7 @@ fn plain(path: &Path) -> String {
     path.strip_prefix(".").unwrap_or(path).to_string_lossy().into_owned()
 }
 
-fn tell(config: &Config, done: &[Done], bare: &[Diagnostic]) {
+fn tell(config: &Config, done: &[Done], bare: &[Diagnostic], whole: bool) {
     let mut text = String::new();
     for Done { outcome, .. } in done {
         let word = if outcome.found.is_empty() { "ok  " } else { "FAIL" };
@@ -147,13 +148,16 @@ fn tell(config: &Config, done: &[Done], bare: &[Diagnostic]) {
     let failed = done.iter().filter(|d| !d.outcome.found.is_empty()).count();
     let played: Duration = done.iter().map(|d| d.outcome.played).sum();
     let took: Duration = done.iter().map(|d| d.took).sum();
-    let summary = format!(
-        "{} passed, {failed} failed; {} played in {} ms; {} without a test",
+    let mut summary = format!(
+        "{} passed, {failed} failed; {} played in {} ms",
         done.len() - failed,
         Span::from(played),
-        took.as_millis(),
-        plural(bare.len(), "rule"),
+        took.as_millis()
     );
+    // When only some tests are played, which rules have none is not asked.
+    if whole {
+        let _ = write!(summary, "; {} without a test", plural(bare.len(), "rule"));
+    }
     // The results are out; a closed standard error takes nothing from them.
     let _ = writeln!(std::io::stderr(), "{summary}");
 }

@@ -45,6 +45,8 @@ pub struct SeriesSpec {
     pub loss: Option<String>,
     /// Whether the interface has a carrier, such as `up x30 down x5 up`. Default `up`.
     pub carrier: Option<String>,
+    /// How much of its endpoint's bandwidth is in use, such as `10% x30 95% x30`. Not known without.
+    pub load: Option<String>,
 }
 
 /// What somebody does by hand: exactly one of `failover`, `failback`, `drain` and `undrain`.

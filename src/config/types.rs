@@ -198,7 +198,7 @@ pub struct FailoverSpec {
     /// The others, in order of preference.
     #[serde(default)]
     pub backups: Vec<Name>,
-    /// How a path is chosen: `ordered` (the primary, then the first healthy backup; the default), `best-score` (the primary, then the backup with the highest score), `best-quality` (the best by `metric`), `lowest-cost` (the cheapest that meets the thresholds), or `load-balance` (new flows are shared among all that are healthy).
+    /// How a path is chosen: `ordered` (the primary, then the first healthy backup; the default), `best-score` (the primary, then the backup with the highest score), `best-quality` (the best by `metric`), `lowest-cost` (the cheapest that meets the thresholds), `load-balance` (new flows are shared among all that are healthy), or `overflow` (new flows take the primary until its line is full, then the next path).
     #[serde(default)]
     #[schemars(schema_with = "strategies")]
     pub strategy: Option<StrategyName>,
@@ -214,6 +214,8 @@ pub struct FailoverSpec {
     #[serde(default)]
     #[schemars(schema_with = "stickies")]
     pub sticky: Option<StickyName>,
+    /// With `overflow`: above which share of its endpoint's `bandwidth` a path gets no more new flows. It gets them again after `failbackDelay` below four fifths of that. Default 80%.
+    pub overflow_at: Option<Ratio>,
     /// The active path is left when its score falls below. Default 50.
     #[schemars(range(min = 1, max = 100))]
     pub failover_threshold: Option<u8>,
@@ -294,7 +296,7 @@ fn tunnel_kinds(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn strategies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    words(&["ordered", "best-score", "best-quality", "lowest-cost", "load-balance"], &["overflow"])
+    words(&["ordered", "best-score", "best-quality", "lowest-cost", "load-balance", "overflow"], &[])
 }
 
 fn stickies(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -332,6 +334,8 @@ pub enum StrategyName {
     LowestCost,
     /// All that are healthy.
     LoadBalance,
+    /// The first that is healthy and not full.
+    Overflow,
 }
 
 /// What stays together on one path.

@@ -14,7 +14,7 @@ pub(super) fn targets(site: &Site) -> BTreeSet<Target> {
     let paths = site.paths.keys().cloned().map(Target::Path);
     let rules = site.rules.keys().cloned().map(Target::Rule);
     let members = site.rules.values().flat_map(|rule| {
-        let bound = |m: &&Name| rule.balance.is_some() || site.paths.get(*m).is_some_and(|p| p.nat != Nat::None);
+        let bound = |m: &&Name| rule.spreads() || site.paths.get(*m).is_some_and(|p| p.nat != Nat::None);
         rule.members.iter().filter(bound).map(|m| Target::Member(rule.name.clone(), m.clone()))
     });
     paths.chain(rules).chain(members).collect()

@@ -333,9 +333,14 @@ impl Build<'_> {
         }
     }
 
-    /// A rule as seen from one of its paths: where it shares flows, this path's part of it.
+    /// Whether a rule binds each flow to the path that it took.
+    fn spreads(&self, rule: &Name) -> bool {
+        self.site.rules.get(rule).is_some_and(Rule::spreads)
+    }
+
+    /// A rule as seen from one of its paths: where several carry flows, this path's part of it.
     fn shared(&self, rule: &Name, path: &Path) -> Target {
-        if self.balances(rule) { Target::Member(rule.clone(), path.name.clone()) } else { Target::Rule(rule.clone()) }
+        if self.spreads(rule) { Target::Member(rule.clone(), path.name.clone()) } else { Target::Rule(rule.clone()) }
     }
 
     fn arrivals(&self) -> Vec<ArrivalContext> {
@@ -379,7 +384,7 @@ impl Build<'_> {
         let bound = |target: &Target| match target {
             Target::Path(_) => target.clone(),
             Target::Rule(rule) | Target::Member(rule, _) => match path.nat {
-                Nat::None if !self.balances(rule) => Target::Rule(rule.clone()),
+                Nat::None if !self.spreads(rule) => Target::Rule(rule.clone()),
                 _ => Target::Member(rule.clone(), path.name.clone()),
             },
         };

@@ -115,9 +115,10 @@ mod tests {
 
     /// Which path each number leads to, looked up one by one.
     fn led(rule: &Rule, choice: &Choice) -> Vec<Name> {
+        let site = crate::health::tests::site(Vec::new());
         let total = rule.balance.as_ref().unwrap().total();
         let owner = |n: u32| numbers(rule).into_iter().find(|(range, _)| range.contains(&n)).unwrap().1;
-        (0..total).map(|n| ways(rule, choice, owner(n))[0].clone()).collect()
+        (0..total).map(|n| ways(&site, rule, choice, owner(n))[0].clone()).collect()
     }
 
     proptest! {

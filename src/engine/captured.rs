@@ -81,7 +81,7 @@ impl Captured {
             ranges: *router.ranges(),
             numbers: router.numbers(&observed).clone(),
             originals: router.originals().iter().map(|(key, value)| (key.path.clone(), value.clone())).collect(),
-            applied: router.applied().cloned(),
+            applied: router.applied_as_written(),
             generation: router.generation_of(&observed),
             selection: router.remembered_selection(),
             configuration,

@@ -120,7 +120,7 @@ pub struct Engine {
     /// Samples since the last published status.
     batch: Batch,
     /// How busy each endpoint of a declared bandwidth is.
-    loads: BTreeMap<Name, (Use, Meter)>,
+    loads: BTreeMap<Name, (Option<Use>, Meter)>,
     active: Option<Active>,
     gate: gate::Gate,
     revisions: Revisions,

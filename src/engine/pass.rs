@@ -19,7 +19,7 @@ use crate::{
     plan,
     probe::ProbeSpec,
     revision::{AttemptOutcome, Fault},
-    state::{Key, SysctlKey, Target, Value},
+    state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
     units::Name,
     validate::intent::{Path, Site},
@@ -96,6 +96,8 @@ impl Engine {
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
         let site = self.active.as_ref().map(|a| a.site.clone());
         self.observed = self.router.observe(site.as_ref()).await?;
+        // Before as much is compiled again.
+        self.router.share(&mut self.observed);
         let now = clock::now();
         self.catch_up(now);
         self.links_from_facts(now);
@@ -193,6 +195,7 @@ impl Engine {
         let numbers = &self.router.numbers(&self.observed).targets;
         let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
         let hops = desired::next_hops(site, path, &self.observed.facts);
+        let sources = desired::source_addresses(site, &path.name, &self.observed.facts);
         let mut probe = Arc::clone(&path.probe);
         let own = desired::own_targets(path, &self.observed.facts);
         if !own.is_empty() {
@@ -203,8 +206,8 @@ impl Engine {
             path: path.name.clone(),
             interface: path.interface.clone(),
             mark: self.router.ranges().target_mask.mark(number),
-            sources: desired::source_addresses(site, &path.name, &self.observed.facts).into_values().collect(),
-            gateways: hops.values().filter_map(crate::state::RouteValue::gateway).collect(),
+            sources: exactly(sources.into_values()),
+            gateways: exactly(hops.values().filter_map(RouteValue::gateway)),
             probe,
         }
     }
@@ -221,6 +224,11 @@ impl Engine {
         }
         Ok(Box::new(spec))
     }
+}
+
+/// A list that stays as it is. Collected as such, one of a single item has room for four.
+fn exactly<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    items.collect::<Box<[T]>>().into_vec()
 }
 
 /// An apply's outcome as the status shows it.

@@ -16,7 +16,7 @@ use crate::{
     revision::View,
     state::RouteValue,
     units::Name,
-    validate::intent::{Action, Policy, Rule, Site},
+    validate::intent::{Action, Path, Policy, Rule, Site},
 };
 
 /// Version of the status format.
@@ -79,11 +79,15 @@ impl Engine {
             .held()
             .map(|(revision, reason)| WaitingStatus { revision: revision.into(), reason: reason.into() });
         if let Some(active) = &self.active {
-            status.paths = self.paths(&active.site);
             status.rules = self.rules(&active.site);
             status.policies = active.site.policies.iter().map(|p| self.policy(p)).collect();
         }
-        self.status.send_replace(Arc::new(status));
+        self.status.send_modify(|published| {
+            // Where nobody reads the old ones, the paths change in their place: they are most of a large hub's status.
+            status.paths = Arc::get_mut(published).map(|old| std::mem::take(&mut old.paths)).unwrap_or_default();
+            self.fill_in_paths(&mut status.paths);
+            *published = Arc::new(status);
+        });
     }
 
     fn unconfirmed(&self) -> Option<UnconfirmedStatus> {
@@ -116,29 +120,39 @@ impl Engine {
         all
     }
 
-    fn paths(&self, site: &Site) -> BTreeMap<Name, PathStatus> {
-        let status = |(name, path): (&Name, &Arc<crate::validate::intent::Path>)| {
-            let counts = self.probes.get(name).cloned().unwrap_or_default();
-            let health = self.monitor.healths().get(name)?.clone();
-            let call = health.latency.map(|l| quality::mos(l, health.jitter.unwrap_or_default(), health.loss.as_f64()));
-            let hops = desired::next_hops(site, path, &self.observed.facts);
-            let mut gateways: Vec<_> = hops.values().filter_map(RouteValue::gateway).collect();
-            gateways.shrink_to_fit();
-            let path = PathStatus {
-                interface: path.interface.clone(),
-                gateways,
-                health,
-                probes_answered: counts.answered,
-                probes_lost: counts.lost,
-                method: path.probe.method.text().into(),
-                spread: self.monitor.spread(name),
-                mos: call,
-                counts,
-                drained: self.overrides.drains.contains_key(name),
-            };
-            Some((name.clone(), path))
-        };
-        site.paths.iter().filter_map(status).collect()
+    /// Brings what is published of the paths up to now.
+    fn fill_in_paths(&self, paths: &mut BTreeMap<Name, PathStatus>) {
+        let Some(site) = self.active.as_ref().map(|active| &active.site) else { return paths.clear() };
+        let new = || site.paths.iter().filter_map(|(name, path)| Some((name, self.path(site, path)?)));
+        if paths.keys().eq(site.paths.keys()) {
+            for (name, new) in new() {
+                paths.entry(name.clone()).and_modify(|old| *old = new);
+            }
+        } else {
+            *paths = new().map(|(name, path)| (name.clone(), path)).collect();
+        }
+    }
+
+    fn path(&self, site: &Site, path: &Path) -> Option<PathStatus> {
+        let name = &path.name;
+        let counts = self.probes.get(name).cloned().unwrap_or_default();
+        let health = self.monitor.healths().get(name)?.clone();
+        let call = health.latency.map(|l| quality::mos(l, health.jitter.unwrap_or_default(), health.loss.as_f64()));
+        let hops = desired::next_hops(site, path, &self.observed.facts);
+        let mut gateways: Vec<_> = hops.values().filter_map(RouteValue::gateway).collect();
+        gateways.shrink_to_fit();
+        Some(PathStatus {
+            interface: path.interface.clone(),
+            gateways,
+            health,
+            probes_answered: counts.answered,
+            probes_lost: counts.lost,
+            method: path.probe.method.text().into(),
+            spread: self.monitor.spread(name),
+            mos: call,
+            counts,
+            drained: self.overrides.drains.contains_key(name),
+        })
     }
 
     fn rules(&self, site: &Site) -> BTreeMap<Name, RuleStatus> {
@@ -162,6 +176,7 @@ impl Engine {
                 passes_on: self.selection.passes_on(rule),
                 active_members: choice.in_use().cloned().collect(),
                 shares: shares(rule),
+                parted: failover::parted(site, rule, &choice, now),
                 standings: failover::views(&inputs, rule, &choice, now),
                 pinned: self.overrides.pin(name, now).map(|pin| Pinned {
                     to: pin.to.clone(),

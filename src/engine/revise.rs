@@ -146,6 +146,9 @@ impl Engine {
     pub(super) fn work_with(&mut self, active: Active) {
         let now = clock::now();
         self.monitor.reconfigure(&active.site, now);
+        let mut counted = std::mem::take(&mut self.probes);
+        let counts = active.site.paths.keys().map(|path| (path.clone(), counted.remove(path).unwrap_or_default()));
+        self.probes = counts.collect();
         self.active = Some(active);
         self.links_from_facts(now);
         self.timers.pass_at(now);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::captured::{Captured, Frozen};
@@ -25,8 +26,8 @@ use crate::{
 
 /// Under which name the ledger keeps the numbers.
 const ALLOCATIONS: &str = "allocations";
-/// Who made the canonical form of the ruleset applied last.
-const CANONICAL_BY: &str = "canonical-by";
+/// Under which name the ledger keeps how the ruleset applied last was written.
+const WRITTEN: &str = "written";
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,8 @@ pub struct Planned {
     pub previous: Option<Stamp>,
     /// Drift that is left as it is: the steps do not touch it, and nobody expects it to be as desired.
     pub spared: BTreeSet<Key>,
+    /// How the ruleset was written, where its canonical form had to be made for this plan.
+    pub written: Option<Written>,
 }
 
 /// What the state applied last belongs to.
@@ -62,6 +65,26 @@ struct InForce {
     /// The boot and the network namespace that it was applied in.
     place: String,
     revision: String,
+}
+
+/// How a ruleset was written, and by which program its canonical form was made. A large hub's is megabytes, so it is
+/// in the ledger only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    by: String,
+    source: Arc<str>,
+    /// Of the canonical form, since the state is written at another moment.
+    digest: String,
+}
+
+impl Written {
+    fn is_of(&self, table: &NftTable) -> bool {
+        self.digest == digest(&table.canonical)
+    }
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"))
 }
 
 /// Which revision was applied last, and where.
@@ -126,10 +149,12 @@ impl Router<Frozen> {
 impl<K: Kernel> Router<K> {
     /// A router that remembers what its ledger holds.
     pub fn new(kernel: K, ledger: Ledger, ranges: Ranges) -> Self {
+        let mut applied = ledger.applied();
+        applied.as_mut().and_then(State::table_mut).into_iter().for_each(NftTable::forget_source);
         Self {
             known: ledger.get(ALLOCATIONS).unwrap_or_default(),
             originals: ledger.sysctl_originals(),
-            applied: ledger.applied().map(Arc::new),
+            applied: applied.map(Arc::new),
             in_force: ledger.get(IN_FORCE).unwrap_or_default(),
             modes: Modes::default(),
             generation: ledger.generation(),
@@ -247,10 +272,14 @@ impl<K: Kernel> Router<K> {
     pub async fn plan(&self, site: &Site, selection: &Selection, observed: &Observed) -> Result<Planned, PlanError> {
         let compiled = desired::compile(site, self.inputs(selection, observed))?;
         let mut desired = compiled.state;
-        if let Some(Value::Nft(table)) = desired.objects.get_mut(&Key::Nft) {
-            *table = self.canonical(Arc::clone(&table.source)).await?;
+        let mut written = None;
+        if let Some(table) = desired.table_mut() {
+            match self.applied_form(&table.source) {
+                Some(canonical) => table.canonical = canonical,
+                None => written = Some(self.make_canonical(table).await?),
+            }
         }
-        let planned = self.planned(desired, compiled.allocations, observed);
+        let planned = Planned { written, ..self.planned(desired, compiled.allocations, observed) };
         let ignored = self.drift(&planned, observed).into_iter().map(|drifted| drifted.key);
         let ignored = ignored.filter(|key| self.modes.of(key) == Mode::Ignore).collect();
         Ok(self.sparing(planned, ignored, observed))
@@ -273,21 +302,30 @@ impl<K: Kernel> Router<K> {
         self.planned(desired, Allocations::default(), observed)
     }
 
-    async fn canonical(&self, source: Arc<str>) -> Result<NftTable, KernelError> {
-        if let Some(table) = self.applied_form(&source) {
-            return Ok(table.clone());
-        }
-        let canonical = self.kernel.canonical(&source).await?.into();
-        Ok(NftTable { canonical, source })
+    async fn make_canonical(&self, table: &mut NftTable) -> Result<Written, KernelError> {
+        table.canonical = self.kernel.canonical(&table.source).await?.into();
+        let by = self.kernel.canonical_by().unwrap_or_default();
+        Ok(Written { by, source: Arc::clone(&table.source), digest: digest(&table.canonical) })
     }
 
-    /// The ruleset applied last with its canonical form, if this is its source and the same program on the same
+    /// The canonical form of the ruleset applied last, if this is its source and the same program on the same
     /// kernel made that form. It was read back from the kernel then.
-    fn applied_form(&self, source: &str) -> Option<&NftTable> {
+    fn applied_form(&self, source: &str) -> Option<Arc<str>> {
         let Some(Value::Nft(table)) = self.applied.as_ref()?.objects.get(&Key::Nft) else { return None };
-        let made_by = self.kernel.canonical_by()?;
-        let same = *table.source == *source && !table.canonical.is_empty();
-        (same && self.ledger.get::<String>(CANONICAL_BY)? == made_by).then_some(table)
+        let by = self.kernel.canonical_by()?;
+        let written = self.ledger.get::<Written>(WRITTEN)?;
+        let same = written.by == by && *written.source == *source && written.is_of(table);
+        same.then(|| Arc::clone(&table.canonical))
+    }
+
+    /// The state applied last, with its ruleset as it was written.
+    pub fn applied_as_written(&self) -> Option<State> {
+        let mut state = self.applied()?.clone();
+        if let Some(table) = state.table_mut() {
+            let written = self.ledger.get::<Written>(WRITTEN).filter(|written| written.is_of(table));
+            table.source = written.map_or_else(|| Arc::clone(&table.source), |written| written.source);
+        }
+        Some(state)
     }
 
     fn planned(&self, mut desired: State, mut allocations: Allocations, observed: &Observed) -> Planned {
@@ -297,10 +335,11 @@ impl<K: Kernel> Router<K> {
         pack(&mut desired.objects);
         pack(&mut allocations.targets);
         pack(&mut allocations.policies);
-        let (desired, previous) = (Arc::new(desired), observed.stamp.clone());
         let steps = self.steps(&desired, &allocations, observed);
+        desired.table_mut().into_iter().for_each(NftTable::forget_source);
+        let (desired, previous) = (Arc::new(desired), observed.stamp.clone());
         let stamp = Stamp { generation: self.generation_of(observed) + 1, plan: Uuid::now_v7() };
-        Planned { desired, steps, allocations, stamp, previous, spared: BTreeSet::new() }
+        Planned { desired, steps, allocations, stamp, previous, spared: BTreeSet::new(), written: None }
     }
 
     /// The steps to a state. What belongs to a tunnel that goes is not set back first: it goes with it.
@@ -363,8 +402,10 @@ impl<K: Kernel> Router<K> {
         }
         if self.applied.as_ref() != Some(&planned.desired) {
             self.ledger.set_applied(&planned.desired);
-            self.ledger.put(CANONICAL_BY, &self.kernel.canonical_by().unwrap_or_default());
             self.applied = Some(Arc::clone(&planned.desired));
+        }
+        if let Some(written) = &planned.written {
+            self.ledger.put(WRITTEN, written);
         }
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
@@ -402,5 +443,19 @@ impl<K: Kernel> Router<K> {
         let recovery = apply::recover(&self.kernel, &mut self.ledger, &scope).await?;
         self.generation = self.ledger.generation();
         Ok(recovery)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_ruleset_was_written_is_believed_of_its_own_canonical_form_only() {
+        let table = |canonical: &str| NftTable { canonical: canonical.into(), source: "source".into() };
+        let written = Written { by: "nft".into(), source: "source".into(), digest: digest("canonical") };
+        assert!(written.is_of(&table("canonical")));
+        // A process that dies between two writes leaves the one of now beside the other of before.
+        assert!(!written.is_of(&table("another")) && !written.is_of(&table("")));
     }
 }

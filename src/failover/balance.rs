@@ -1,4 +1,5 @@
-//! A rule that shares new flows among all of its paths that are healthy.
+//! A rule several of whose paths carry flows at a time: new ones are shared among all that are healthy, or
+//! [overflow](super::overflow) from one to the next.
 //!
 //! - A path is in use while it is good enough. It is left as any other is, and comes back after `failbackDelay`.
 //! - When none of those in use is good, all that are worth the most are used: the good ones; else those that work and
@@ -16,23 +17,41 @@ use crate::{
     clock::Instant,
     health::PathState,
     units::Name,
-    validate::intent::{FlowAction, NoPath, Rule},
+    validate::intent::{FlowAction, Nat, NoPath, Rule, Site},
 };
 
 /// The paths that shall be in use, and why there are no better ones if there are none.
-struct Wanted<'s> {
-    paths: Vec<&'s Candidate<'s>>,
+pub(super) struct Wanted<'s> {
+    pub paths: Vec<&'s Candidate<'s>>,
     exhausted: bool,
+    /// The first of those that get new flows.
+    pub active: Option<&'s Candidate<'s>>,
+    /// Somebody ended the wait for a return.
+    pub hastened: bool,
 }
 
-/// The paths of a rule that shares, as the table of a flow's member lists them: the member itself while it is in use,
-/// then the others in use, in the rule's order and around, then the rest as the rule ranks them. So the loss of one
-/// moves its own flows and no others.
+impl<'s> Wanted<'s> {
+    fn new(paths: Vec<&'s Candidate<'s>>, exhausted: bool) -> Self {
+        Self { active: paths.first().copied(), paths, exhausted, hastened: false }
+    }
+}
+
+/// The paths of a rule, as the table of a flow that is bound to one of them lists them.
+///
+/// Where new flows are shared: the member itself while it is in use, then the others in use, in the rule's order and
+/// around, then the rest as the rule ranks them. So the loss of one moves its own flows and no others. Elsewhere new
+/// flows have a table of their own, and bound ones stay on their path; where addresses are not translated, only while
+/// it is good enough.
 #[must_use]
-pub fn ways<'a>(rule: &'a Rule, choice: &'a Choice, member: &'a Name) -> Vec<&'a Name> {
-    let used = |path: &&Name| choice.in_use().any(|u| u == *path);
-    let rest = choice.active.iter().chain(&choice.tail).filter(|path| !used(path));
-    around(&rule.members, member).filter(used).chain(rest).collect()
+pub fn ways<'a>(site: &'a Site, rule: &'a Rule, choice: &'a Choice, member: &'a Name) -> Vec<&'a Name> {
+    let used = |path: &&Name| choice.carrying().any(|u| u == *path);
+    let chosen = choice.active.iter().chain(&choice.tail);
+    if rule.balance.is_some() {
+        return around(&rule.members, member).filter(used).chain(chosen.filter(|path| !used(path))).collect();
+    }
+    let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
+    let stays = translated || used(&member);
+    std::iter::once(member).filter(|_| stays).chain(chosen.filter(|path| !(stays && *path == member))).collect()
 }
 
 /// The members from one on, and around.
@@ -42,7 +61,7 @@ fn around<'a>(members: &'a [Name], from: &Name) -> impl Iterator<Item = &'a Name
 }
 
 /// Those in use that shall not be any longer.
-fn gone<'s>(old: &[&'s Candidate<'s>], wanted: &Wanted<'_>) -> Vec<&'s Candidate<'s>> {
+pub(super) fn gone<'s>(old: &[&'s Candidate<'s>], wanted: &Wanted<'_>) -> Vec<&'s Candidate<'s>> {
     old.iter().copied().filter(|m| !wanted.paths.iter().any(|w| w.name == m.name)).collect()
 }
 
@@ -50,17 +69,29 @@ impl Round<'_> {
     /// Brings the shared choice to what is right now.
     pub fn share(&self, choice: &mut Choice, known: bool, decision: &mut Decision) {
         let fresh = !known || (choice.sharing.is_empty() && choice.active.is_some());
+        let hastened = choice.recovering == Some(Choice::AT_ONCE);
         self.track_returns(choice);
         let old: Vec<&Candidate> = if fresh {
             self.members.iter().filter(|m| m.free()).collect()
         } else {
             self.members.iter().filter(|m| choice.sharing.contains(m.name)).collect()
         };
-        let wanted = self.wanted(&old, choice);
+        let bound = |m: &Candidate| {
+            let takes =
+                |memory: &super::Memory| memory.path == *m.name && (memory.carries || self.rule.balance.is_some());
+            old.iter().any(|o| o.name == m.name) && choice.members.iter().any(takes)
+        };
+        self.members.iter().filter(|m| m.died && !bound(m)).for_each(|dead| flows::bury(self.rule, dead, decision));
+        let mut wanted = Wanted { hastened, ..self.wanted(&old, choice) };
+        if self.rule.overflow.is_some() {
+            wanted.active = Self::turn(&wanted.paths, choice);
+        }
         if fresh {
             self.tell_first(&wanted, choice, decision);
         } else if wanted.exhausted {
             self.tell_exhausted(&old, &wanted, choice, decision);
+        } else if self.rule.overflow.is_some() {
+            self.tell_turn(&old, &wanted, choice, decision);
         } else {
             self.tell_moves(&old, &wanted, choice, decision);
         }
@@ -79,7 +110,8 @@ impl Round<'_> {
             let fit = out && m.free() && m.usable(self.rule) && m.score >= self.rule.failback_threshold;
             memory.fit = fit
                 .then(|| memory.fit.filter(|_| !hastened).unwrap_or(if hastened { Choice::AT_ONCE } else { self.now }));
-            if let Some(since) = memory.fit.filter(|since| first.is_none_or(|(at, _)| *since < at)) {
+            let since = memory.fit.or_else(|| memory.brim.empties());
+            if let Some(since) = since.filter(|since| first.is_none_or(|(at, _)| *since < at)) {
                 first = Some((since, m.name));
             }
         }
@@ -91,7 +123,7 @@ impl Round<'_> {
     /// The paths to use, in the rule's order.
     fn wanted<'s>(&'s self, old: &[&Candidate], choice: &Choice) -> Wanted<'s> {
         if let Some(to) = self.pinned() {
-            return Wanted { paths: vec![to], exhausted: false };
+            return Wanted::new(vec![to], false);
         }
         let was = |m: &Candidate| old.iter().any(|o| o.name == m.name);
         let drained = |m: &Candidate| m.standing == Standing::Drained;
@@ -105,12 +137,12 @@ impl Round<'_> {
         let sure = self.members.iter().any(|m| keeps(m) && m.usable(self.rule));
         if self.members.iter().any(keeps) {
             let works = |m: &Candidate| !sure && was(m) && m.alive() && !drained(m);
-            return Wanted { paths: all(&|m| keeps(m) || works(m)), exhausted: false };
+            return Wanted::new(all(&|m| keeps(m) || works(m)), false);
         }
         let tiers: [&dyn Fn(&Candidate) -> bool; 4] =
             [&|m| m.usable(self.rule) && m.free(), &|m| m.alive() && m.free(), &|m| m.alive(), &|m| unmeasured(m)];
         if let Some(tier) = tiers.into_iter().find(|tier| self.members.iter().any(tier)) {
-            return Wanted { paths: all(tier), exhausted: false };
+            return Wanted::new(all(tier), false);
         }
         let paths = match self.rule.no_path {
             NoPath::Keep if old.is_empty() => self.members.iter().take(1).collect(),
@@ -118,7 +150,7 @@ impl Round<'_> {
             NoPath::LeastBad => self.least_bad().or_else(|| self.members.first()).into_iter().collect(),
             NoPath::Reject | NoPath::NextPolicy => Vec::new(),
         };
-        Wanted { paths, exhausted: true }
+        Wanted::new(paths, true)
     }
 
     /// Since when a path has been fit, if it has been for long enough.
@@ -128,13 +160,18 @@ impl Round<'_> {
     }
 
     fn settle_on(&self, wanted: &Wanted<'_>, choice: &mut Choice, decision: &mut Decision) {
-        let first = wanted.paths.first().map(|m| m.name);
-        if choice.sharing.iter().eq(wanted.paths.iter().map(|m| m.name)) && choice.active.as_ref() == first {
+        let (active, in_turn) = (wanted.active.map(|m| m.name), self.rule.overflow.is_some());
+        let moved = choice.active.as_ref() != active || choice.in_turn != in_turn;
+        if choice.sharing.iter().eq(wanted.paths.iter().map(|m| m.name)) && !moved {
             return;
         }
         choice.sharing = wanted.paths.iter().map(|m| m.name.clone()).collect();
-        choice.active = choice.sharing.first().cloned();
-        choice.since = self.now;
+        (choice.active, choice.in_turn) = (active.cloned(), in_turn);
+        choice.since = if moved || !in_turn { self.now } else { choice.since };
+        for memory in &mut choice.members {
+            memory.carries = choice.sharing.contains(&memory.path)
+                && (memory.carries || choice.active.as_ref() == Some(&memory.path));
+        }
         decision.routes = true;
         self.track_returns(choice);
     }
@@ -144,16 +181,17 @@ impl Round<'_> {
             (TransitionKind::Exhausted, self.none_up(wanted))
         } else {
             let told: Vec<String> = wanted.paths.iter().map(|m| m.told(self.now)).collect();
-            (TransitionKind::Initial, format!("shared by {}", told.join("; ")))
+            let how = if self.rule.overflow.is_some() { "one after another" } else { "shared by" };
+            (TransitionKind::Initial, format!("{how} {}", told.join("; ")))
         };
         let old = self.members.iter().find(|m| Some(m.name) == choice.active.as_ref());
-        decision.transitions.push(self.transition(old, wanted.paths.first().copied(), kind, reason, wanted));
+        decision.transitions.push(self.transition(old, wanted.active, kind, reason, wanted));
     }
 
     /// Told once for all; each path that is given up is told for itself, since its flows have to be settled.
     fn tell_exhausted(&self, old: &[&Candidate], wanted: &Wanted<'_>, choice: &mut Choice, decision: &mut Decision) {
         let (kind, reason) = (TransitionKind::Exhausted, self.none_up(wanted));
-        let to = wanted.paths.first().copied();
+        let to = wanted.active;
         let before = decision.transitions.len();
         for m in gone(old, wanted) {
             let told = self.transition(Some(m), to, kind, reason.clone(), wanted);
@@ -205,14 +243,21 @@ impl Round<'_> {
     }
 
     /// A path leaves: what happens to the flows that are bound to it.
-    fn leave(&self, m: &Candidate, action: FlowAction, told: Transition, choice: &mut Choice, decision: &mut Decision) {
+    pub(super) fn leave(
+        &self,
+        m: &Candidate,
+        action: FlowAction,
+        told: Transition,
+        choice: &mut Choice,
+        decision: &mut Decision,
+    ) {
         let flows = flows::of(action, m.down);
         let silent = Some(m).filter(|m| m.down).and_then(Candidate::silent_since);
         flows::leave(self, choice, m, action, decision);
         decision.transitions.push(Transition { flows, detected_in: silent.map(|at| self.now.since(at)), ..told });
     }
 
-    fn why_back(&self, m: &Candidate, choice: &Choice) -> (TransitionKind, String) {
+    pub(super) fn why_back(&self, m: &Candidate, choice: &Choice) -> (TransitionKind, String) {
         match self.returns(m, choice) {
             _ if self.pin.is_some_and(|p| p.to == *m.name) => (TransitionKind::Manual, self.by_hand(m).reason),
             Some(Choice::AT_ONCE) => {
@@ -221,8 +266,9 @@ impl Round<'_> {
             Some(since) => {
                 let (score, threshold) = (m.score, self.rule.failback_threshold);
                 let waited = shown(self.now.since(since));
-                let reason =
-                    format!("{} scored {score} >= {threshold} for {waited}: new flows are shared with it", m.name);
+                let shares = self.rule.balance.is_some();
+                let then = if shares { "new flows are shared with it" } else { "new flows return to it" };
+                let reason = format!("{} scored {score} >= {threshold} for {waited}: {then}", m.name);
                 (TransitionKind::Failback, reason)
             }
             None => (TransitionKind::Failover, format!("no path in use was good; {}", m.told(self.now))),
@@ -235,7 +281,7 @@ impl Round<'_> {
         around(&self.rule.members, m.name).find_map(|name| others().find(|o| o.name == name))
     }
 
-    fn transition(
+    pub(super) fn transition(
         &self,
         from: Option<&Candidate>,
         to: Option<&Candidate>,
@@ -244,14 +290,16 @@ impl Round<'_> {
         wanted: &Wanted<'_>,
     ) -> Transition {
         let alternative = |m: &Candidate| {
-            let used = wanted.paths.iter().find(|w| w.name == m.name).copied();
-            self.alternative(m, used.or_else(|| wanted.paths.first().copied()))
+            let shares = |w: &&&Candidate| self.rule.balance.is_some() && w.name == m.name;
+            let used = wanted.paths.iter().find(shares).copied();
+            self.alternative(m, used.or(wanted.active))
         };
         Transition {
             rule: self.rule.name.clone(),
             from: from.map(|m| m.name.clone()),
             to: to.map(|m| m.name.clone()),
             kind,
+            family: None,
             reason,
             threshold: self.rule.failover_threshold,
             alternatives: self.members.iter().map(alternative).collect(),

@@ -8,7 +8,7 @@ use super::{Inputs, memory::Memory};
 use crate::{
     clock::Instant,
     health::{self, PathHealth, PathState, Stats},
-    units::{Name, Span},
+    units::{Family, Name, Span},
     validate::intent::{Metric, Rule},
 };
 
@@ -82,6 +82,10 @@ pub(super) struct Candidate<'a> {
     /// Until when it is held or damped.
     pub until: Option<Instant>,
     pub cost: u32,
+    /// Its line is full: new flows go elsewhere if they can.
+    pub full: bool,
+    /// When that changes, if its load stays as it is.
+    pub turns: Option<Instant>,
     health: Option<&'a PathHealth>,
     stats: Option<&'a Stats>,
     /// The thresholds of the rule, where they count.
@@ -100,6 +104,7 @@ impl<'a> Candidate<'a> {
             _ => (state, health.map_or(0, |h| h.score)),
         };
         memory.observe(state, rule, now);
+        memory.brim.observe(rule, health.and_then(|h| h.used), now);
         let down = health.is_some_and(|h| h.state == PathState::Down);
         let died = memory.died(down);
         let drain = inputs.overrides.drains.get(name);
@@ -117,6 +122,8 @@ impl<'a> Candidate<'a> {
             standing,
             until,
             cost: endpoint().map_or(1, |e| e.cost),
+            full: memory.brim.is_full(),
+            turns: memory.brim.turns_at(rule),
             health,
             stats: measured,
             sla,
@@ -173,6 +180,32 @@ impl<'a> Candidate<'a> {
     /// When its last good round was sent.
     pub fn silent_since(&self) -> Option<Instant> {
         self.health?.good
+    }
+
+    /// One family of it, where both are measured.
+    pub fn family(&self, family: Family) -> Option<&PathHealth> {
+        self.health?.families.get(&family)
+    }
+
+    /// Whether it is measured, and not each family by itself.
+    pub fn is_whole(&self) -> bool {
+        self.health.is_some_and(|h| h.families.is_empty())
+    }
+
+    /// Whether both families are measured.
+    pub fn has_families(&self) -> bool {
+        self.health.is_some_and(|h| !h.families.is_empty())
+    }
+
+    /// How much of its bandwidth is in use, for people.
+    pub fn load(&self) -> String {
+        let used = self.health.and_then(|h| h.used);
+        used.map_or_else(|| "an unknown part".to_owned(), |used| format!("{:.0}%", used * 100.0))
+    }
+
+    /// Whether that is known.
+    pub fn weighed(&self) -> bool {
+        self.health.is_some_and(|h| h.used.is_some())
     }
 
     /// Nothing at all gets through.

@@ -39,11 +39,12 @@ impl<'s> Move<'s> {
 impl Round<'_> {
     /// Brings the choice to what is right now.
     pub fn decide(&self, choice: &mut Choice, known: bool, decision: &mut Decision) {
-        if self.rule.balance.is_some() {
+        if self.rule.spreads() {
             return self.share(choice, known, decision);
         }
         decision.routes |= !choice.sharing.is_empty();
         choice.sharing.clear();
+        choice.in_turn = false;
         let active = choice.active.as_ref().and_then(|name| self.members.iter().find(|m| m.name == name));
         let unused = self.members.iter().filter(|m| m.died && !choice.in_use().any(|used| used == m.name));
         unused.for_each(|dead| flows::bury(self.rule, dead, decision));
@@ -87,7 +88,7 @@ impl Round<'_> {
         };
         let primary = || self.members.first().filter(fit);
         match self.rule.strategy {
-            Strategy::Ordered | Strategy::LoadBalance => primary(),
+            Strategy::Ordered | Strategy::LoadBalance | Strategy::Overflow => primary(),
             Strategy::BestScore => primary().or_else(|| {
                 let advantage =
                     self.rule.advantage.filter(|_| active.name != self.members[0].name || !active.free())?;
@@ -212,7 +213,7 @@ impl Round<'_> {
         let figure = |m: &Candidate| m.figure(self.rule.metric).unwrap_or(f64::INFINITY);
         // Of equals `min_by` keeps the first.
         match self.rule.strategy {
-            Strategy::Ordered | Strategy::LoadBalance => among.next(),
+            Strategy::Ordered | Strategy::LoadBalance | Strategy::Overflow => among.next(),
             Strategy::BestScore => among.min_by_key(|m| Reverse(m.score)),
             Strategy::BestQuality => among.min_by(|a, b| figure(a).total_cmp(&figure(b))),
             Strategy::LowestCost => among.min_by_key(|m| m.cost),
@@ -222,7 +223,7 @@ impl Round<'_> {
     /// The one that is taken of several of which none is good enough: never simply the cheapest.
     fn least<'s>(&self, mut among: impl Iterator<Item = &'s Candidate<'s>>) -> Option<&'s Candidate<'s>> {
         match self.rule.strategy {
-            Strategy::Ordered | Strategy::LoadBalance => among.next(),
+            Strategy::Ordered | Strategy::LoadBalance | Strategy::Overflow => among.next(),
             Strategy::BestQuality => self.best(among),
             Strategy::BestScore | Strategy::LowestCost => among.min_by_key(|m| Reverse(m.score)),
         }
@@ -308,6 +309,7 @@ impl Round<'_> {
             from,
             to,
             kind: step.kind,
+            family: None,
             reason: step.reason.clone(),
             threshold: self.rule.failover_threshold,
             alternatives: self.members.iter().map(|m| self.alternative(m, step.to)).collect(),
@@ -346,6 +348,7 @@ impl Round<'_> {
             Strategy::LowestCost if m.cost > chosen.cost => format!("it costs {}, more than {}", m.cost, chosen.cost),
             Strategy::BestQuality => format!("{} is better or as good", chosen.name),
             _ if self.pin.is_some_and(|p| p.to == *chosen.name) => format!("pinned to {} by hand", chosen.name),
+            Strategy::Overflow if m.full => format!("{} of its bandwidth is in use", m.load()),
             Strategy::LoadBalance => "it waits to share flows again".to_owned(),
             _ => format!("{} comes first", chosen.name),
         }
@@ -362,7 +365,7 @@ impl Round<'_> {
                 && (all || (m.state != PathState::Down && m.standing != Standing::Disabled))
         };
         let mut others: Vec<&Candidate> = self.members.iter().filter(wanted).collect();
-        others.sort_by_key(|m| m.rank());
+        others.sort_by_key(|m| (m.rank(), m.full));
         if !others.iter().map(|m| m.name).eq(&choice.tail) {
             choice.tail = others.into_iter().map(|m| m.name.clone()).collect();
             decision.routes = true;

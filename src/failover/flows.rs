@@ -123,7 +123,7 @@ pub(super) fn settle(rule: &Rule, choice: &mut Choice, now: Instant, decision: &
     if choice.leaving.is_empty() {
         return;
     }
-    let in_use: Vec<Name> = choice.in_use().cloned().collect();
+    let in_use: Vec<Name> = choice.carrying().cloned().collect();
     choice.leaving.retain_mut(|l| {
         let (back, gone) = (in_use.contains(&l.path), !rule.members.contains(&l.path));
         if !back && !gone && l.until > now {

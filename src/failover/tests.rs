@@ -52,8 +52,10 @@ pub(super) fn health(text: &str) -> PathHealth {
         disabled: false,
         held: false,
         good: None,
+        used: None,
         since: T0,
         reason,
+        families: BTreeMap::new(),
     }
 }
 
@@ -91,7 +93,7 @@ impl Story {
         self.select(at(seconds))
     }
 
-    fn set(&mut self, healths: &[&str]) {
+    pub(super) fn set(&mut self, healths: &[&str]) {
         let members = self.site.rules["critical"].members.clone();
         for (member, text) in members.iter().zip(healths) {
             self.healths.insert(member.clone(), health(text));

@@ -32,7 +32,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Sample, quality::Spread};
+use super::Sample;
 use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
@@ -121,7 +121,21 @@ enum Answer {
     Lost,
     /// Lost while others answered, too often to be the path's fault: counts for nothing.
     Aside,
-    After(Duration),
+    After(Rtt),
+}
+
+/// A round-trip time in microseconds, as exact as the kernel's timestamps: a window has one per round and target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rtt(u32);
+
+impl Rtt {
+    fn of(rtt: Duration) -> Self {
+        Self(u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX))
+    }
+
+    const fn time(self) -> Duration {
+        Duration::from_micros(self.0 as u64)
+    }
 }
 
 /// Of one probe per target. Most paths have one target, and a window has many rounds: that one is held in place.
@@ -345,7 +359,7 @@ impl Window {
     fn add_jitter(&mut self, answers: &[Answer]) {
         for (jitter, answer) in self.jitter.iter_mut().zip(answers) {
             if let Answer::After(rtt) = answer {
-                jitter.add(*rtt);
+                jitter.add(rtt.time());
             }
         }
     }
@@ -396,9 +410,9 @@ impl Window {
     }
 
     /// All round-trip times, of all targets.
-    pub fn spread(&self) -> Option<Spread> {
+    pub fn all_rtts(&self) -> impl Iterator<Item = Duration> + '_ {
         let answers = self.rounds.iter().flat_map(|r| r.answers.iter());
-        Spread::of(answers.filter_map(|a| if let Answer::After(rtt) = a { Some(*rtt) } else { None }).collect())
+        answers.filter_map(|a| if let Answer::After(rtt) = a { Some(rtt.time()) } else { None })
     }
 
     /// Mean round-trip time and jitter of the median target, and the same for the newest rounds.
@@ -420,7 +434,7 @@ impl Window {
     /// Round-trip times of a target, newest first.
     fn rtts(&self, target: usize, newest: usize) -> impl Iterator<Item = Duration> + '_ {
         self.counted(newest).filter_map(move |r| match r.answers[target] {
-            Answer::After(rtt) => Some(rtt),
+            Answer::After(rtt) => Some(rtt.time()),
             Answer::Lost | Answer::Aside => None,
         })
     }
@@ -446,7 +460,7 @@ impl Window {
 
 fn answer(sample: &Sample, target: &IpAddr) -> Answer {
     let found = sample.answers.iter().find(|(address, _)| address == target);
-    found.and_then(|(_, rtt)| *rtt).map_or(Answer::Lost, Answer::After)
+    found.and_then(|(_, rtt)| *rtt).map_or(Answer::Lost, |rtt| Answer::After(Rtt::of(rtt)))
 }
 
 fn ratio(p: f64) -> Ratio {

@@ -1,10 +1,8 @@
-//! The state machine of one path.
+//! The state machine of one path, or of one family of it.
 
-use std::{fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
-use super::{
-    Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, quality::Spread, score,
-};
+use super::{Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -48,8 +46,10 @@ pub(super) struct Track {
     breach: Breach,
     /// When the newest round was sent that the quorum answered.
     good: Option<Instant>,
-    /// The share of its bandwidth that is used, while it is busy.
-    busy: Option<f64>,
+    /// The share of its bandwidth that is used.
+    used: Option<f64>,
+    /// Whether it is busy with that.
+    busy: bool,
     /// Latency and jitter when it was not.
     calm: (Option<Duration>, Option<Duration>),
 }
@@ -73,7 +73,8 @@ impl Track {
             cause: Cause::Fresh,
             breach: Breach::default(),
             good: None,
-            busy: None,
+            used: None,
+            busy: false,
             calm: (None, None),
         }
     }
@@ -89,19 +90,14 @@ impl Track {
         same
     }
 
-    /// Whether its interface is there, up and has a carrier.
-    pub fn is_ready(&self) -> bool {
-        self.link == Link::Ready
-    }
-
-    /// What it probes.
-    pub fn targets(&self) -> &[IpAddr] {
-        &self.path.probe.targets
+    /// What the kernel says of its interface.
+    pub const fn link(&self) -> Link {
+        self.link
     }
 
     /// Round-trip times of its window.
-    pub fn spread(&self) -> Option<Spread> {
-        self.window.spread()
+    pub fn rtts(&self) -> impl Iterator<Item = Duration> + '_ {
+        self.window.all_rtts()
     }
 
     /// Which of its targets are suspect.
@@ -113,9 +109,9 @@ impl Track {
         self.link = link;
     }
 
-    /// Takes in which share of its bandwidth is used, if it is busy.
-    pub const fn set_busy(&mut self, busy: Option<f64>) {
-        self.busy = busy;
+    /// Takes in which share of its bandwidth is used, and whether it is busy with that.
+    pub const fn set_load(&mut self, used: Option<f64>, busy: bool) {
+        (self.used, self.busy) = (used, busy);
     }
 
     /// Whether it is slow from its own traffic, and that does not count.
@@ -163,7 +159,7 @@ impl Track {
         if let (Cause::Held, Some(old)) = (cause, before) {
             let reason = self.reason(cause, &self.window.stats(false));
             self.cause = cause;
-            return View { health: PathHealth { reason, held: true, ..old.clone() }, stats: None };
+            return View { health: PathHealth { reason, held: true, used: self.used, ..old.clone() }, stats: None };
         }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
@@ -214,7 +210,7 @@ impl Track {
             self.window.end_outage();
         }
         let raw = self.window.stats(false);
-        if self.busy.is_none() {
+        if !self.busy {
             self.calm = (raw.slow.latency, raw.slow.jitter);
         }
         let stats = self.calmed(&raw);
@@ -226,7 +222,7 @@ impl Track {
 
     /// What was measured, with latency and jitter as they were before while the path is busy with its own traffic.
     fn calmed(&self, raw: &Stats) -> Stats {
-        if self.busy.is_none() || self.path.probe.leave_when_busy {
+        if !self.busy || self.path.probe.leave_when_busy {
             return *raw;
         }
         let (latency, jitter) = self.calm;
@@ -291,8 +287,10 @@ impl Track {
             disabled: self.link == Link::Disabled,
             held: self.cause == Cause::Held,
             good: self.good,
+            used: self.used,
             since,
             reason,
+            families: BTreeMap::new(),
         }
     }
 
@@ -311,7 +309,7 @@ impl Track {
             Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
             Cause::Score => explain(stats, &self.limits()),
             Cause::Congested => {
-                let percent = self.busy.unwrap_or_default() * 100.0;
+                let percent = self.used.unwrap_or_default() * 100.0;
                 let what = explain(stats, &self.limits());
                 format!("congested by its own traffic ({percent:.0}% of its bandwidth), which does not count: {what}")
             }

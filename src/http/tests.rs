@@ -93,6 +93,20 @@ async fn an_answer_over_the_limit_is_refused_with_or_without_a_length() {
 }
 
 #[tokio::test]
+async fn a_body_that_nobody_wants_may_be_of_any_size_and_need_not_come() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 10000000000\r\n\r\n12345",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n",
+    ] {
+        let (address, _server) = serve(answer).await;
+        let mut request = get(&format!("http://{address}/"));
+        request.max_answer = 0;
+        let answer = client().send(request).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_costs_the_timeout_and_no_more() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut request = get(&format!("http://{}/", listener.local_addr().unwrap()));

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::{Action, Step};
 use crate::{
-    failover::Selection,
+    failover::{Choice, Selection},
     state::{Key, Ranges, State, Target},
     units::Name,
     validate::intent::{self, Site},
@@ -305,6 +305,9 @@ fn describe(site: &Site, kind: &str, name: &str) -> Vec<String> {
 }
 
 fn describe_rule(rule: &intent::Rule) -> String {
+    if let Some(full) = rule.overflow {
+        return format!("{} in turn: new flows go on above {full} of a line", join(&rule.members));
+    }
     let Some(balance) = &rule.balance else { return format!("{} in order", join(&rule.members)) };
     let shares: Vec<String> = rule.members.iter().map(|m| format!("{m} {}", balance.share(m))).collect();
     let by = match balance.sticky {
@@ -406,7 +409,7 @@ fn route(view: View<'_>, policy: &intent::Policy) -> Route {
     let (path, backups) = match &policy.action {
         intent::Action::Failover(rule) => {
             let choice = view.selection.rules.get(rule);
-            shares.extend(choice.into_iter().flat_map(|c| &c.sharing).map(ToString::to_string));
+            shares.extend(choice.into_iter().flat_map(Choice::in_use).map(ToString::to_string));
             shares.truncate(if shares.len() > 1 { shares.len() } else { 0 });
             let active = choice.and_then(|c| c.active.as_ref()).map_or_else(|| "none".into(), ToString::to_string);
             (active, choice.map(|c| c.tail.iter().map(ToString::to_string).collect()).unwrap_or_default())

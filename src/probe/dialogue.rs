@@ -162,7 +162,9 @@ fn icmp_error(socket: &Socket, family: Family) -> bool {
 
 async fn browse(way: &Way, target: IpAddr, asked: &Web, client: &Client) -> Result<Duration, Failed> {
     let url = url(target, asked).map_err(|e| Outcome::Unsent(e.to_string()))?;
-    let request = Request { max_answer: MAX_ANSWER, ..Request::new(Method::GET, url) };
+    // A page that nobody looks into may be of any size.
+    let max_answer = if asked.body.is_some() { MAX_ANSWER } else { 0 };
+    let request = Request { max_answer, ..Request::new(Method::GET, url) };
     let to = SocketAddr::new(target, asked.port);
     let took = std::sync::Mutex::new(None);
     let answer = client

@@ -47,12 +47,38 @@ const WITNESSES: usize = 8;
 struct Probed {
     spec: Arc<ProbeSpec>,
     round: u64,
-    /// The newest round that succeeded.
-    good: u64,
-    /// Rounds lost in a row.
-    lost: u32,
+    /// The newest round that was sent by other settings; what comes of it says nothing of these.
+    outdated: u64,
+    /// Of IPv4 and IPv6.
+    counts: [Count; 2],
     /// Why its probes cannot be sent, as reported last; told once and not with each probe.
     trouble: Option<String>,
+}
+
+/// What became of the rounds of one family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Count {
+    /// The newest that succeeded.
+    good: u64,
+    /// Lost in a row.
+    lost: u32,
+}
+
+impl Probed {
+    /// A path that is probed in this way from now on, and how it was before. Another mark or address leaves what was found
+    /// out of it; another way of probing does not, and what comes of rounds that were sent before says nothing of it.
+    fn by(spec: ProbeSpec, before: Option<Self>) -> Self {
+        match before {
+            Some(same) if *same.spec == spec => same,
+            Some(moved) if (&moved.spec.probe, &moved.spec.interface) == (&spec.probe, &spec.interface) => {
+                Self { spec: Arc::new(spec), trouble: None, ..moved }
+            }
+            changed => {
+                let round = changed.map_or(0, |c| c.round);
+                Self { spec: Arc::new(spec), round, outdated: round, counts: <[Count; 2]>::default(), trouble: None }
+            }
+        }
+    }
 }
 
 /// A probe that is more than a packet, when it ended.
@@ -135,23 +161,21 @@ impl Engine {
         let mut old = std::mem::take(&mut self.paths);
         self.sharing.clear();
         for spec in specs.into_iter().filter(|s| !s.probe.targets.is_empty()) {
+            let path = spec.path.clone();
             self.prepare(&spec);
             self.schedule.set(&spec.path, spec.probe.interval, now);
             for target in &spec.probe.targets {
-                self.sharing.entry(*target).or_default().push(spec.path.clone());
+                // Mostly one path asks a target.
+                self.sharing.entry(*target).or_insert_with(|| Vec::with_capacity(1)).push(spec.path.clone());
             }
-            let probed = match old.remove(&spec.path) {
-                Some(same) if *same.spec == spec => same,
-                changed => {
-                    let round = changed.map_or(0, |c| c.round);
-                    // Whatever was in doubt was another way of probing.
-                    self.schedule.pace(&spec.path, None, now);
-                    Probed { round, good: 0, lost: 0, trouble: None, spec: Arc::new(spec) }
-                }
-            };
+            let probed = Probed::by(spec, old.remove(&path));
+            if probed.counts.iter().all(|count| count.lost == 0) {
+                self.schedule.pace(&path, None, now);
+            }
             self.paths.insert(probed.spec.path.clone(), probed);
         }
         pack(&mut self.paths);
+        self.schedule.pack();
         for gone in old.keys() {
             self.schedule.remove(gone);
             self.rounds.remove(gone);
@@ -209,7 +233,7 @@ impl Engine {
     }
 
     fn report(&mut self, sample: Sample) {
-        if !self.paths.contains_key(&sample.path) {
+        if self.paths.get(&sample.path).is_none_or(|probed| sample.round <= probed.outdated) {
             return;
         }
         self.weigh(&sample);
@@ -224,20 +248,22 @@ impl Engine {
     fn weigh(&mut self, sample: &Sample) {
         let Some(probed) = self.paths.get_mut(&sample.path) else { return };
         let (probe, now) = (&probed.spec.probe, sample.done);
-        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count();
-        if answered >= probe.quorum as usize {
-            probed.good = probed.good.max(sample.round);
-            if std::mem::take(&mut probed.lost) > 0 {
-                self.schedule.pace(&sample.path, None, now);
+        let (mut first, doubt) = (false, probe.doubt_interval());
+        for (family, count) in Family::ALL.into_iter().zip(&mut probed.counts) {
+            if !probe.targets.iter().any(|target| Family::of(target) == family) {
+                continue;
             }
-        } else if sample.round > probed.good {
-            probed.lost = probed.lost.saturating_add(1);
-            let (doubt, first) = (probe.doubt_interval(), probed.lost == 1);
-            let uncertain = probed.lost < probe.down_after;
-            self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
-            if first {
-                self.ask_others(sample, doubt);
+            if sample.is_good(family, probe.quorum) {
+                *count = Count { good: count.good.max(sample.round), lost: 0 };
+            } else if sample.round > count.good {
+                count.lost = count.lost.saturating_add(1);
+                first |= count.lost == 1;
             }
+        }
+        let uncertain = probed.counts.iter().any(|count| (1..probe.down_after).contains(&count.lost));
+        self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
+        if first {
+            self.ask_others(sample, doubt);
         }
     }
 
@@ -386,4 +412,33 @@ fn tell(probed: &mut Probed, trouble: Option<String>) {
         _ => {}
     }
     probed.trouble = trouble;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::intent::Probe;
+
+    fn spec(target: &str, mark: u32) -> ProbeSpec {
+        ProbeSpec {
+            path: "fiber".parse().unwrap(),
+            interface: "wan0".parse().unwrap(),
+            mark,
+            sources: vec![],
+            gateways: vec![],
+            probe: Probe { targets: vec![target.parse().unwrap()], ..Probe::default() }.into(),
+        }
+    }
+
+    #[test]
+    fn rounds_of_another_way_of_probing_say_nothing_and_another_mark_leaves_what_is_known() {
+        let counts = [Count { good: 5, lost: 2 }, Count::default()];
+        let first = Probed { round: 7, counts, ..Probed::by(spec("192.0.2.1", 1), None) };
+        let moved = Probed::by(spec("192.0.2.1", 2), Some(first));
+        assert_eq!((moved.spec.mark, moved.round, moved.counts, moved.outdated), (2, 7, counts, 0));
+        let changed = Probed::by(spec("192.0.2.9", 2), Some(moved));
+        assert_eq!((changed.round, changed.counts, changed.outdated), (7, [Count::default(); 2], 7));
+        let same = Probed::by(spec("192.0.2.9", 2), Some(Probed { round: 9, counts, ..changed }));
+        assert_eq!((same.round, same.counts, same.outdated), (9, counts, 7));
+    }
 }

@@ -4,8 +4,9 @@
 //! recognised as such. Its nonces stay secret and are not used again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,25 +25,28 @@ pub type RoundKey = (Instant, u64);
 
 #[derive(Debug)]
 struct Round {
-    path: Name,
+    key: RoundKey,
+    spec: Arc<ProbeSpec>,
     number: u64,
     sent: Instant,
-    timeout: Duration,
-    answers: Vec<(IpAddr, Option<Duration>)>,
-    nonces: Vec<u64>,
+    /// Those that could be sent.
+    probes: Vec<Probe>,
     waiting: usize,
     /// Hardly any round has something to note.
     notes: Option<Box<Notes>>,
 }
 
+/// A probe that was sent.
 #[derive(Debug)]
-struct Pending {
-    round: RoundKey,
-    index: usize,
+struct Probe {
+    /// Which of the path's targets was asked.
+    target: usize,
+    nonce: u64,
     sequence: u16,
     interface: u32,
     sent: Sent,
     answered: bool,
+    rtt: Option<Duration>,
 }
 
 /// What is remembered of a path over its rounds.
@@ -95,10 +99,11 @@ pub struct Arrival {
 /// All rounds under way.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    known: BTreeMap<RoundKey, Round>,
+    /// In the order of their keys.
+    known: VecDeque<Round>,
     open: BTreeSet<RoundKey>,
-    // Looked up by key, never iterated.
-    pending: HashMap<u64, Pending>,
+    /// The round of each nonce, and which of its probes it is. Looked up by key, never iterated.
+    pending: HashMap<u64, (RoundKey, usize)>,
     seen: HashMap<Name, Seen>,
     opened: u64,
     /// Whether our own clock is said to be synchronised.
@@ -107,64 +112,57 @@ pub struct Rounds {
 
 impl Rounds {
     /// Opens a round of a path.
-    pub fn open(&mut self, spec: &ProbeSpec, number: u64, now: Instant) -> RoundKey {
+    pub fn open(&mut self, spec: &Arc<ProbeSpec>, number: u64, now: Instant) -> RoundKey {
         self.forget(now);
         self.opened += 1;
         let key = (now + spec.probe.timeout, self.opened);
-        let round = Round {
-            path: spec.path.clone(),
-            number,
-            sent: now,
-            timeout: spec.probe.timeout,
-            answers: spec.probe.targets.iter().map(|t| (*t, None)).collect(),
-            nonces: Vec::with_capacity(spec.probe.targets.len()),
-            waiting: 0,
-            notes: None,
-        };
-        self.known.insert(key, round);
+        let probes = Vec::with_capacity(spec.probe.targets.len());
+        let round = Round { key, spec: Arc::clone(spec), number, sent: now, probes, waiting: 0, notes: None };
+        // Mostly the last place: timeouts hardly differ.
+        let at = self.known.partition_point(|earlier| earlier.key < key);
+        self.known.insert(at, round);
         self.open.insert(key);
         key
     }
 
     /// Notes that the probe to a round's target `index` was sent.
     pub fn sent(&mut self, round: RoundKey, index: usize, reply: Reply, interface: u32, sent: Sent) {
-        if let Some(open) = self.known.get_mut(&round) {
-            open.nonces.push(reply.nonce);
+        if let Some(open) = find(&mut self.known, round) {
+            let Reply { nonce, sequence } = reply;
+            self.pending.insert(nonce, (round, open.probes.len()));
+            open.probes.push(Probe { target: index, nonce, sequence, interface, sent, answered: false, rtt: None });
             open.waiting += 1;
-            let sequence = reply.sequence;
-            self.pending.insert(reply.nonce, Pending { round, index, sequence, interface, sent, answered: false });
         }
     }
 
     /// Takes in an answer. It counts only with the nonce and sequence number of a probe under way, from the probed
     /// address, by the interface that the probe left by, and in time. The sample, if it was the last one missing.
     pub fn arrived(&mut self, arrival: &Arrival) -> Option<Sample> {
-        let pending = self.pending.get_mut(&arrival.reply.nonce)?;
-        let round = self.known.get_mut(&pending.round)?;
-        let (target, answer) = round.answers.get_mut(pending.index)?;
-        let genuine = pending.sequence == arrival.reply.sequence
-            && *target == arrival.from
-            && pending.interface == arrival.interface;
+        let (key, at) = *self.pending.get(&arrival.reply.nonce)?;
+        let round = find(&mut self.known, key)?;
+        let probe = round.probes.get_mut(at)?;
+        let genuine = probe.sequence == arrival.reply.sequence
+            && round.spec.probe.targets.get(probe.target) == Some(&arrival.from)
+            && probe.interface == arrival.interface;
         if !genuine {
             return None;
         }
-        let seen = match self.seen.get_mut(&round.path) {
+        let seen = match self.seen.get_mut(&round.spec.path) {
             Some(seen) => seen,
-            None => self.seen.entry(round.path.clone()).or_default(),
+            None => self.seen.entry(round.spec.path.clone()).or_default(),
         };
-        if std::mem::replace(&mut pending.answered, true) {
+        if std::mem::replace(&mut probe.answered, true) {
             seen.duplicates += 1;
             return None;
         }
-        seen.answer(pending.index, round.number);
-        let key = pending.round;
+        seen.answer(probe.target, round.number);
         if !self.open.contains(&key) {
             return None;
         }
-        let sent = pending.sent;
+        let sent = probe.sent;
         let rtt = round_trip(sent.at, sent.wall, arrival.read, arrival.wall);
-        *answer = Some(rtt).filter(|rtt| *rtt <= round.timeout);
-        if let (Some(told), Some(rtt)) = (arrival.reflection, answer.as_mut()) {
+        probe.rtt = Some(rtt).filter(|rtt| *rtt <= round.spec.probe.timeout);
+        if let (Some(told), Some(rtt)) = (arrival.reflection, probe.rtt.as_mut()) {
             *rtt = rtt.checked_sub(told.kept()).unwrap_or(*rtt);
             let one_way = arrival.wall.and_then(|wall| told.one_way(sent.wall, wall, self.synchronised));
             if one_way.is_some() {
@@ -178,21 +176,21 @@ impl Rounds {
 
     /// Takes in how a probe ended that is more than a packet; `said` is what was answered wrongly.
     pub fn settled(&mut self, nonce: u64, rtt: Option<Duration>, said: Option<String>, now: Instant) -> Option<Sample> {
-        let pending = self.pending.remove(&nonce)?;
-        let round = self.known.get_mut(&pending.round).filter(|_| self.open.contains(&pending.round))?;
-        let (target, answer) = round.answers.get_mut(pending.index)?;
-        *answer = rtt.filter(|rtt| *rtt <= round.timeout);
-        if let Some(said) = said {
+        let (key, at) = self.pending.remove(&nonce)?;
+        let round = find(&mut self.known, key).filter(|_| self.open.contains(&key))?;
+        let probe = round.probes.get_mut(at)?;
+        probe.rtt = rtt.filter(|rtt| *rtt <= round.spec.probe.timeout);
+        if let (Some(said), Some(target)) = (said, round.spec.probe.targets.get(probe.target)) {
             let notes = round.notes.get_or_insert_default();
             notes.said.get_or_insert_with(|| format!("{target} {said}").into_boxed_str());
         }
         round.waiting -= 1;
-        self.close_if_complete(pending.round, now)
+        self.close_if_complete(key, now)
     }
 
     /// The sample of a round in which nothing is waited for (any more).
     pub fn close_if_complete(&mut self, round: RoundKey, now: Instant) -> Option<Sample> {
-        let complete = self.known.get(&round)?.waiting == 0;
+        let complete = find(&mut self.known, round)?.waiting == 0;
         complete.then(|| self.close(round, now)).flatten()
     }
 
@@ -217,27 +215,33 @@ impl Rounds {
         if !self.open.remove(&key) {
             return None;
         }
-        let round = self.known.get_mut(&key)?;
+        let round = find(&mut self.known, key)?;
         let mut notes = round.notes.take().map(|notes| *notes).unwrap_or_default();
-        if let Some(seen) = self.seen.get_mut(&round.path) {
+        let Round { spec, probes, number, sent, .. } = round;
+        if let Some(seen) = self.seen.get_mut(&spec.path) {
             notes.duplicates = std::mem::take(&mut seen.duplicates);
             notes.reordered = std::mem::take(&mut seen.reordered);
         }
-        let answers = std::mem::take(&mut round.answers);
-        // What comes from now on is compared with the targets still.
-        round.answers = answers.iter().map(|(target, _)| (*target, None)).collect();
-        Some(Sample { path: round.path.clone(), round: round.number, sent: round.sent, done: now, answers, notes })
+        let rtt = |index| probes.iter().find(|probe| probe.target == index).and_then(|probe| probe.rtt);
+        let targets = spec.probe.targets.iter().enumerate();
+        let answers = targets.map(|(index, target)| (*target, rtt(index))).collect();
+        Some(Sample { path: spec.path.clone(), round: *number, sent: *sent, done: now, answers, notes })
     }
 
     fn forget(&mut self, now: Instant) {
-        while let Some((key, _)) = self.known.first_key_value().filter(|((at, _), _)| *at + MEMORY <= now) {
-            let key = *key;
-            self.open.remove(&key);
-            for nonce in self.known.remove(&key).map(|r| r.nonces).unwrap_or_default() {
-                self.pending.remove(&nonce);
+        while self.known.front().is_some_and(|round| round.key.0 + MEMORY <= now) {
+            let Some(round) = self.known.pop_front() else { return };
+            self.open.remove(&round.key);
+            for probe in round.probes {
+                self.pending.remove(&probe.nonce);
             }
         }
     }
+}
+
+fn find(known: &mut VecDeque<Round>, key: RoundKey) -> Option<&mut Round> {
+    let at = known.binary_search_by_key(&key, |round| round.key).ok()?;
+    known.get_mut(at)
 }
 
 /// From sending to reception, by the kernel's timestamp where it is plausible: the wall clock may be set between the two
@@ -251,20 +255,24 @@ pub(super) fn round_trip(sent: Instant, sent_wall: i64, read: Instant, wall: Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::intent::Probe;
+    use crate::validate::intent;
 
     const T0: Instant = Instant::from_nanos(1_000_000_000_000);
     const REPLY: Reply = Reply { sequence: 7, nonce: 0xfeed };
 
-    fn spec(targets: &[&str]) -> ProbeSpec {
-        ProbeSpec {
+    fn spec(targets: &[&str]) -> Arc<ProbeSpec> {
+        Arc::new(ProbeSpec {
             path: "fiber".parse().unwrap(),
             interface: "wan0".parse().unwrap(),
             mark: 1,
             sources: vec![],
             gateways: vec![],
-            probe: Probe { targets: targets.iter().map(|t| t.parse().unwrap()).collect(), ..Probe::default() }.into(),
-        }
+            probe: intent::Probe {
+                targets: targets.iter().map(|t| t.parse().unwrap()).collect(),
+                ..intent::Probe::default()
+            }
+            .into(),
+        })
     }
 
     fn arrival(ms: u64) -> Arrival {

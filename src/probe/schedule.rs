@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{clock::Instant, units::Name};
+use crate::{
+    clock::Instant,
+    units::{Name, pack},
+};
 
 /// Rounds of paths that are probed each second or more seldom begin at multiples of this: a thousand paths wake the
 /// processor a hundred times a second, and ten probes in a row are no burst.
@@ -49,6 +52,11 @@ impl Schedule {
         let next = Instant::from_nanos(if interval < SELDOM { at } else { at - at % GRID });
         self.entries.insert(path.clone(), Entry { interval, pace: interval, next, last: None });
         self.due.insert((next, path.clone()));
+    }
+
+    /// All paths are there, and no other comes for a while.
+    pub fn pack(&mut self) {
+        pack(&mut self.entries);
     }
 
     /// Takes a path out.

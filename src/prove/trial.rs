@@ -315,6 +315,7 @@ struct PathSky {
     jitter: Series<Span>,
     loss: Series<Ratio>,
     carrier: Series<Link>,
+    load: Option<Series<Ratio>>,
     /// Loss that is due, in parts per million; a probe is lost when it reaches a whole one.
     due: u32,
     round: Option<(Duration, bool)>,
@@ -328,6 +329,7 @@ impl Default for PathSky {
             jitter: Series::constant(Span::from_millis(0)),
             loss: Series::constant(Ratio::ZERO),
             carrier: Series::constant(Link::Ready),
+            load: None,
             due: 0,
             round: None,
             late: false,
@@ -367,7 +369,8 @@ impl<'a> Sky<'a> {
         for (name, series) in &spec.paths {
             let pointer = format!("/spec/paths/{name}");
             match site.paths.get_key_value(name) {
-                Some((name, _)) => {
+                Some((name, path)) => {
+                    found.extend(unweighable(document, &pointer, series, site, &path.from));
                     paths.insert(name, PathSky::read(document, &pointer, series, found));
                 }
                 None => found.push(no_such(document.key_at(&pointer), "path", name, site.paths.keys())),
@@ -384,6 +387,22 @@ impl<'a> Sky<'a> {
     }
 }
 
+/// A load that no router could know.
+fn unweighable(
+    document: &Document,
+    pointer: &str,
+    series: &SeriesSpec,
+    site: &Site,
+    endpoint: &Name,
+) -> Option<Diagnostic> {
+    let fast = site.endpoints.get(endpoint).is_some_and(|e| e.down.is_some() || e.up.is_some());
+    (series.load.is_some() && !fast).then(|| {
+        let at = document.value_at(&format!("{pointer}/load"));
+        let message = format!("nobody could know this: the endpoint `{endpoint}` does not say how fast it is");
+        bad(at, message, "add its `bandwidth: {down: 50Mbit, up: 10Mbit}`, or delete this")
+    })
+}
+
 impl PathSky {
     fn read(document: &Document, pointer: &str, spec: &SeriesSpec, found: &mut Vec<Diagnostic>) -> Self {
         let mut sky = Self::default();
@@ -397,6 +416,8 @@ impl PathSky {
         read("jitter", set(spec.jitter.as_deref(), &mut sky.jitter, Series::parse), help);
         let help = "write values and how many steps each lasts: `0% x10 40% x20`";
         read("loss", set(spec.loss.as_deref(), &mut sky.loss, Series::parse), help);
+        let load = spec.load.as_deref().map_or(Ok(None), |text| Series::parse(text).map(Some));
+        read("load", load.map(|load| sky.load = load), "write values and steps: `10% x30 95% x30`");
         let links = |text: &str| Series::parse_with(text, link);
         read("carrier", set(spec.carrier.as_deref(), &mut sky.carrier, links), "write `up x30 down x5 up`");
         sky
@@ -422,6 +443,14 @@ impl Weather for Sky<'_> {
         };
         let late = if sky.late { sky.jitter.at(step).get() } else { Duration::ZERO };
         (!lost).then(|| sky.rtt.at(step).get() + late)
+    }
+
+    /// All paths over an endpoint have its load.
+    fn load(&self, path: &Name, at: Duration) -> Option<Ratio> {
+        let from = &self.site.paths.get(path)?.from;
+        let beside = self.site.paths.values().filter(|p| p.from == *from).map(|p| &p.name);
+        let load = std::iter::once(path).chain(beside).find_map(|p| self.paths.get(p)?.load.as_ref())?;
+        Some(load.at(self.step_at(at)))
     }
 
     fn links(&self, path: &Name) -> Vec<(Duration, Link)> {

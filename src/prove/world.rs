@@ -14,7 +14,7 @@ use crate::{
     clock::Instant,
     failover::{self, Decision, Inputs, Overrides, Selection},
     health::{Link, Monitor, Notes, Sample},
-    units::Name,
+    units::{Name, Ratio},
     validate::intent::{Path, Site},
 };
 
@@ -23,6 +23,11 @@ pub trait Weather {
     /// The answer to a probe of a path that is sent at a time, counted from the beginning; `None` = lost. Targets of a
     /// path are asked one after another in each round.
     fn answer(&mut self, path: &Name, target: IpAddr, at: Duration) -> Option<Duration>;
+
+    /// How much of the bandwidth of a path's endpoint is in use then, where that is known.
+    fn load(&self, _path: &Name, _at: Duration) -> Option<Ratio> {
+        None
+    }
 
     /// The moments at which the link of a path changes, and to what.
     fn links(&self, path: &Name) -> Vec<(Duration, Link)>;
@@ -140,10 +145,18 @@ impl<'a, W: Weather> World<'a, W> {
             Event::Send(path, round) => self.send(path, round),
             Event::Done(round) => {
                 let Pending { path, round, sent, answers } = *round;
+                self.weigh(&path);
                 let sample = Sample { path, round, sent, done: self.now, answers, notes: Notes::default() };
                 self.monitor.handle_sample(&sample, self.now);
             }
         }
+    }
+
+    /// The daemon looks at the load before each judgement too.
+    fn weigh(&mut self, name: &Name) {
+        let Some(used) = self.weather.load(name, self.now.since(BEGIN)).map(Ratio::as_f64) else { return };
+        let busy_at = self.site.paths.get(name).map_or(1.0, |path| path.probe.busy_at.as_f64());
+        self.monitor.set_load(name, Some(used), used >= busy_at);
     }
 
     fn send(&mut self, name: Name, round: u64) {

@@ -222,6 +222,8 @@ pub struct Rule {
     pub advantage: Option<Ratio>,
     /// How flows are shared; only with `load-balance`.
     pub balance: Option<Balance>,
+    /// From which share of its bandwidth on a path gets no more new flows; only with `overflow`.
+    pub overflow: Option<Ratio>,
     /// The active path is left when its score falls below.
     pub failover_threshold: u8,
     /// The primary is returned to when its score stays at or above.
@@ -255,6 +257,7 @@ impl Rule {
             metric: Metric::Latency,
             advantage: None,
             balance: None,
+            overflow: None,
             failover_threshold: 50,
             failback_threshold: 80,
             failback_delay: Duration::from_secs(60),
@@ -265,6 +268,12 @@ impl Rule {
             on_failback: FlowAction::Graceful,
             damping: None,
         }
+    }
+
+    /// Whether several of its paths carry flows at a time, so that each flow is bound to its own, translated or not.
+    #[must_use]
+    pub const fn spreads(&self) -> bool {
+        self.balance.is_some() || self.overflow.is_some()
     }
 }
 
@@ -282,6 +291,8 @@ pub enum Strategy {
     LowestCost,
     /// All that are healthy, each with its share.
     LoadBalance,
+    /// The first that is healthy and not full.
+    Overflow,
 }
 
 /// How new flows are shared among the paths of a rule.

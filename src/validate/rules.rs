@@ -44,6 +44,8 @@ pub fn check(
 
 /// How much better a path has to be for `best-quality`, in parts per million.
 const BETTER: u32 = 100_000;
+/// Above which share of a line new flows go on with `overflow`, in parts per million.
+const FULL: u32 = 800_000;
 
 const fn strategy(name: StrategyName) -> Strategy {
     match name {
@@ -52,6 +54,7 @@ const fn strategy(name: StrategyName) -> Strategy {
         StrategyName::BestQuality => Strategy::BestQuality,
         StrategyName::LowestCost => Strategy::LowestCost,
         StrategyName::LoadBalance => Strategy::LoadBalance,
+        StrategyName::Overflow => Strategy::Overflow,
     }
 }
 
@@ -163,6 +166,7 @@ impl Subject<'_> {
             metric: metric(spec.metric.unwrap_or_default()),
             advantage: self.advantage(),
             balance: self.balance(&members, report),
+            overflow: self.overflow(&members, report),
             failover_threshold: low,
             failback_threshold: high,
             failback_delay: spec.failback_delay.map_or(Duration::from_secs(60), Length::get),
@@ -201,6 +205,34 @@ impl Subject<'_> {
             Some(Weights::By(_)) => self.by_bandwidth(members, report),
         };
         Some(Balance { weights, sticky })
+    }
+
+    /// From when on new flows go to the next path. Every line but the last has to say how fast it is.
+    fn overflow(&self, members: &[Name], report: &mut Report) -> Option<Ratio> {
+        let spec = &self.object.spec;
+        if spec.strategy != Some(StrategyName::Overflow) {
+            return None;
+        }
+        if spec.backups.is_empty() {
+            let found = error(Code::Combination, self.at("/strategy"), "`strategy: overflow` has no path to go on to");
+            self.report(report, found.help("add `backups: [PATH]`, or delete the strategy"));
+        }
+        let (_, before) = members.split_last()?;
+        for path in before {
+            let Some(from) = self.view.paths.get(path).map(|path| &path.spec.from) else { continue };
+            if self.endpoints.get(from).is_some_and(|e| e.down.is_none() && e.up.is_none()) {
+                let message = format!("`strategy: overflow` needs to know how fast the endpoint of `{path}` is");
+                let help = format!("add `bandwidth: {{down: 50Mbit, up: 10Mbit}}` to the endpoint `{from}`");
+                self.report(report, error(Code::Combination, self.at("/strategy"), message).help(help));
+            }
+        }
+        let mark = spec.overflow_at.or_else(|| Ratio::from_ppm(FULL).ok())?;
+        if mark == Ratio::ZERO || mark == Ratio::ONE {
+            let never = if mark == Ratio::ZERO { "any use would be too much" } else { "no line is used above that" };
+            let found = error(Code::Thresholds, self.at("/overflowAt"), format!("`overflowAt: {mark}`: {never}"));
+            self.report(report, found.help("write the share above which new flows go on, such as 80%"));
+        }
+        Some(mark)
     }
 
     /// Weights of paths that are not in the rule.
@@ -275,10 +307,15 @@ impl Subject<'_> {
                 self.report(report, idle(field, "`strategy: load-balance`"));
             }
         }
-        if rule.balance.is_some() && spec.flow_action.is_some_and(|f| f.failback.is_some()) {
+        if spec.overflow_at.is_some() && rule.strategy != Strategy::Overflow {
+            self.report(report, idle("overflowAt", "`strategy: overflow`"));
+        }
+        if rule.spreads() && spec.flow_action.is_some_and(|f| f.failback.is_some()) {
             let at = self.fleet.config.field_name(self.object, "/flowAction/failback");
-            let found = error(Code::Combination, at, "`failback` does nothing with `strategy: load-balance`");
-            self.report(report, found.help("delete it: a path that comes back gets new flows and moves none"));
+            let name = if rule.balance.is_some() { "load-balance" } else { "overflow" };
+            let message = format!("`failback` does nothing with `strategy: {name}`");
+            let help = "delete it: a path that comes back gets new flows and moves none";
+            self.report(report, error(Code::Combination, at, message).help(help));
         }
         let drains = |a: FlowAction| matches!(a, FlowAction::Drain(_));
         if spec.flow_action.is_some_and(|f| f.drain.is_some()) && !drains(rule.on_failover) && !drains(rule.on_failback)

@@ -1,5 +1,5 @@
-//! Rules with `load-balance` on the real kernel: hundreds of flows over two uplinks, what each of them takes, and what
-//! moves when an uplink dies and comes back.
+//! Rules with `load-balance` and `overflow` on the real kernel: hundreds of flows over two uplinks, what each of them
+//! takes, and what moves when an uplink dies, fills or comes back.
 //!
 //! Where packets go is read from the internet's interfaces and the router's own, not from the daemon.
 
@@ -55,34 +55,45 @@ type Ways = BTreeSet<String>;
 
 impl World {
     fn of(nat: &str, rule: &str) -> Self {
-        let yaml = SITE.replace("%nat", nat).replace("%rule", rule).replace("%targets", TARGETS);
+        Self::start(SITE, nat, rule, &["fiber", "lte"])
+    }
+
+    /// The fibre line is declared to be narrow, and is full above half of that.
+    fn overflowing() -> Self {
+        let narrow = "fiber: {interface: wan0, bandwidth: {down: 1Mbit, up: 1Mbit},";
+        let site = SITE.replace("fiber: {interface: wan0,", narrow);
+        Self::start(&site.replace("load-balance", "overflow"), "masquerade", "overflowAt: 50%", &["fiber"])
+    }
+
+    fn start(site: &str, nat: &str, rule: &str, paths: &[&str]) -> Self {
+        let yaml = site.replace("%nat", nat).replace("%rule", rule).replace("%targets", TARGETS);
         let repository = Repository::new(&[("berlin.yaml", &yaml)]);
         let lab = repository.lab();
         let daemon = Daemon::start(&lab, &repository, "berlin");
         let world = Self { daemon, lab, _repository: repository };
-        world.wait(&["fiber", "lte"]);
+        world.wait(paths);
         world.daemon.wait("all paths to be up", |s| s.paths.values().all(|p| p.health.state == PathState::Up));
         world
     }
 
-    /// Waits until these paths share.
+    /// Waits until new flows take these paths.
     fn wait(&self, paths: &[&str]) -> Status {
         let share = |s: &Status| {
             s.rules
                 .get("all")
                 .is_some_and(|r| r.active_members.iter().map(patronus::units::Name::as_str).eq(paths.iter().copied()))
         };
-        self.daemon.wait(&format!("{paths:?} to share"), share)
+        self.daemon.wait(&format!("{paths:?} to get new flows"), share)
     }
 
     /// So many flows in turn, 2,000 packets a second in all.
     fn flows(&self, sockets: u16) -> Flow {
-        self.flows_with(sockets, false)
+        self.flows_with(sockets, 2000, false)
     }
 
-    /// The same, answered or not.
-    fn flows_with(&self, sockets: u16, echo: bool) -> Flow {
-        let spec = FlowSpec { sockets, echo, pps: 2000, ..FlowSpec::new(host(), [1, 1, 1, 1].into(), 2000) };
+    /// The same with so many packets a second, answered or not.
+    fn flows_with(&self, sockets: u16, pps: u32, echo: bool) -> Flow {
+        let spec = FlowSpec { sockets, echo, ..FlowSpec::new(host(), [1, 1, 1, 1].into(), pps) };
         let flow = self.lab.flow(&spec).unwrap();
         more(&flow, 2 * u64::from(sockets));
         flow
@@ -156,7 +167,7 @@ fn share_of(ways: &[Ways], path: &str) -> f64 {
 
 #[test]
 fn flows_are_shared_by_weight_and_the_death_of_a_path_moves_only_its_own() {
-    let world = World::of("masquerade", "weights: {fiber: 3, lte: 1}");
+    let mut world = World::of("masquerade", "weights: {fiber: 3, lte: 1}");
     let generation =
         world.daemon.wait("a calm moment", |s| s.reconcile.as_ref().is_some_and(|r| r.steps == 0)).generation;
     let flow = world.flows(FLOWS);
@@ -201,6 +212,65 @@ fn flows_are_shared_by_weight_and_the_death_of_a_path_moves_only_its_own() {
     assert_eq!(kinds, ["initial", "failover", "failback"]);
     let shown = world.daemon.says(&["get", "rules"]);
     assert!(shown.contains("fiber + lte"), "{shown}");
+    without_a_daemon(&mut world);
+}
+
+/// Nobody is there any more: new flows are shared all the same, and a lost carrier moves its own flows.
+fn without_a_daemon(world: &mut World) {
+    world.daemon.kill();
+    let flow = world.flows(FLOWS);
+    let cut = world.lab.fault("berlin", "fiber", Fault::Carrier).unwrap();
+    more(&flow, 4 * u64::from(FLOWS));
+    let settled = Instant::now();
+    more(&flow, 2 * u64::from(FLOWS));
+    let report = flow.finish().unwrap();
+    let now = Instant::now();
+    let before = ways(&report, FLOWS, report.there.started().unwrap(), cut);
+    let share = share_of(&before, "fiber");
+    assert!((0.64..=0.86).contains(&share), "{share}");
+    assert!(ways(&report, FLOWS, settled, now).iter().all(|w| *w == only("lte")), "all are by LTE");
+    let whole = ways(&report, FLOWS, report.there.started().unwrap(), now);
+    let stayed = before.iter().zip(&whole).filter(|(before, _)| **before == only("lte"));
+    assert!(stayed.into_iter().all(|(_, whole)| *whole == only("lte")), "LTE's own flows did not move");
+}
+
+#[test]
+fn new_flows_go_on_when_a_line_is_full_return_when_it_has_room_and_a_death_moves_only_its_own() {
+    let world = World::overflowing();
+    // Some 1.7 Mbit/s fill the line; 85 kbit/s do not.
+    let first = world.flows_with(40, 2000, false);
+    world.wait(&["lte"]);
+    let second = world.flows_with(40, 100, false);
+    let (status, rule) = (world.daemon.says(&["status"]), world.daemon.says(&["get", "rules", "all"]));
+    println!("{status}\n{rule}");
+    assert!(status.contains("rule all overflows: fiber is full ("), "{status}");
+    assert!(rule.contains("% of the bandwidth of fiber is in use, more than 50%: new flows go on"), "{rule}");
+    let first = first.finish().unwrap();
+    let emptied = Instant::now();
+    let all = ways(&first, 40, first.there.started().unwrap(), emptied);
+    assert!(all.iter().all(|w| *w == only("fiber")), "flows that are there stay: {all:?}");
+
+    world.wait(&["fiber"]);
+    let third = world.flows_with(40, 100, false);
+    let broken = world.lab.fault("berlin", "fiber", Fault::BlackHole).unwrap();
+    world.wait(&["lte"]);
+    more(&third, 80);
+    let settled = Instant::now();
+    more(&third, 80);
+    let (second, third) = (second.finish().unwrap(), third.finish().unwrap());
+    let now = Instant::now();
+    let all = ways(&second, 40, second.there.started().unwrap(), now);
+    assert!(all.iter().all(|w| *w == only("lte")), "neither the return nor the death moved these: {all:?}");
+    let before = ways(&third, 40, third.there.started().unwrap(), broken);
+    assert!(before.iter().all(|w| *w == only("fiber")), "new flows returned: {before:?}");
+    let after = ways(&third, 40, settled, now);
+    assert!(after.iter().all(|w| *w == only("lte")), "the fibre's flows moved: {after:?}");
+    let kinds: Vec<&str> = world.daemon.transitions().iter().map(|t| t.kind.word()).collect();
+    assert_eq!(kinds, ["initial", "better", "failback", "failover"]);
+    let load = "patronus_path_load_ratio{site=\"berlin\",path=\"fiber\"}";
+    assert!(world.daemon.metrics().contains_key(load), "{load}");
+    let calm = world.daemon.wait("a calm moment", |s| s.reconcile.as_ref().is_some_and(|r| r.steps == 0));
+    assert!(calm.drift.is_empty(), "{:?}", calm.drift);
 }
 
 #[test]
@@ -219,7 +289,7 @@ fn a_source_stays_on_one_path_in_both_families_and_untranslated_flows_follow_the
     let home = by(&first, first.there.started().unwrap(), Instant::now());
     let (home, other) = if home == [only("fiber")].into() { ("fiber", "lte") } else { ("lte", "fiber") };
     // Answered flows are bound for good; one without an answer is bound anew with each packet.
-    let flow = world.flows_with(20, true);
+    let flow = world.flows_with(20, 2000, true);
     more(&flow, 200);
     let before = Instant::now();
     world.lab.fault("berlin", home, Fault::BlackHole).unwrap();

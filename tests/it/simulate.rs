@@ -226,6 +226,34 @@ fn the_checker_sees_a_gap_that_is_filled_with_good_health() {
 }
 
 #[test]
+fn rules_with_several_paths_are_replayed_and_what_is_assumed_is_said() {
+    let given = SITE
+        .replace("gateway: 198.51.100.1}", "gateway: 198.51.100.1, bandwidth: {down: 100Mbit}}")
+        .replace("slaClass: voice}", "slaClass: voice, strategy: overflow}")
+        .replace(
+            "critical: {primary: fiber, backups: [lte],",
+            "critical: {primary: fiber, backups: [lte], strategy: load-balance,",
+        );
+    let (dir, _live) = place(true, &given);
+    let value = told(dir.path(), &["--config", "new"]);
+    for rule in ["critical", "calls"] {
+        let changes = side(&value, rule, "given")["changes"].as_array().unwrap();
+        let told: Vec<_> = changes.iter().map(|c| (c["kind"].as_str().unwrap(), c["to"].as_str().unwrap())).collect();
+        assert_eq!(told, [("failover", "lte"), ("failback", "fiber")], "{rule}: {changes:#?}");
+        assert!(figure(&value, rule, "given", "down_seconds") < 1.0, "{value:#}");
+    }
+    let notes = value["notes"].to_string();
+    assert!(
+        notes.contains("rule calls overflows by load, which is not recorded: it is played as if no line"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("rule critical shares its flows: its seconds are those of the first path in use"),
+        "{notes}"
+    );
+}
+
+#[test]
 fn what_cannot_be_replayed_is_said() {
     let given = strict()
         .replace("lte: {from: lte, to: internet, nat: masquerade, probe: {targets: [1.1.1.1, 9.9.9.9]}}", {

@@ -16,7 +16,7 @@ use std::{
 
 use patronus::{
     clock::Instant,
-    failover::{self, Decision, Drain, Inputs, Overrides, Pin, Selection, Standing, TransitionKind},
+    failover::{self, Choice, Decision, Drain, Inputs, Overrides, Pin, Selection, Standing, TransitionKind},
     health::{Link, Monitor, Notes, PathState, Sample},
     units::{Name, Ratio},
     validate::intent::{
@@ -92,7 +92,9 @@ fn site(dice: &mut Dice) -> Site {
         Strategy::BestQuality,
         Strategy::LowestCost,
         Strategy::LoadBalance,
+        Strategy::Overflow,
     ]);
+    rule.overflow = (rule.strategy == Strategy::Overflow).then(|| Ratio::of(8, 10));
     let equally = || Balance { weights: PATHS.map(|p| (name(p), 1)).into(), sticky: None };
     rule.balance = (rule.strategy == Strategy::LoadBalance).then(equally);
     rule.metric = dice.of(&[Metric::Latency, Metric::Loss]);
@@ -130,6 +132,8 @@ enum Sabotage {
     ForgetsRefusals,
     /// Something beside the inputs decides.
     Moody,
+    /// Full lines are not noticed.
+    NeverFull,
 }
 
 /// How a path behaves until `until`.
@@ -138,6 +142,8 @@ struct Mood {
     until: u64,
     answers: u64,
     ms: u64,
+    /// Of a hundred parts of its bandwidth.
+    used: u64,
 }
 
 struct Play {
@@ -155,6 +161,8 @@ struct Play {
     dirty: bool,
     now: Instant,
     moods: BTreeMap<&'static str, Mood>,
+    /// Since when each line has been more than four fifths full, at every look; none if it never was.
+    over: BTreeMap<&'static str, Option<Instant>>,
     late: Vec<(Instant, Sample)>,
     trace: String,
 }
@@ -165,6 +173,7 @@ fn wrong(site: &Site, sabotage: Sabotage) -> Option<Site> {
     let rule = site.rules.get_mut("r").unwrap();
     match sabotage {
         Sabotage::NoHold => (rule.hold_down, rule.damping) = (Duration::ZERO, None),
+        Sabotage::NeverFull => rule.overflow = rule.overflow.map(|_| Ratio::ONE),
         Sabotage::NoReturn => rule.failback_delay = Duration::from_secs(1_000_000),
         _ => return None,
     }
@@ -178,7 +187,7 @@ impl Play {
         let mut dice = Dice(seed);
         let site = site(&mut dice);
         let monitor = Monitor::new(&site, BEGIN);
-        let calm = Mood { until: 0, answers: 100, ms: 20 };
+        let calm = Mood { until: 0, answers: 100, ms: 20, used: 5 };
         Self {
             wrong: wrong(&site, sabotage),
             site,
@@ -192,6 +201,7 @@ impl Play {
             dirty: false,
             now: BEGIN,
             moods: PATHS.map(|p| (p, calm)).into(),
+            over: BTreeMap::new(),
             late: Vec::new(),
             trace: String::new(),
         }
@@ -218,12 +228,26 @@ impl Play {
             if self.moods[path].until <= second {
                 let until = second + 1 + self.dice.below(12);
                 let (answers, ms) = self.dice.of(&[(100, 20), (100, 20), (0, 20), (60, 30), (100, 400), (95, 60)]);
-                self.moods.insert(path, Mood { until, answers, ms });
+                let used = self.dice.of(&[5, 5, 30, 70, 85, 99]);
+                self.moods.insert(path, Mood { until, answers, ms, used });
             }
+            let known = !self.dice.one_in(20);
+            self.load(path, known.then_some(self.moods[path].used));
             if self.dice.one_in(25) {
                 let link = self.dice.of(&[Link::NoCarrier, Link::Ready, Link::Ready, Link::Disabled]);
                 self.monitor.set_link(&name(path), link, self.now);
             }
+        }
+    }
+
+    /// How full a line is, in hundredths, as far as that is known.
+    fn load(&mut self, path: &'static str, used: Option<u64>) {
+        let share = used.map(|n| f64::from(u32::try_from(n).unwrap()) / 100.0);
+        self.monitor.set_load(&name(path), share, used.is_some_and(|n| n > 95));
+        let now = self.now;
+        match used {
+            Some(81..) => drop(self.over.entry(path).or_default().get_or_insert(now)),
+            _ => drop(self.over.get_mut(path).map(Option::take)),
         }
     }
 
@@ -243,7 +267,7 @@ impl Play {
     }
 
     fn round(&mut self, path: &'static str, number: u64, calm: bool) {
-        let mood = if calm { Mood { until: 0, answers: 100, ms: 20 } } else { self.moods[path] };
+        let mood = if calm { Mood { until: 0, answers: 100, ms: 20, used: 5 } } else { self.moods[path] };
         let rtt = (self.dice.below(100) < mood.answers).then(|| Duration::from_millis(mood.ms));
         let target = self.site.paths[path].probe.targets[0];
         let sent = self.now;
@@ -337,6 +361,7 @@ impl Play {
         if choice.active.as_ref().is_some_and(|a| choice.tail.contains(a)) {
             return Err("the path in use stands in the tail too".into());
         }
+        self.check_lines(choice)?;
         let entered = decision.transitions.iter().filter(|t| t.from != t.to && t.kind != TransitionKind::Manual);
         for t in entered {
             self.check_entry(before, t.to.as_ref(), t.from.as_ref())?;
@@ -345,6 +370,36 @@ impl Play {
             return Err(format!("asks to be asked again at a moment that is over: {:?}", decision.next));
         }
         Ok(())
+    }
+
+    /// New flows take no line that is full while another is free that never was, and pass by none such for a later one.
+    fn check_lines(&self, choice: &Choice) -> Result<(), String> {
+        let Some(active) = choice.active.as_ref().filter(|_| self.rule().overflow.is_some()) else { return Ok(()) };
+        let inputs = Inputs {
+            site: &self.site,
+            healths: self.monitor.healths(),
+            measures: self.monitor.measures(),
+            overrides: &self.overrides,
+        };
+        let free: Vec<&Name> = failover::standings(&inputs, self.rule(), choice)
+            .filter(|(_, standing)| matches!(standing, Standing::Up | Standing::Degraded))
+            .map(|(path, _)| path)
+            .collect();
+        let calm = |path: &&Name| {
+            choice.sharing.contains(path) && free.contains(path) && !self.over.contains_key(path.as_str())
+        };
+        let (members, pinned) = (&self.rule().members, self.overrides.pin(&name("r"), self.now).is_some());
+        let Some(better) = members.iter().find(calm).filter(|better| *better != active && !pinned) else {
+            return Ok(());
+        };
+        if members.iter().find(|m| *m == better || *m == active) == Some(better) {
+            return Err(format!("new flows take {active} and pass by {better}, which was never full"));
+        }
+        let full = self.over.get(active.as_str()).copied().flatten();
+        match full.filter(|since| self.now.since(*since) >= Duration::from_secs(1)) {
+            Some(_) => Err(format!("new flows take {active}, which is full, and {better} is not")),
+            None => Ok(()),
+        }
     }
 
     /// A path that is held or damped is entered only when no other works that is not.
@@ -381,8 +436,9 @@ impl Play {
         for path in PATHS {
             self.monitor.set_link(&name(path), Link::Ready, self.now);
         }
-        for round in 0..16 {
+        for round in 0..24 {
             for path in PATHS {
+                self.load(path, Some(5));
                 self.round(path, second, true);
             }
             second += 1;
@@ -394,7 +450,7 @@ impl Play {
         }
         let settled = self.selection.rules["r"].clone();
         let home = &self.rule().members[0];
-        let by_rank = matches!(self.rule().strategy, Strategy::Ordered | Strategy::BestScore);
+        let by_rank = [Strategy::Ordered, Strategy::BestScore, Strategy::Overflow].contains(&self.rule().strategy);
         if by_rank && settled.active.as_ref() != Some(home) {
             return Err(format!("all is well, and it ends on {:?}", settled.active));
         }
@@ -460,9 +516,14 @@ fn whatever_happens_the_rules_hold_in_every_seed() {
 /// The sabotage twins: each fault is found within a few seeds.
 #[test]
 fn the_checker_sees_each_way_to_decide_wrongly() {
-    for sabotage in
-        [Sabotage::OldHealth, Sabotage::NoHold, Sabotage::NoReturn, Sabotage::ForgetsRefusals, Sabotage::Moody]
-    {
+    for sabotage in [
+        Sabotage::OldHealth,
+        Sabotage::NoHold,
+        Sabotage::NoReturn,
+        Sabotage::ForgetsRefusals,
+        Sabotage::Moody,
+        Sabotage::NeverFull,
+    ] {
         let found = first_failure(0..2_000, sabotage);
         assert!(found.is_some(), "{sabotage:?} was not noticed");
     }

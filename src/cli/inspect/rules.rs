@@ -34,7 +34,8 @@ pub(super) fn mark(status: &Status, rule: &RuleStatus) -> Option<Mark> {
     }
 }
 
-pub(super) fn finding(name: &Name, rule: &RuleStatus) -> String {
+pub(super) fn finding(status: &Status, name: &Name, rule: &RuleStatus) -> String {
+    let primary = rule.standings.first().filter(|view| view.full);
     match &rule.choice.active {
         None if rule.passes_on => format!("rule {name} has no path: its new flows go to the next policy"),
         None => format!("rule {name} has no path: its traffic is rejected"),
@@ -50,8 +51,24 @@ pub(super) fn finding(name: &Name, rule: &RuleStatus) -> String {
         Some(active) if rule.members.first() == Some(active) => {
             format!("rule {name} is on {active}, which is down, and has no better")
         }
-        Some(active) => format!("rule {name} is on its backup {active}"),
+        Some(active) => match primary {
+            Some(full) => format!("rule {name} overflows: {}, new flows take {active}", fullness(status, &full.path)),
+            None => format!("rule {name} is on its backup {active}"),
+        },
     }
+}
+
+/// Families that go another way than their rule.
+pub(super) fn parted(status: &Status) -> impl Iterator<Item = (Mark, String)> {
+    let all = status.rules.iter().flat_map(|(name, rule)| rule.parted.iter().map(move |p| (name, p)));
+    all.map(|(name, p)| (Mark::Look, format!("{} of rule {name} goes by {} and not by {}", p.family, p.to, p.from)))
+}
+
+/// That a line is full, and how.
+fn fullness(status: &Status, path: &Name) -> String {
+    let used = status.paths.get(path).and_then(|p| p.health.used);
+    let used = used.map_or_else(String::new, |used| format!(" ({:.0}% of its bandwidth in use)", used * 100.0));
+    format!("{path} is full{used}")
 }
 
 /// The table of rules, and below it whatever waits, with the time that is left.
@@ -72,7 +89,7 @@ pub(super) fn rules(status: &Status, limit: usize) -> String {
     });
     let titles = ["RULE", "USES", ">SINCE", "INSTEAD OF", ">BACK IN", "NEXT", "WHY"];
     let mut out = table(&titles, rows, ("rules", limit));
-    let waits: Vec<_> = status.rules.iter().flat_map(|(name, rule)| waits(name, rule, status.now)).collect();
+    let waits: Vec<_> = status.rules.iter().flat_map(|(name, rule)| waits(status, name, rule)).collect();
     for (mark, line) in waits.iter().take(limit) {
         let _ = writeln!(out, "{} {line}", mark.paint(mark.symbol()));
     }
@@ -83,14 +100,23 @@ pub(super) fn rules(status: &Status, limit: usize) -> String {
 }
 
 /// What a rule waits for.
-fn waits(name: &Name, rule: &RuleStatus, now: Instant) -> Vec<(Mark, String)> {
+fn waits(status: &Status, name: &Name, rule: &RuleStatus) -> Vec<(Mark, String)> {
     let pin = rule.pinned.iter().map(|pin| {
         let (left, why) = (seconds(pin.seconds), clean(&pin.reason));
         (Mark::Look, format!("{name}: pinned to {} for {left} more, by hand: {why}", pin.to))
     });
+    let parted = rule.parted.iter().map(|p| {
+        let back = p.back_in.map(|left| format!("; back in {}", seconds(left))).unwrap_or_default();
+        let since = duration(status.now.since(p.since));
+        let why = clean(&p.reason);
+        (Mark::Look, format!("{name}: {} goes by {} in place of {} for {since}: {why}{back}", p.family, p.to, p.from))
+    });
     let held = rule.standings.iter().filter_map(held).map(|text| (Mark::Look, format!("{name}: {text}")));
-    let left = rule.choice.leaving.iter().map(|l| (Mark::Fine, format!("{name}: {}", leaving(l, now))));
-    pin.chain(held).chain(left).collect()
+    let full = rule.standings.iter().filter(|view| view.full).map(|view| {
+        (Mark::Fine, format!("{name}: {}, so it keeps its flows and gets no new ones", fullness(status, &view.path)))
+    });
+    let left = rule.choice.leaving.iter().map(|l| (Mark::Fine, format!("{name}: {}", leaving(l, status.now))));
+    pin.chain(parted).chain(held).chain(full).chain(left).collect()
 }
 
 /// Why a path that may well work is kept out of use; none if it is not.
@@ -180,7 +206,15 @@ mod tests {
     }
 
     fn view(path: &str, standing: Standing, remaining: Option<f64>, penalty: u32) -> View {
-        View { path: name(path), standing, score: 97, reason: "all probes answered".into(), remaining, penalty }
+        View {
+            path: name(path),
+            standing,
+            score: 97,
+            reason: "all probes answered".into(),
+            remaining,
+            penalty,
+            full: false,
+        }
     }
 
     fn sample() -> Status {
@@ -204,6 +238,7 @@ mod tests {
             from: Some(name("fiber")),
             to: Some(name("lte")),
             kind: TransitionKind::Failover,
+            family: None,
             reason: rule.reason.clone(),
             threshold: 50,
             alternatives: vec![Alternative {
@@ -243,6 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn a_full_line_is_shown_as_the_cause() {
+        let mut status = sample();
+        let full = View { full: true, ..view("fiber", Standing::Up, None, 0) };
+        status.paths.get_mut(&name("fiber")).unwrap().health.used = Some(0.934);
+        let rule = status.rules.get_mut("critical").unwrap();
+        (rule.standings, rule.pinned, rule.choice.leaving) =
+            (vec![full, view("lte", Standing::Up, None, 0)], None, vec![]);
+        let text = anstream::adapter::strip_str(&rules(&status, usize::MAX)).to_string();
+        assert_eq!(
+            text.lines().nth(2).unwrap(),
+            "  critical: fiber is full (93% of its bandwidth in use), so it keeps its flows and gets no new ones"
+        );
+        assert_eq!(
+            finding(&status, &name("critical"), &status.rules["critical"]),
+            "rule critical overflows: fiber is full (93% of its bandwidth in use), new flows take lte"
+        );
+    }
+
+    #[test]
     fn one_rule_in_full_says_what_its_last_change_took_and_what_lost() {
         let status = sample();
         let text = anstream::adapter::strip_str(&whole(&status, &name("critical"))).to_string();
@@ -262,11 +316,11 @@ mod tests {
     #[test]
     fn a_rule_without_a_path_says_where_its_flows_go() {
         let mut status = sample();
-        let rule = status.rules.get_mut("critical").unwrap();
-        rule.choice.active = None;
-        assert!(finding(&name("critical"), rule).ends_with("its traffic is rejected"));
-        rule.passes_on = true;
-        assert!(finding(&name("critical"), rule).ends_with("its new flows go to the next policy"));
+        let said = |status: &Status| finding(status, &name("critical"), &status.rules["critical"]);
+        status.rules.get_mut("critical").unwrap().choice.active = None;
+        assert!(said(&status).ends_with("its traffic is rejected"));
+        status.rules.get_mut("critical").unwrap().passes_on = true;
+        assert!(said(&status).ends_with("its new flows go to the next policy"));
         assert!(rules(&status, 9).contains("none: next policy"));
     }
 }

@@ -49,7 +49,7 @@ impl Story {
         let member = name(member);
         let rule = &self.site.rules["critical"];
         let member = rule.members.iter().find(|m| **m == member).unwrap();
-        ways(rule, self.choice(), member).first().map(|path| path.as_str())
+        ways(&self.site, rule, self.choice(), member).first().map(|path| path.as_str())
     }
 }
 

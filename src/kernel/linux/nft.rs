@@ -20,7 +20,7 @@ use crate::{
     clock::{self, Instant},
     kernel::KernelError,
     state::{Allocations, Counter, NftTable, Ranges, Stamp},
-    units::Name,
+    units::{Name, pack},
 };
 
 pub(super) const TABLE: &str = "patronus";
@@ -271,6 +271,8 @@ impl Nft {
             let number = ranges.policy_mask.number(mark);
             allocations.policies.extend(text.parse().ok().map(|policy| (policy, number)));
         }
+        pack(&mut allocations.targets);
+        pack(&mut allocations.policies);
         Ok(Found {
             stamp: stamps.values().find_map(|text| parse_stamp(text)),
             table: Some(NftTable { source: Arc::clone(&canonical), canonical }),

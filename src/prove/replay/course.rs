@@ -176,7 +176,7 @@ impl<'a> Course<'a> {
             self.decide(at, begin);
         } else if let Some(choice) = self.selection.rules.get_mut(&self.rule) {
             // What nobody saw is no evidence for a return.
-            (choice.recovering, choice.toward) = (None, None);
+            choice.wait_anew();
         }
     }
 
@@ -218,7 +218,9 @@ fn bare(state: PathState, score: u8, since: Instant, reason: String) -> PathHeal
         disabled: false,
         held: false,
         good: None,
+        used: None,
         since,
         reason,
+        families: std::collections::BTreeMap::new(),
     }
 }
