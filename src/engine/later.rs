@@ -150,7 +150,7 @@ impl Engine {
                 Verdict::Guilty(who) => Some(self.revisions.convict(&doubt.suspect.revision, who)),
                 Verdict::Doubtful => {
                     let (paths, services) = doubt.suspect.awaited();
-                    Some(self.revisions.acquit(&doubt.suspect.revision, Awaited { paths, services }))
+                    Some(self.revisions.acquit(&doubt.suspect.revision, Awaited { services, paths }))
                 }
             };
             if let Some(note) = note {

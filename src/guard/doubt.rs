@@ -140,6 +140,9 @@ mod tests {
         Sample { path: name(path), round: 1, sent, done, answers, notes: crate::health::Notes::default() }
     }
 
+    /// Its name, whether paths recovered at each asking, who answered the last one, when it is judged, and how.
+    type Case<'a> = (&'a str, &'a [bool], &'a [&'a str], u64, Verdict<'a>);
+
     /// A change that was undone after a second.
     fn doubt(paths: &[&str], services: &[&str]) -> Doubt {
         let up = ["fiber", "lte"].map(name).into_iter().collect();
@@ -170,9 +173,8 @@ mod tests {
 
     #[test]
     fn a_service_that_stays_silent_without_the_change_acquits_it_and_one_that_answers_does_not() {
-        // Whether paths recovered at each of the askings, who answered the last one, and when it is judged.
         let calm = [false; 5];
-        let table: [(&str, &[bool], &[&str], u64, Verdict<'_>); 8] = [
+        let table: [Case<'_>; 8] = [
             ("it was never asked", &[], &[], 60_000, Verdict::Open),
             ("four times", &calm[..4], &[], 60_000, Verdict::Open),
             ("five times", &calm, &[], 16_000, Verdict::Doubtful),
