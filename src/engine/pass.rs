@@ -95,9 +95,9 @@ impl Engine {
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
         let site = self.active.as_ref().map(|a| a.site.clone());
-        self.observed = self.router.observe(site.as_ref()).await?;
+        let found = self.router.observe(site.as_ref()).await?;
         // Before as much is compiled again.
-        self.router.share(&mut self.observed);
+        self.router.take_look(&mut self.observed, found);
         let now = clock::now();
         self.catch_up(now);
         self.links_from_facts(now);

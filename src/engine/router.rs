@@ -202,6 +202,19 @@ impl<K: Kernel> Router<K> {
         self.applied().map(|applied| drift::drifted(&planned.desired, applied, &observed.state)).unwrap_or_default()
     }
 
+    /// Takes in another look at the kernel. What it found as before stays where it is: the newer copy lies behind all that
+    /// the look needed, and the heap could not shrink.
+    pub fn take_look(&self, observed: &mut Observed, mut found: Observed) {
+        if found.facts == observed.facts {
+            found.facts = std::mem::take(&mut observed.facts);
+        }
+        if found.allocations == observed.allocations {
+            found.allocations = std::mem::take(&mut observed.allocations);
+        }
+        *observed = found;
+        self.share(observed);
+    }
+
     /// Lets a look at the kernel share the state applied last, if it found just that: a large hub's is megabytes.
     pub fn share(&self, observed: &mut Observed) {
         if let Some(applied) = self.applied.as_ref().filter(|applied| **applied == observed.state) {
