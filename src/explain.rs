@@ -269,7 +269,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
     Steered {
         rule: match &target {
             Target::Path(_) => None,
-            Target::Rule(rule) | Target::Member(rule, _) => Some(rule.clone()),
+            Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _) => Some(rule.clone()),
         },
         path: found.as_ref().map(|(path, _)| path.name.clone()),
         shares: shares(&target, world),
@@ -311,6 +311,10 @@ fn order<'a>(target: &'a Target, world: &World<'a>) -> Vec<&'a Name> {
         Target::Member(rule, path) => {
             let rule = world.site.rules.get(rule).zip(choice(rule));
             rule.map_or_else(|| vec![path], |(r, c)| failover::ways(world.site, r, c, path))
+        }
+        Target::Share(rule, path) => {
+            let rule = world.site.rules.get(rule).zip(choice(rule));
+            rule.map_or_else(|| vec![path], |(r, c)| failover::drawn(r, c, path))
         }
     }
 }

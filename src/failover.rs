@@ -26,7 +26,7 @@ pub mod overrides;
 mod record;
 
 pub use self::{
-    balance::ways,
+    balance::{drawn, ways},
     candidate::Standing,
     flows::{Flows, Leaving, Told},
     memory::Memory,

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Inputs, address_on, allocate};
 use crate::{
-    failover::ways,
+    failover::{drawn, ways},
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
@@ -147,6 +147,9 @@ fn order<'a>(site: &'a Site, target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a
         Target::Rule(rule) => in_use(rule).collect(),
         Target::Member(rule, path) => {
             site.rules.get(rule).zip(choice(rule)).map_or_else(|| vec![path], |(r, c)| ways(site, r, c, path))
+        }
+        Target::Share(rule, path) => {
+            site.rules.get(rule).zip(choice(rule)).map_or_else(|| vec![path], |(r, c)| drawn(r, c, path))
         }
     }
 }
