@@ -176,7 +176,7 @@ fn orders_by_hand_hold_for_rules_that_share() {
 #[test]
 fn translated_flows_stay_on_a_path_that_works_and_is_left_and_others_follow() {
     for (nat, stays) in [(Nat::Masquerade, "b"), (Nat::None, "c")] {
-        let mut s = Story::new(sharing(&["a", "b", "c"]));
+        let mut s = Story::new(Rule { failover_threshold: 70, ..sharing(&["a", "b", "c"]) });
         s.site.paths.values_mut().for_each(|path| std::sync::Arc::make_mut(path).nat = nat);
         s.shares(0.0, &["100", "100", "100"]);
         assert_eq!((s.leads("b"), s.bound("b")), (Some("b"), Some("b")));
