@@ -257,7 +257,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
     let family = Family::of(&flow.destination);
     let mut skipped = Vec::new();
     let mut found = None;
-    for path in order(&target, world).into_iter().filter_map(|name| world.site.paths.get(name)) {
+    for path in order(&target, family, world).into_iter().filter_map(|name| world.site.paths.get(name)) {
         match hop(path, family, world) {
             Ok(hop) => {
                 found = Some((path, hop));
@@ -266,6 +266,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
             Err(why) => skipped.push(format!("{}: {why}", path.name)),
         }
     }
+    skipped.extend(found.as_ref().and_then(|(path, _)| left(&target, &path.name, family, world)));
     Steered {
         rule: match &target {
             Target::Path(_) => None,
@@ -302,21 +303,36 @@ pub fn with_carrier(facts: &Facts) -> Facts {
 }
 
 /// The paths of a target in the order in which the kernel tries them.
-fn order<'a>(target: &'a Target, world: &World<'a>) -> Vec<&'a Name> {
+fn order<'a>(target: &'a Target, family: Family, world: &World<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| world.selection.rules.get(rule);
-    let chosen = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
+    let chosen = |rule: &Name| {
+        let all = choice(rule).map(|c| c.in_family(family, c.active.iter().chain(&c.tail).collect()));
+        all.unwrap_or_default()
+    };
     match target {
         Target::Path(path) => vec![path],
-        Target::Rule(rule) => chosen(rule).collect(),
+        Target::Rule(rule) => chosen(rule),
         Target::Member(rule, path) => {
             let rule = world.site.rules.get(rule).zip(choice(rule));
-            rule.map_or_else(|| vec![path], |(r, c)| failover::ways(world.site, r, c, path))
+            rule.map_or_else(|| vec![path], |(r, c)| failover::family_ways(world.site, r, c, path, family))
         }
         Target::Share(rule, path) => {
             let rule = world.site.rules.get(rule).zip(choice(rule));
-            rule.map_or_else(|| vec![path], |(r, c)| failover::drawn(r, c, path))
+            rule.map_or_else(|| vec![path], |(r, c)| failover::family_drawn(r, c, path, family))
         }
     }
+}
+
+/// Why a flow goes by this path and not by the one that its rule uses, where that is for its family.
+fn left(target: &Target, taken: &Name, family: Family, world: &World<'_>) -> Option<String> {
+    let (Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _)) = target else { return None };
+    let choice = world.selection.rules.get(rule)?;
+    let wanted = match target {
+        Target::Member(_, path) | Target::Share(_, path) => path,
+        _ => choice.active.as_ref()?,
+    };
+    let lame = choice.lame(wanted, family).filter(|_| wanted != taken)?;
+    Some(format!("{wanted}: {family} alone left it ({})", lame.why))
 }
 
 /// The paths that share the new flows of a rule, where several do.

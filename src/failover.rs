@@ -7,6 +7,7 @@
 //!   without a break; at once only when the path in use fails.
 //! - A path that was down is held for `holdDown`, one that flaps is damped, one that is drained is left: none of them
 //!   is chosen while another works, and each of them is rather than none (except what was drained by force).
+//! - Where one family of a path fails, that family alone goes another way (`family`).
 //! - A path that is not yet measured neither causes a move nor stops one: it beats one that is down, nothing else.
 //!
 //! Invariant: no rule uses a path that is down while another of its paths is up. Asking again at the same moment
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 mod balance;
 mod candidate;
 mod choose;
+mod family;
 mod flows;
 mod memory;
 mod overflow;
@@ -28,6 +30,7 @@ mod record;
 pub use self::{
     balance::{drawn, ways},
     candidate::Standing,
+    family::{Lame, Parted, family_drawn, family_ways, parted},
     flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
@@ -37,7 +40,7 @@ use self::{candidate::Candidate, choose::Round};
 use crate::{
     clock::Instant,
     health::{Healths, Measures},
-    units::Name,
+    units::{Family, Name},
     validate::intent::{NoPath, Rule, Site},
 };
 
@@ -115,11 +118,14 @@ impl Choice {
         self.members.iter_mut().for_each(|memory| memory.fit = None);
     }
 
-    /// Ends the wait for a return; it happens with the next decision if a path is fit to be returned to.
-    pub const fn hasten(&mut self) {
-        if self.recovering.is_some() {
+    /// Ends the wait for a return, of the rule and of a family; it happens with the next decision if a path is fit to be
+    /// returned to. Whether anything waited.
+    pub fn hasten(&mut self) -> bool {
+        let waits = self.recovering.is_some();
+        if waits {
             self.recovering = Some(Self::AT_ONCE);
         }
+        self.hasten_families() || waits
     }
 }
 
@@ -145,6 +151,8 @@ pub struct Decision {
     pub routes: bool,
     /// Flows that are to be forgotten now: those of a rule that are bound to a path, and why.
     pub forget: Vec<(Name, Name, String)>,
+    /// The same for one family of a path.
+    pub forget_family: Vec<(Name, Name, Family, String)>,
     /// When to decide again although nothing new was measured, and what for.
     pub next: Option<(Instant, &'static str)>,
 }
@@ -189,7 +197,13 @@ fn one(inputs: &Inputs<'_>, rule: &Rule, choice: &mut Choice, known: bool, now: 
     let pin = inputs.overrides.pin(&rule.name, now);
     let round = Round { rule, members, pin, now };
     decision.routes |= !known;
-    round.decide(choice, known, decision);
+    if round.has_families(choice) {
+        let (heads, active) = (family::heads(rule, choice), choice.active.clone());
+        round.decide(choice, known, decision);
+        round.part(inputs.site, choice, (&heads, active.as_ref()), decision);
+    } else {
+        round.decide(choice, known, decision);
+    }
     decision.wake(pin.map(|p| p.until), "the end of an order by hand");
     let held = round.members.iter().filter_map(|m| m.until).min();
     decision.wake(held, "a path that is held or damped");

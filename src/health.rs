@@ -3,6 +3,8 @@
 //! [`Monitor`] takes samples and link changes and publishes [`Healths`] and [`Measures`]. How figures and score
 //! come about is told in [`estimate`].
 //!
+//! A path with targets of both families has a state per family too ([`family`]).
+//!
 //! Invariant: a path becomes worse at once and better only on evidence. One that was down, or lost its link, has to
 //! answer `up_after` rounds in a row first; its score then still remembers what the window saw before that outage.
 
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 mod band;
 pub mod estimate;
+mod family;
 pub mod load;
 pub mod quality;
 mod track;
@@ -23,13 +26,13 @@ mod vote;
 
 pub use band::Breach;
 pub use estimate::{Figures, Stats, points, score};
-use track::Track;
+use family::Tracks;
 pub(crate) use track::explain;
 use vote::{Jury, Service};
 
 use crate::{
     clock::Instant,
-    units::{Name, Ratio, pack},
+    units::{Family, Name, Ratio, pack},
     validate::intent::Site,
 };
 
@@ -61,6 +64,19 @@ pub struct Notes {
     pub one_way: Option<OneWay>,
     /// What a target answered that is not the expected answer, for a person.
     pub said: Option<Box<str>>,
+}
+
+impl Sample {
+    /// Whether of the targets of a family so many answered as have to; beside targets of the other one, all of them are
+    /// enough.
+    #[must_use]
+    pub fn is_good(&self, family: Family, quorum: u32) -> bool {
+        let targets = || self.answers.iter().filter(|(target, _)| Family::of(target) == family);
+        let (asked, answered) = (targets().count(), targets().filter(|(_, rtt)| rtt.is_some()).count());
+        let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
+        let least = if asked < self.answers.len() { quorum.min(asked) } else { quorum };
+        asked > 0 && answered >= least
+    }
 }
 
 /// Delays of the two directions of a path.
@@ -119,6 +135,9 @@ pub struct PathHealth {
     pub since: Instant,
     /// Why it is in this state, for a person: "3 rounds lost in a row".
     pub reason: String,
+    /// Each family by itself, where both are probed; the path is as its better family.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub families: BTreeMap<Family, PathHealth>,
 }
 
 /// Health of all paths of the site.
@@ -168,6 +187,9 @@ pub enum Link {
 pub struct HealthEvent {
     /// The path.
     pub path: Name,
+    /// The family that alone is concerned; none if it is the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
     /// Its state before.
     pub from: PathState,
     /// Its state now.
@@ -181,7 +203,7 @@ pub struct HealthEvent {
 /// The health of all paths of one site.
 #[derive(Debug, Default)]
 pub struct Monitor {
-    tracks: BTreeMap<Name, Track>,
+    tracks: BTreeMap<Name, Tracks>,
     healths: Healths,
     measures: Measures,
     events: VecDeque<HealthEvent>,
@@ -215,7 +237,7 @@ impl Monitor {
             let same = if let Some(track) = self.tracks.get_mut(name) {
                 track.reconfigure(path, now)
             } else {
-                self.tracks.insert(name.clone(), Track::new(path, now));
+                self.tracks.insert(name.clone(), Tracks::new(path, now));
                 false
             };
             if !same {
@@ -312,18 +334,18 @@ impl Monitor {
         if self.silence.is_none_or(|at| at > now) {
             return;
         }
-        let due = |track: &Track| track.silent_at().is_some_and(|at| at <= now);
+        let due = |track: &Tracks| track.silent_at().is_some_and(|at| at <= now);
         let names: Vec<Name> = self.tracks.iter().filter(|(_, t)| due(t)).map(|(name, _)| name.clone()).collect();
         for name in names {
             self.look(&name, now);
         }
-        self.silence = self.tracks.values().filter_map(Track::silent_at).min();
+        self.silence = self.tracks.values().filter_map(Tracks::silent_at).min();
     }
 
     /// Takes in that for so long, up to now, nobody listened to the prober: that it was not heard says nothing.
     pub fn excuse(&mut self, deaf: Duration, now: Instant) {
         self.tracks.values_mut().for_each(|track| track.excuse(deaf, now));
-        self.silence = self.tracks.values().filter_map(Track::silent_at).min();
+        self.silence = self.tracks.values().filter_map(Tracks::silent_at).min();
     }
 
     /// The next change of a path's state that was not yet fetched.
@@ -354,7 +376,7 @@ impl Monitor {
         for (name, health) in known {
             let fresh = self.healths.get(name).is_some_and(|h| h.state == PathState::Unknown && h.rounds == 0);
             if let Some(track) = self.tracks.get_mut(name).filter(|_| fresh) {
-                track.remember(health.state);
+                track.remember(health);
                 self.look(name, now);
             }
         }
@@ -366,12 +388,8 @@ impl Monitor {
             self.silence = Some(self.silence.map_or(at, |earlier| earlier.min(at)));
         }
         let before = self.healths.get(name);
-        let from = before.map_or(PathState::Unknown, |h| h.state);
         let view = track.look(before, now);
-        if view.health.state != from {
-            let (to, reason) = (view.health.state, view.health.reason.clone());
-            self.events.push_back(HealthEvent { path: name.clone(), from, to, reason, at: now });
-        }
+        self.events.extend(family::events(name, before, &view.health, now));
         if let Some(stats) = view.stats {
             self.measures.insert(name.clone(), stats);
         }

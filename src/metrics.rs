@@ -16,6 +16,7 @@ use crate::{
     clock::Wall,
     engine::status::{PathStatus, ReconcileOutcome, Status},
     health::{PathState, quality::BUCKETS},
+    units::Family,
 };
 
 /// The `Content-Type` of [`render`]'s result.
@@ -34,6 +35,20 @@ pub fn render(status: &Status) -> String {
 
 #[derive(Debug)]
 struct Scrape(Status);
+
+const STATES: [(PathState, &str); 4] = [
+    (PathState::Unknown, "unknown"),
+    (PathState::Up, "up"),
+    (PathState::Degraded, "degraded"),
+    (PathState::Down, "down"),
+];
+
+const fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
+}
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -148,6 +163,12 @@ impl Scrape {
             "State of the path: 1 for the state that it is in, 0 for the others.",
             self.path_states(),
         )?;
+        gauge(
+            e,
+            "patronus_path_family_state",
+            "State of one family of a path that is probed in both: 1 for the state that it is in, 0 for the others.",
+            self.family_states(),
+        )?;
         let drained =
             self.0.paths.iter().map(|(name, p)| (vec![self.site(), ("path", name.as_str())], u32::from(p.drained)));
         gauge(e, "patronus_path_drained", "Whether the path is out of use by hand: 1 or 0.", drained)?;
@@ -199,13 +220,17 @@ impl Scrape {
         Ok(())
     }
 
+    fn family_states(&self) -> impl Iterator<Item = (Labels<'_>, u32)> {
+        let families = self.0.paths.iter().flat_map(|(name, path)| {
+            path.health.families.iter().map(move |(family, health)| (name, word(*family), health.state))
+        });
+        families.flat_map(move |(name, family, is)| {
+            let labels = move |state| vec![self.site(), ("path", name.as_str()), ("family", family), ("state", state)];
+            STATES.into_iter().map(move |(state, text)| (labels(text), u32::from(is == state)))
+        })
+    }
+
     fn path_states(&self) -> impl Iterator<Item = (Labels<'_>, u32)> {
-        const STATES: [(PathState, &str); 4] = [
-            (PathState::Unknown, "unknown"),
-            (PathState::Up, "up"),
-            (PathState::Degraded, "degraded"),
-            (PathState::Down, "down"),
-        ];
         self.0.paths.iter().flat_map(move |(name, path)| {
             let labels = move |state| vec![self.site(), ("path", name.as_str()), ("state", state)];
             STATES.into_iter().map(move |(state, text)| (labels(text), u32::from(path.health.state == state)))
@@ -241,6 +266,19 @@ impl Scrape {
             rule.members.iter().map(move |path| (labels(path.as_str()), is_active(path)))
         });
         gauge(e, "patronus_failover_active_path", "Whether new flows of the rule take this path now: 1 or 0.", active)?;
+        let parted = self.0.rules.iter().flat_map(|(name, rule)| {
+            rule.parted.iter().map(move |p| {
+                let labels =
+                    vec![self.site(), ("rule", name.as_str()), ("family", word(p.family)), ("path", p.to.as_str())];
+                (labels, 1_u32)
+            })
+        });
+        gauge(
+            e,
+            "patronus_failover_family_path",
+            "1 for the path that one family of the rule takes while the rule uses another; absent otherwise.",
+            parted,
+        )?;
         let remaining = self.0.rules.iter().filter_map(|(name, rule)| {
             let labels = vec![self.site(), ("rule", name.as_str())];
             Some((labels, rule.failback_in?))

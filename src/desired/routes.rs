@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Inputs, address_on, allocate};
 use crate::{
-    failover::{drawn, ways},
+    failover::{family_drawn, family_ways},
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
@@ -138,18 +138,23 @@ const fn default_route(family: Family) -> IpNet {
     }
 }
 
-/// The paths of a target's table in order of metric.
-fn order<'a>(site: &'a Site, target: &'a Target, inputs: &Inputs<'a>) -> Vec<&'a Name> {
+/// The paths of a target's table for one family, in order of metric. A flow that is bound to a path stays there even if
+/// this path is lame in its family.
+fn order<'a>(site: &'a Site, target: &'a Target, family: Family, inputs: &Inputs<'a>) -> Vec<&'a Name> {
     let choice = |rule: &Name| inputs.selection.rules.get(rule);
-    let in_use = |rule: &Name| choice(rule).into_iter().flat_map(|c| c.active.iter().chain(&c.tail));
     match target {
         Target::Path(path) => vec![path],
-        Target::Rule(rule) => in_use(rule).collect(),
+        Target::Rule(rule) => {
+            let all = choice(rule).map(|c| c.in_family(family, c.active.iter().chain(&c.tail).collect()));
+            all.unwrap_or_default()
+        }
         Target::Member(rule, path) => {
-            site.rules.get(rule).zip(choice(rule)).map_or_else(|| vec![path], |(r, c)| ways(site, r, c, path))
+            let known = site.rules.get(rule).zip(choice(rule));
+            known.map_or_else(|| vec![path], |(r, c)| family_ways(site, r, c, path, family))
         }
         Target::Share(rule, path) => {
-            site.rules.get(rule).zip(choice(rule)).map_or_else(|| vec![path], |(r, c)| drawn(r, c, path))
+            let known = site.rules.get(rule).zip(choice(rule));
+            known.map_or_else(|| vec![path], |(r, c)| family_drawn(r, c, path, family))
         }
     }
 }
@@ -165,9 +170,8 @@ pub(super) fn routes<'a>(
         site.paths.iter().map(|(name, path)| (name, next_hops(site, path, inputs.facts))).collect();
     allocations.targets.iter().flat_map(move |(target, number)| {
         let table = inputs.ranges.table(*number);
-        let order = order(site, target, &inputs);
-        let hops = &hops;
-        Family::ALL.into_iter().flat_map(|family| table_routes(table, family, &order, hops)).collect::<Vec<_>>()
+        let routes = |family| table_routes(table, family, &order(site, target, family, &inputs), &hops);
+        Family::ALL.into_iter().flat_map(routes).collect::<Vec<_>>()
     })
 }
 

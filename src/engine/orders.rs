@@ -12,7 +12,7 @@ use super::Engine;
 use crate::{
     api::{Answer, Order},
     clock::{self, Instant, Wall},
-    failover::{self, Drain, Overrides, Pin},
+    failover::{self, Choice, Drain, Overrides, Pin},
     guard::Who,
     health::{Healths, PathState},
     store::Ledger,
@@ -180,10 +180,7 @@ impl Engine {
                 named(&rule, "failover rule", site.rules.keys())?;
                 let pinned = self.overrides.pins.remove(&rule).is_some();
                 let choice = self.selection.rules.get_mut(&rule);
-                let waiting = choice.is_some_and(|c| {
-                    c.hasten();
-                    c.recovering.is_some()
-                });
+                let waiting = choice.is_some_and(Choice::hasten);
                 let done = match (pinned, waiting) {
                     (_, true) => format!("{rule} returns now, by {by}"),
                     (true, false) => {

@@ -13,7 +13,7 @@ use crate::{
     clock::{Instant, Wall},
     config::commit::Commit,
     drift::How,
-    failover::{Choice, Transition, TransitionKind, View},
+    failover::{Choice, Parted, Transition, TransitionKind, View},
     foreign::{Override, programs::Culprit},
     guard::Who,
     health::{
@@ -324,6 +324,9 @@ pub struct RuleStatus {
     /// The share of each path, where the rule shares flows: `75%`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shares: BTreeMap<Name, String>,
+    /// Families that go another way than the rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parted: Vec<Parted>,
     /// Seconds until the primary is returned to, while that is under way.
     pub failback_in: Option<f64>,
     /// Why the last transition happened.

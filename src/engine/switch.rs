@@ -17,7 +17,7 @@ use crate::{
     plan::{self, Step},
     state::{Key, Stamp, State, Target},
     store::TransitionRecord,
-    units::{IfName, Name},
+    units::{Family, IfName, Name},
     validate::intent::{Nat, Path},
 };
 
@@ -119,7 +119,8 @@ impl Engine {
             return;
         }
         while let Some(event) = self.monitor.poll_event() {
-            let message = format!("{} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
+            let family = event.family.map(|family| format!(": {family}")).unwrap_or_default();
+            let message = format!("{}{family} is {}, was {}: {}", event.path, event.to, event.from, event.reason);
             let health = self.monitor.healths().get(&event.path).map(|h| json!(h)).unwrap_or_default();
             self.event("path", event.path.as_str(), message, health);
         }
@@ -134,7 +135,7 @@ impl Engine {
         let decision = failover::decide(&inputs, &mut self.selection, now);
         let decided = clock::now();
         self.next_decision = decision.next.map(|(at, _)| at);
-        let due = decision.routes || !decision.forget.is_empty();
+        let due = decision.routes || !decision.forget.is_empty() || !decision.forget_family.is_empty();
         let mut done = if due { self.switch(&decision, now).await } else { Switched::default() };
         for mut transition in decision.transitions {
             transition.decided_in = Some(decided.since(begun));
@@ -198,7 +199,16 @@ impl Engine {
             let step = plan::forget(&target, *numbers.get(&target)?, self.router.ranges(), why.as_str());
             Some(Forget { rule: rule.clone(), path: path.clone(), step })
         };
-        decision.forget.iter().filter(|(_, path, _)| translated(path)).filter_map(forget).collect()
+        let of_family = |(rule, path, family, why): &(Name, Name, Family, String)| {
+            let mut forget = forget(&(rule.clone(), path.clone(), why.clone()))?;
+            if let Step::Forget { family: only, .. } = &mut forget.step {
+                *only = Some(*family);
+            }
+            Some(forget)
+        };
+        let all = decision.forget.iter().filter(|(_, path, _)| translated(path)).filter_map(forget);
+        let families = decision.forget_family.iter().filter(|(_, path, ..)| translated(path)).filter_map(of_family);
+        all.chain(families).collect()
     }
 
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
@@ -247,17 +257,21 @@ impl Engine {
         let kind = transition.kind.word();
         let name = |n: &Option<Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let message = format!(
-            "{}: {} -> {}: {}",
+            "{}{}: {} -> {}: {}",
             transition.rule,
+            transition.family.map(|family| format!(": {family}")).unwrap_or_default(),
             name(&transition.from),
             name(&transition.to),
             transition.reason
         );
         self.event(kind, transition.rule.as_str(), message, json!(transition));
-        self.recorder.transition(TransitionRecord::of(&transition, clock::wall()));
         let by_kind = self.totals.transitions.entry(transition.rule.clone()).or_default();
         *by_kind.entry(transition.kind).or_default() += 1;
-        self.changes.insert(transition.rule.clone(), transition);
+        // The record of a rule's path is not that of one family of it.
+        if transition.family.is_none() {
+            self.recorder.transition(TransitionRecord::of(&transition, clock::wall()));
+            self.changes.insert(transition.rule.clone(), transition);
+        }
     }
 
     /// Records and logs that something happened.

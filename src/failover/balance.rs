@@ -311,6 +311,7 @@ impl Round<'_> {
             from: from.map(|m| m.name.clone()),
             to: to.map(|m| m.name.clone()),
             kind,
+            family: None,
             reason,
             threshold: self.rule.failover_threshold,
             alternatives: self.members.iter().map(alternative).collect(),

@@ -8,7 +8,7 @@ use super::{Inputs, memory::Memory};
 use crate::{
     clock::Instant,
     health::{self, PathHealth, PathState, Stats},
-    units::{Name, Span},
+    units::{Family, Name, Span},
     validate::intent::{Metric, Rule},
 };
 
@@ -180,6 +180,21 @@ impl<'a> Candidate<'a> {
     /// When its last good round was sent.
     pub fn silent_since(&self) -> Option<Instant> {
         self.health?.good
+    }
+
+    /// One family of it, where both are measured.
+    pub fn family(&self, family: Family) -> Option<&PathHealth> {
+        self.health?.families.get(&family)
+    }
+
+    /// Whether it is measured, and not each family by itself.
+    pub fn is_whole(&self) -> bool {
+        self.health.is_some_and(|h| h.families.is_empty())
+    }
+
+    /// Whether both families are measured.
+    pub fn has_families(&self) -> bool {
+        self.health.is_some_and(|h| !h.families.is_empty())
     }
 
     /// How much of its bandwidth is in use, for people.

@@ -309,6 +309,7 @@ impl Round<'_> {
             from,
             to,
             kind: step.kind,
+            family: None,
             reason: step.reason.clone(),
             threshold: self.rule.failover_threshold,
             alternatives: self.members.iter().map(|m| self.alternative(m, step.to)).collect(),

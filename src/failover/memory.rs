@@ -4,15 +4,15 @@
 //! routes): from `suppress` on the path is damped, below `reuse` it may be used again. The penalty is capped, so that
 //! the longest time out of use is known.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::overflow::Brim;
+use super::{family::Lame, overflow::Brim};
 use crate::{
     clock::Instant,
     health::{Breach, PathState},
-    units::Name,
+    units::{Family, Name},
     validate::intent::{Damping, Rule},
 };
 
@@ -45,6 +45,9 @@ pub struct Memory {
     /// Since when it has been fit to share flows again, where the rule shares them.
     #[serde(default)]
     pub(super) fit: Option<Instant>,
+    /// Families of it that were left for other paths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) lame: BTreeMap<Family, Lame>,
     /// Whether its line is full, where the rule overflows.
     #[serde(default)]
     pub(super) brim: Brim,
@@ -67,6 +70,7 @@ impl Memory {
             dead: false,
             breach: Breach::default(),
             fit: None,
+            lame: BTreeMap::new(),
             brim: Brim::default(),
             carries: false,
         }

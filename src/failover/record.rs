@@ -6,7 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Flows, Standing};
-use crate::{clock::Instant, units::Name};
+use crate::{
+    clock::Instant,
+    units::{Family, Name},
+};
 
 /// One change of a rule's active path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,9 @@ pub struct Transition {
     pub to: Option<Name>,
     /// What kind of change.
     pub kind: TransitionKind,
+    /// The family that alone moves; none if the rule does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
     /// Why, for a person, with the measured figures and the threshold.
     pub reason: String,
     /// The score below which a path is left.
@@ -73,6 +79,12 @@ pub enum TransitionKind {
     Manual,
     /// No path is up.
     Exhausted,
+    /// One family leaves a path, and the other stays.
+    #[serde(rename = "family-left")]
+    FamilyLeft,
+    /// That family is back where its rule is.
+    #[serde(rename = "family-back")]
+    FamilyBack,
 }
 
 impl TransitionKind {
@@ -86,6 +98,8 @@ impl TransitionKind {
             Self::Better => "better",
             Self::Manual => "manual",
             Self::Exhausted => "exhausted",
+            Self::FamilyLeft => "family-left",
+            Self::FamilyBack => "family-back",
         }
     }
 }

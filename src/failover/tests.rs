@@ -55,6 +55,7 @@ pub(super) fn health(text: &str) -> PathHealth {
         used: None,
         since: T0,
         reason,
+        families: BTreeMap::new(),
     }
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     failover::Selection,
     health::{Healths, PathHealth, PathState, Sample},
-    units::Name,
+    units::{Family, Name},
     validate::intent::{Action, Path, Policy, Site},
 };
 
@@ -91,10 +91,9 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Takes in a round that was sent since the change.
+    /// Takes in a round that was sent since the change. Of targets of both families one family is enough.
     pub fn add(&mut self, sample: &Sample, quorum: u32) {
-        let answers = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count();
-        let good = answers > 0 && answers >= usize::try_from(quorum).unwrap_or(usize::MAX);
+        let good = Family::ALL.into_iter().any(|family| sample.is_good(family, quorum));
         self.done += 1;
         self.answered = if good { self.answered + 1 } else { 0 };
     }
@@ -263,6 +262,7 @@ mod tests {
             used: None,
             since: T0,
             reason,
+            families: BTreeMap::new(),
         }
     }
 

@@ -32,7 +32,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Sample, quality::Spread};
+use super::Sample;
 use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
@@ -410,9 +410,9 @@ impl Window {
     }
 
     /// All round-trip times, of all targets.
-    pub fn spread(&self) -> Option<Spread> {
+    pub fn all_rtts(&self) -> impl Iterator<Item = Duration> + '_ {
         let answers = self.rounds.iter().flat_map(|r| r.answers.iter());
-        Spread::of(answers.filter_map(|a| if let Answer::After(rtt) = a { Some(rtt.time()) } else { None }).collect())
+        answers.filter_map(|a| if let Answer::After(rtt) = a { Some(rtt.time()) } else { None })
     }
 
     /// Mean round-trip time and jitter of the median target, and the same for the newest rounds.

@@ -547,3 +547,130 @@ fn what_a_path_s_own_traffic_slows_down_counts_as_before() {
     s.rounds(20, &[20]);
     assert_eq!(s.rounds(10, &[400]).state, PathState::Down);
 }
+
+/// A path that probes IPv4 twice and IPv6 once, beside one that does so too.
+struct Dual {
+    monitor: Monitor,
+    round: u64,
+}
+
+impl Dual {
+    fn new(quorum: u32) -> Self {
+        let targets = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|t| t.parse().unwrap());
+        let paths = ["fiber", "lte"].map(|p| {
+            let mut path = path(p, 0, 1000);
+            let probe = Arc::make_mut(&mut path.probe);
+            (probe.targets, probe.quorum) = (targets.to_vec(), quorum);
+            path
+        });
+        let mut dual = Self { monitor: Monitor::new(&site(paths.into()), T0), round: 0 };
+        dual.rounds(5, [true; 2], [true; 2]);
+        while dual.monitor.poll_event().is_some() {}
+        dual
+    }
+
+    /// Whether IPv4 and IPv6 answer over the fibre, and over LTE.
+    fn rounds(&mut self, n: usize, fiber: [bool; 2], lte: [bool; 2]) -> [PathState; 3] {
+        for _ in 0..n {
+            self.round += 1;
+            let at = T0 + Duration::from_secs(self.round);
+            for (path, [four, six]) in [("fiber", fiber), ("lte", lte)] {
+                let rtt = |answers: bool| answers.then(|| Duration::from_millis(20));
+                let targets = [("192.0.2.1", four), ("2001:db8::1", six), ("192.0.2.2", four)];
+                let answers = targets.map(|(t, answers)| (t.parse().unwrap(), rtt(answers))).to_vec();
+                let (path, notes) = (name(path), Notes::default());
+                let sample = Sample { path, round: self.round, sent: at, done: at, answers, notes };
+                self.monitor.handle_sample(&sample, at);
+            }
+        }
+        let health = self.fiber();
+        [health.state, health.families[&Family::V4].state, health.families[&Family::V6].state]
+    }
+
+    fn fiber(&self) -> &PathHealth {
+        &self.monitor.healths()["fiber"]
+    }
+
+    fn events(&mut self) -> Vec<(Option<Family>, PathState)> {
+        std::iter::from_fn(|| self.monitor.poll_event()).map(|e| (e.family, e.to)).collect()
+    }
+}
+
+#[test]
+fn each_family_is_judged_by_its_own_targets_and_the_path_is_as_the_better_one() {
+    use PathState::{Down, Up};
+    const ALL: [bool; 2] = [true; 2];
+    for quorum in [1, 3] {
+        let mut s = Dual::new(quorum);
+        assert_eq!(s.rounds(2, [true, false], ALL), [Up, Up, Up], "not yet three");
+        assert_eq!(s.rounds(1, [true, false], ALL), [Up, Up, Down]);
+        assert_eq!(s.events(), [(Some(Family::V6), Down)]);
+        let fiber = s.fiber();
+        assert_eq!((fiber.score, fiber.loss), (100, Ratio::ZERO), "the path is as IPv4 is");
+        assert_eq!(fiber.reason, "within its thresholds; IPv6 is down: 3 rounds lost in a row");
+        // The other one fails as well: the path is down, for one reason.
+        assert_eq!(s.rounds(3, [false, false], ALL), [Down, Down, Down]);
+        assert_eq!(s.events(), [(None, Down)]);
+        assert_eq!(s.fiber().reason, "3 rounds lost in a row");
+        // IPv6 is back first, and speaks.
+        assert_eq!(s.rounds(3, [false, true], ALL), [Up, Down, Up]);
+        assert_eq!(s.events(), [(None, Up)]);
+        assert_eq!(s.rounds(3, ALL, ALL), [Up, Up, Up]);
+        assert_eq!(s.events(), [(Some(Family::V4), Up)]);
+        // Without a carrier there is nothing to tell apart.
+        s.monitor.set_carrier(&name("fiber"), false, T0 + Duration::from_secs(60));
+        assert_eq!((s.fiber().state, s.events()), (Down, vec![(None, Down)]));
+        assert!(s.fiber().families.values().all(|f| f.reason == "no carrier on wan0"));
+    }
+}
+
+#[test]
+fn a_target_of_one_family_that_fails_on_every_path_is_suspect_and_its_family_is_held() {
+    let mut s = Dual::new(1);
+    assert_eq!(s.rounds(30, [true, false], [true, false]), [PathState::Up; 3]);
+    assert!(s.fiber().families[&Family::V6].held && !s.fiber().held);
+    assert!(s.monitor.alarms()[0].contains("2001:db8::1 (icmp) fails on all 2 paths"), "{:?}", s.monitor.alarms());
+    // It answers elsewhere: here it is the path.
+    assert_eq!(s.rounds(4, [true, false], [true; 2]), [PathState::Up, PathState::Up, PathState::Down]);
+}
+
+#[test]
+fn what_was_known_of_a_family_is_known_after_a_restart_and_one_family_alone_has_no_states_of_its_own() {
+    let mut s = Dual::new(1);
+    s.rounds(3, [true, false], [true; 2]);
+    let known: Healths = serde_json::from_str(&serde_json::to_string(s.monitor.healths()).unwrap()).unwrap();
+    let mut later = Dual { monitor: Monitor::new(&site(vec![]), T0), round: 0 };
+    let mut fiber = path("fiber", 0, 1000);
+    Arc::make_mut(&mut fiber.probe).targets = vec![target(1), "2001:db8::1".parse().unwrap()];
+    later.monitor.reconfigure(&site(vec![fiber.clone()]), T0);
+    later.monitor.remember(&known, T0);
+    let states = later.fiber().families.values().map(|f| f.state).collect::<Vec<_>>();
+    assert_eq!((later.fiber().state, states), (PathState::Up, vec![PathState::Up, PathState::Down]));
+    // Its targets change: one track, and no states per family.
+    Arc::make_mut(&mut fiber.probe).targets.pop();
+    later.monitor.reconfigure(&site(vec![fiber]), T0);
+    assert!(later.fiber().families.is_empty());
+    let plain = serde_json::to_string(later.fiber()).unwrap();
+    assert!(!plain.contains("families"), "{plain}");
+}
+
+#[test]
+fn the_checker_sees_one_track_for_both_families() {
+    // Of a dead IPv6 it sees nothing, or an outage of all.
+    for (quorum, expected) in [(1, PathState::Up), (3, PathState::Down)] {
+        let mut whole = path("fiber", 2, 1000);
+        let probe = Arc::make_mut(&mut whole.probe);
+        probe.targets.push("2001:db8::1".parse().unwrap());
+        probe.quorum = quorum;
+        let mut track = track::Track::new(&Arc::new(whole), T0);
+        for round in 1..10 {
+            let at = T0 + Duration::from_secs(round);
+            let answers =
+                vec![(target(0), Some(Duration::from_millis(20))), (target(1), Some(Duration::from_millis(20)))];
+            let (path, notes) = (name("fiber"), Notes::default());
+            track.add(&Sample { path, round, sent: at, done: at, answers, notes }, at);
+        }
+        let seen = track.look(None, T0 + Duration::from_secs(10)).health.state;
+        assert_eq!(seen, expected, "quorum {quorum}");
+    }
+}

@@ -1,10 +1,8 @@
-//! The state machine of one path.
+//! The state machine of one path, or of one family of it.
 
-use std::{fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
-use super::{
-    Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, quality::Spread, score,
-};
+use super::{Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
     clock::Instant,
     units::{Ratio, Span},
@@ -92,19 +90,14 @@ impl Track {
         same
     }
 
-    /// Whether its interface is there, up and has a carrier.
-    pub fn is_ready(&self) -> bool {
-        self.link == Link::Ready
-    }
-
-    /// What it probes.
-    pub fn targets(&self) -> &[IpAddr] {
-        &self.path.probe.targets
+    /// What the kernel says of its interface.
+    pub const fn link(&self) -> Link {
+        self.link
     }
 
     /// Round-trip times of its window.
-    pub fn spread(&self) -> Option<Spread> {
-        self.window.spread()
+    pub fn rtts(&self) -> impl Iterator<Item = Duration> + '_ {
+        self.window.all_rtts()
     }
 
     /// Which of its targets are suspect.
@@ -297,6 +290,7 @@ impl Track {
             used: self.used,
             since,
             reason,
+            families: BTreeMap::new(),
         }
     }
 

@@ -89,6 +89,12 @@ impl Channel {
     /// Whether it tells of events of this kind.
     #[must_use]
     pub fn wants(&self, kind: &str) -> bool {
+        // One family of a path that fails or comes back is as good a reason as all of it.
+        let kind = match kind {
+            "family-left" => "failover",
+            "family-back" => "failback",
+            other => other,
+        };
         self.kinds.iter().any(|wanted| wanted.word() == kind)
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     state::{Allocations, Fwmark, Key, Ranges, RouteKey, RouteValue, State, Target, Value},
-    units::{IfName, Name},
+    units::{Family, IfName, Name},
     validate::intent::Site,
 };
 
@@ -40,6 +40,9 @@ pub enum Step {
     Forget {
         /// Which entries.
         flows: Fwmark,
+        /// Those of this family only, if it is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        family: Option<Family>,
         /// Why, for a person.
         reason: String,
     },
@@ -220,6 +223,7 @@ pub fn forget(target: &Target, number: u32, ranges: &Ranges, reason: impl Into<S
     let reason: String = reason.into();
     Step::Forget {
         flows: Fwmark { mark: mask.mark(number), mask: mask.bits() },
+        family: None,
         reason: format!("{reason} ({target})"),
     }
 }

@@ -129,7 +129,7 @@ fn step_text(step: &Step, report: &Report, all: bool) -> Vec<String> {
         Step::Set { key, before, after, .. } => {
             vec![format!("{sign} {}{}", set_text(key, before.as_ref(), after.as_ref()), owner(key, report))]
         }
-        Step::Forget { flows, reason } => vec![format!("{sign} flows  mark {flows} are forgotten: {reason}")],
+        Step::Forget { flows, reason, .. } => vec![format!("{sign} flows  mark {flows} are forgotten: {reason}")],
     }
 }
 

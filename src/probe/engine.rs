@@ -49,12 +49,19 @@ struct Probed {
     round: u64,
     /// The newest round that was sent by other settings; what comes of it says nothing of these.
     outdated: u64,
-    /// The newest round that succeeded.
-    good: u64,
-    /// Rounds lost in a row.
-    lost: u32,
+    /// Of IPv4 and IPv6.
+    counts: [Count; 2],
     /// Why its probes cannot be sent, as reported last; told once and not with each probe.
     trouble: Option<String>,
+}
+
+/// What became of the rounds of one family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Count {
+    /// The newest that succeeded.
+    good: u64,
+    /// Lost in a row.
+    lost: u32,
 }
 
 impl Probed {
@@ -68,7 +75,7 @@ impl Probed {
             }
             changed => {
                 let round = changed.map_or(0, |c| c.round);
-                Self { spec: Arc::new(spec), round, outdated: round, good: 0, lost: 0, trouble: None }
+                Self { spec: Arc::new(spec), round, outdated: round, counts: <[Count; 2]>::default(), trouble: None }
             }
         }
     }
@@ -162,7 +169,7 @@ impl Engine {
                 self.sharing.entry(*target).or_insert_with(|| Vec::with_capacity(1)).push(spec.path.clone());
             }
             let probed = Probed::by(spec, old.remove(&path));
-            if probed.lost == 0 {
+            if probed.counts.iter().all(|count| count.lost == 0) {
                 self.schedule.pace(&path, None, now);
             }
             self.paths.insert(probed.spec.path.clone(), probed);
@@ -241,20 +248,22 @@ impl Engine {
     fn weigh(&mut self, sample: &Sample) {
         let Some(probed) = self.paths.get_mut(&sample.path) else { return };
         let (probe, now) = (&probed.spec.probe, sample.done);
-        let answered = sample.answers.iter().filter(|(_, rtt)| rtt.is_some()).count();
-        if answered >= probe.quorum as usize {
-            probed.good = probed.good.max(sample.round);
-            if std::mem::take(&mut probed.lost) > 0 {
-                self.schedule.pace(&sample.path, None, now);
+        let (mut first, doubt) = (false, probe.doubt_interval());
+        for (family, count) in Family::ALL.into_iter().zip(&mut probed.counts) {
+            if !probe.targets.iter().any(|target| Family::of(target) == family) {
+                continue;
             }
-        } else if sample.round > probed.good {
-            probed.lost = probed.lost.saturating_add(1);
-            let (doubt, first) = (probe.doubt_interval(), probed.lost == 1);
-            let uncertain = probed.lost < probe.down_after;
-            self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
-            if first {
-                self.ask_others(sample, doubt);
+            if sample.is_good(family, probe.quorum) {
+                *count = Count { good: count.good.max(sample.round), lost: 0 };
+            } else if sample.round > count.good {
+                count.lost = count.lost.saturating_add(1);
+                first |= count.lost == 1;
             }
+        }
+        let uncertain = probed.counts.iter().any(|count| (1..probe.down_after).contains(&count.lost));
+        self.schedule.pace(&sample.path, uncertain.then_some(doubt), now);
+        if first {
+            self.ask_others(sample, doubt);
         }
     }
 
@@ -423,12 +432,13 @@ mod tests {
 
     #[test]
     fn rounds_of_another_way_of_probing_say_nothing_and_another_mark_leaves_what_is_known() {
-        let first = Probed { round: 7, good: 5, lost: 2, ..Probed::by(spec("192.0.2.1", 1), None) };
+        let counts = [Count { good: 5, lost: 2 }, Count::default()];
+        let first = Probed { round: 7, counts, ..Probed::by(spec("192.0.2.1", 1), None) };
         let moved = Probed::by(spec("192.0.2.1", 2), Some(first));
-        assert_eq!((moved.spec.mark, moved.round, moved.good, moved.lost, moved.outdated), (2, 7, 5, 2, 0));
+        assert_eq!((moved.spec.mark, moved.round, moved.counts, moved.outdated), (2, 7, counts, 0));
         let changed = Probed::by(spec("192.0.2.9", 2), Some(moved));
-        assert_eq!((changed.round, changed.good, changed.lost, changed.outdated), (7, 0, 0, 7));
-        let same = Probed::by(spec("192.0.2.9", 2), Some(Probed { round: 9, lost: 1, ..changed }));
-        assert_eq!((same.round, same.lost, same.outdated), (9, 1, 7));
+        assert_eq!((changed.round, changed.counts, changed.outdated), (7, [Count::default(); 2], 7));
+        let same = Probed::by(spec("192.0.2.9", 2), Some(Probed { round: 9, counts, ..changed }));
+        assert_eq!((same.round, same.counts, same.outdated), (9, counts, 7));
     }
 }

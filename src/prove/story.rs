@@ -92,7 +92,7 @@ impl Story {
             }
         }
         self.note_standings(inputs, selection, now);
-        self.transitions.extend(decision.transitions.iter().map(|t| (at, t.clone())));
+        self.transitions.extend(decision.transitions.iter().filter(|t| t.family.is_none()).map(|t| (at, t.clone())));
         self.forgotten.extend(decision.forget.iter().map(|(rule, path, _)| (at, rule.clone(), path.clone())));
     }
 

@@ -65,6 +65,14 @@ impl Default for Probe {
 const DOUBT: Duration = Duration::from_millis(250);
 
 impl Probe {
+    /// The same for the targets of one family alone; none unless there are targets of both.
+    #[must_use]
+    pub fn of_family(&self, family: Family) -> Option<Self> {
+        let (own, others): (Vec<IpAddr>, Vec<IpAddr>) = self.targets.iter().partition(|t| Family::of(t) == family);
+        let quorum = self.quorum.min(u32::try_from(own.len()).unwrap_or(u32::MAX));
+        (!own.is_empty() && !others.is_empty()).then(|| Self { targets: own, quorum, ..self.clone() })
+    }
+
     /// From round to round while the last round was lost: a quarter of the interval, but not below 250 ms.
     #[must_use]
     pub fn doubt_interval(&self) -> Duration {

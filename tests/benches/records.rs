@@ -116,7 +116,7 @@ impl Line {
 }
 
 fn journaled(journal: &Journal) {
-    let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, reason: "test".into() };
+    let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, family: None, reason: "test".into() };
     let plan = PlanRecord {
         plan: uuid::Uuid::now_v7(),
         generation: 1,

@@ -172,6 +172,7 @@ fn an_earlier_moment_is_answered_from_the_records() {
             from: Some(name("fiber")),
             to: Some(name("lte")),
             kind: TransitionKind::Failover,
+            family: None,
             reason: "fiber lost 3 rounds in a row".into(),
             threshold: 50,
             alternatives: Vec::new(),

@@ -662,10 +662,69 @@ fn ipv6_fails_over_and_back_as_ipv4_does() {
         world.clear("fiber");
         world.daemon.wait_active("critical", "fiber");
         world.all_up();
+        // Its addresses may be there a moment later than the link.
+        wait_parted(&world, false);
         for address in [FOUR, SIX] {
             assert_eq!(all_by(&world.flow(address).finish().unwrap()), ["fiber"], "{fault:?} {address}");
         }
     }
+}
+
+/// IPv6, and nothing else, is lost at the fibre's provider.
+fn without_six(world: &World, is: bool) -> Instant {
+    let provider = Node::Provider(name("berlin"), name("fiber"));
+    let (at, table) = (Instant::now(), "table inet six");
+    let drop = "{ chain c { type filter hook forward priority 0; meta nfproto ipv6 drop; }; }";
+    let line = if is { format!("nft '{table} {drop}'") } else { format!("nft delete {table}") };
+    world.sh(&provider, &line);
+    at
+}
+
+/// Until IPv6 goes by another path than the rule, or no longer.
+fn wait_parted(world: &World, is: bool) -> Status {
+    let what = if is { "IPv6 to leave the fibre" } else { "IPv6 to be back" };
+    world.daemon.wait(what, |s| s.rules["critical"].parted.is_empty() != is)
+}
+
+#[test]
+fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
+    let world = World::of(&dual());
+    wait_parted(&world, false);
+    let (four, six) = (world.flow(FOUR), world.flow(SIX));
+    let broken = without_six(&world, true);
+    let left = wait_parted(&world, true);
+    let parted = &left.rules["critical"].parted[0];
+    assert_eq!((parted.from.as_str(), parted.to.as_str()), ("fiber", "lte"));
+    assert_eq!((active(&left, "critical"), state(&left, "fiber")), (Some("fiber"), PathState::Up));
+    more(&six, 300);
+    more(&four, 300);
+    let (four, six) = (four.finish().unwrap(), six.finish().unwrap());
+    assert_eq!((all_by(&four), four.there.lost()), (vec!["fiber".to_owned()], 0), "IPv4 never noticed");
+    assert_eq!(by(&six.there, six.there.started().unwrap(), broken), ["fiber"]);
+    assert_eq!(all_by(&six), ["fiber", "lte"]);
+    println!("IPv6 lost {} of 1,000 a second", six.there.lost());
+    assert!(six.there.lost() <= 3_000, "{}", six.there.lost());
+    // It is told wherever somebody looks.
+    let series = "patronus_failover_family_path{site=\"berlin\",rule=\"critical\",family=\"ipv6\",path=\"lte\"}";
+    assert_eq!(world.daemon.metrics().get(series), Some(&1.0));
+    let series = "patronus_path_family_state{site=\"berlin\",path=\"fiber\",family=\"ipv6\",state=\"down\"}";
+    assert_eq!(world.daemon.metrics().get(series), Some(&1.0));
+    let flow = format!("udp fd10::5 to [{SIX}]:9");
+    println!("{}", world.daemon.says(&["status"]));
+    let explained = world.daemon.tells(&["explain", &flow]).1;
+    println!("{explained}");
+    assert!(explained.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{explained}");
+    without_six(&world, false);
+    wait_parted(&world, false);
+    for address in [FOUR, SIX] {
+        assert_eq!(all_by(&world.flow(address).finish().unwrap()), ["fiber"], "{address}");
+    }
+    world.daemon.wait_event("family-back", |_| true);
+    let told = |kind| world.daemon.events(Some(kind)).into_iter().map(|e| e.message).collect::<Vec<_>>();
+    let (left, back) = (told("family-left"), told("family-back"));
+    assert_eq!((left.len(), back.len()), (1, 1), "{left:?} {back:?}");
+    assert!(left[0].contains("IPv6: fiber -> lte: IPv6 of fiber: 3 rounds lost in a row"), "{left:?}");
+    assert!(back[0].contains("IPv6: lte -> fiber: IPv6 of fiber scored"), "{back:?}");
 }
 
 // Inbound.

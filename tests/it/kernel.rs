@@ -577,8 +577,11 @@ fn a_thousand_foreign_routes_rules_and_nft_objects_stay_byte_identical() {
         assert_eq!(observed.state.objects.len(), objects.len());
         assert_eq!(observed.intruders, Vec::<String>::new());
         same(&before, &fingerprint());
-        execute(&kernel, &Step::Forget { flows: Fwmark { mark: 1 << 24, mask: 0xff00_0000 }, reason: String::new() })
-            .await;
+        execute(
+            &kernel,
+            &Step::Forget { flows: Fwmark { mark: 1 << 24, mask: 0xff00_0000 }, family: None, reason: String::new() },
+        )
+        .await;
         for (key, value) in objects.iter().rev() {
             execute(&kernel, &set(key.clone(), Some(value.clone()), None)).await;
         }
@@ -690,7 +693,12 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         assert_eq!(count(), 36);
         assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 14), (9, 10)]));
         let forget = async |mark, mask| {
-            let step = Step::Forget { flows: Fwmark { mark, mask }, reason: String::new() };
+            let step = Step::Forget { flows: Fwmark { mark, mask }, family: None, reason: String::new() };
+            kernel.execute(&step, &ranges, &stamp(1)).await
+        };
+        let forget_six = async |mark, mask| {
+            let family = Some(Family::V6);
+            let step = Step::Forget { flows: Fwmark { mark, mask }, family, reason: String::new() };
             kernel.execute(&step, &ranges, &stamp(1)).await
         };
         for (mark, mask) in [(0, 0), (0x0100_0000, 0), (0, 0xff00_0000), (0x0007, 0xff00_0000)] {
@@ -702,6 +710,11 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 8)]));
         assert_eq!(count(), 20);
         assert_eq!(forget(0x0100_0000, 0xff00_0000).await.unwrap().flows, 0);
+        // Of one family alone.
+        assert_eq!(errno(forget_six(0, 0xff00_0000).await).0, 22);
+        assert_eq!(forget_six(0x0200_0000, 0xff00_0000).await.unwrap().flows, 4);
+        assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 4)]));
+        assert_eq!(run("conntrack", &["-L", "-f", "ipv4"], "").lines().count(), 10);
     });
 }
 

@@ -17,6 +17,7 @@ use patronus::{
     },
     clock::{self, Wall},
     engine::status::{Event, Pinned, ReconcileOutcome, ReconcileStatus, Status, Totals, UnconfirmedStatus},
+    failover::Parted,
     guard::Who,
     health::PathState,
     metrics,
@@ -27,7 +28,7 @@ use patronus::{
         self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
         read::{self, Wanted},
     },
-    units::{Name, Ratio},
+    units::{Family, Name, Ratio},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -66,6 +67,16 @@ pub fn status() -> Status {
     status.source.suspended = Some(Suspension { by: "root".into(), reason: "maintenance".into(), since: at, until });
     let rule = status.rules.get_mut("critical").unwrap();
     rule.pinned = Some(Pinned { to: "lte".parse().unwrap(), seconds: 3590.0, reason: "work on the mast".into() });
+    rule.parted = vec![Parted {
+        family: Family::V6,
+        from: name("lte"),
+        to: name("fiber"),
+        since: status.now,
+        reason: "3 rounds lost in a row".into(),
+        back_in: Some(12.0),
+    }];
+    let lte = &mut status.paths.get_mut("lte").unwrap().health;
+    lte.families = BTreeMap::from([(Family::V4, lte.clone()), (Family::V6, lte.clone())]);
     let sent = BTreeMap::from([("sent".to_owned(), 7), ("failed".to_owned(), 1)]);
     status.totals.notifications = BTreeMap::from([(name("pager"), sent)]);
     status.totals.webhook = BTreeMap::from([("accepted".to_owned(), 4), ("wrong-signature".to_owned(), 1)]);
@@ -193,7 +204,7 @@ fn a_removed_path_leaves_no_series() {
 // The journal.
 
 fn plan(steps: u32) -> PlanRecord {
-    let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, reason: "test".into() };
+    let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, family: None, reason: "test".into() };
     PlanRecord {
         plan: uuid::Uuid::now_v7(),
         generation: 7,

@@ -188,7 +188,11 @@ impl Subject {
         let observed = fake.restart().observe(&scope).await.expect("no fault here");
         let mut steps = diff(&case.new, &observed.state);
         if !steps.is_empty() {
-            steps.push(Step::Forget { flows: Fwmark { mark: 0x0100_0000, mask: 0xff00_0000 }, reason: "gone".into() });
+            steps.push(Step::Forget {
+                flows: Fwmark { mark: 0x0100_0000, mask: 0xff00_0000 },
+                family: None,
+                reason: "gone".into(),
+            });
         }
         if self == Self::UndoFromDesired {
             for step in &mut steps {

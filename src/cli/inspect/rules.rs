@@ -58,6 +58,12 @@ pub(super) fn finding(status: &Status, name: &Name, rule: &RuleStatus) -> String
     }
 }
 
+/// Families that go another way than their rule.
+pub(super) fn parted(status: &Status) -> impl Iterator<Item = (Mark, String)> {
+    let all = status.rules.iter().flat_map(|(name, rule)| rule.parted.iter().map(move |p| (name, p)));
+    all.map(|(name, p)| (Mark::Look, format!("{} of rule {name} goes by {} and not by {}", p.family, p.to, p.from)))
+}
+
 /// That a line is full, and how.
 fn fullness(status: &Status, path: &Name) -> String {
     let used = status.paths.get(path).and_then(|p| p.health.used);
@@ -99,12 +105,18 @@ fn waits(status: &Status, name: &Name, rule: &RuleStatus) -> Vec<(Mark, String)>
         let (left, why) = (seconds(pin.seconds), clean(&pin.reason));
         (Mark::Look, format!("{name}: pinned to {} for {left} more, by hand: {why}", pin.to))
     });
+    let parted = rule.parted.iter().map(|p| {
+        let back = p.back_in.map(|left| format!("; back in {}", seconds(left))).unwrap_or_default();
+        let since = duration(status.now.since(p.since));
+        let why = clean(&p.reason);
+        (Mark::Look, format!("{name}: {} goes by {} in place of {} for {since}: {why}{back}", p.family, p.to, p.from))
+    });
     let held = rule.standings.iter().filter_map(held).map(|text| (Mark::Look, format!("{name}: {text}")));
     let full = rule.standings.iter().filter(|view| view.full).map(|view| {
         (Mark::Fine, format!("{name}: {}, so it keeps its flows and gets no new ones", fullness(status, &view.path)))
     });
     let left = rule.choice.leaving.iter().map(|l| (Mark::Fine, format!("{name}: {}", leaving(l, status.now))));
-    pin.chain(held).chain(full).chain(left).collect()
+    pin.chain(parted).chain(held).chain(full).chain(left).collect()
 }
 
 /// Why a path that may well work is kept out of use; none if it is not.
@@ -226,6 +238,7 @@ mod tests {
             from: Some(name("fiber")),
             to: Some(name("lte")),
             kind: TransitionKind::Failover,
+            family: None,
             reason: rule.reason.clone(),
             threshold: 50,
             alternatives: vec![Alternative {

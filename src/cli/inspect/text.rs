@@ -121,6 +121,7 @@ fn findings(status: &Status, now: Instant) -> Vec<(Mark, String)> {
     found.extend(
         rules.filter_map(|(name, rule)| Some((rules::mark(status, rule)?, rules::finding(status, name, rule)))),
     );
+    found.extend(rules::parted(status));
     found.extend(orders(status));
     found.extend(path_findings(status));
     let counted = [
@@ -164,11 +165,17 @@ fn path_findings(status: &Status) -> impl Iterator<Item = (Mark, String)> {
         (PathState::Degraded, Mark::Look, "degraded"),
         (PathState::Unknown, Mark::Unknown, "not measured yet"),
     ];
-    shown.into_iter().filter_map(|(state, mark, word)| {
+    let whole = shown.into_iter().filter_map(|(state, mark, word)| {
         let paths = status.paths.iter().filter(|(_, p)| p.health.state == state);
         let names: Vec<_> = paths.map(|(name, _)| name.as_str()).collect();
         (!names.is_empty()).then(|| (mark, format!("{} {word}", several("path", &names))))
-    })
+    });
+    let families = status.paths.iter().flat_map(|(name, path)| {
+        let whole = path.health.state;
+        let apart = path.health.families.iter().filter(move |(_, f)| f.state == PathState::Down && whole != f.state);
+        apart.map(move |(family, _)| (Mark::Look, format!("{family} of path {name} down")))
+    });
+    whole.chain(families)
 }
 
 fn several(noun: &str, names: &[&str]) -> String {
@@ -184,7 +191,7 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
     let rows = status.paths.iter().map(|(name, path)| {
         let health = &path.health;
         let mark = match health.state {
-            PathState::Up if path.drained => Mark::Look,
+            PathState::Up if path.drained || health.families.values().any(|f| f.state == PathState::Down) => Mark::Look,
             PathState::Up => Mark::Fine,
             PathState::Unknown => Mark::Unknown,
             PathState::Degraded => Mark::Look,
@@ -315,7 +322,7 @@ const fn outcome(outcome: ReconcileOutcome) -> (Mark, &'static str) {
 pub(super) fn event(event: &Event) -> String {
     let mark = match event.kind.as_str() {
         "exhausted" => Mark::Broken,
-        "failover" | "alarm" | "drift" => Mark::Look,
+        "failover" | "family-left" | "alarm" | "drift" => Mark::Look,
         _ => Mark::Fine,
     };
     let about = clean(&format!("{:<10} {:<12}", event.kind, event.subject));
@@ -403,6 +410,25 @@ mod tests {
             .push("nothing is recorded: cannot write to /var/lib/patronus/records.db: database or disk is full".into());
         let text = plain(&super::status(&status, status.now));
         assert_eq!(text, include_str!("../../../tests/it/records/status.txt"));
+    }
+
+    #[test]
+    fn a_family_that_goes_another_way_is_seen() {
+        let mut status = sample();
+        let parted = serde_json::json!([{"family": "v6", "from": "lte", "to": "fiber", "since": status.now,
+            "reason": "3 rounds lost in a row", "back_in": 12.0}]);
+        status.rules.get_mut("critical").unwrap().parted = serde_json::from_value(parted).unwrap();
+        let lte = &mut status.paths.get_mut("lte").unwrap().health;
+        let six = crate::health::PathHealth { state: PathState::Down, ..lte.clone() };
+        lte.families = [(crate::units::Family::V4, lte.clone()), (crate::units::Family::V6, six)].into();
+        let text = plain(&super::status(&status, status.now));
+        for line in [
+            "IPv6 of rule critical goes by fiber and not by lte",
+            "IPv6 of path lte down",
+            "critical: IPv6 goes by fiber in place of lte for 0s: 3 rounds lost in a row; back in 12s",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     kernel::KernelError,
     state::{Fwmark, Ranges},
+    units::Family,
 };
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -27,6 +28,9 @@ const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 const CTA_MARK: u16 = 8;
 const CTA_MARK_MASK: u16 = 21;
+const NESTED: u16 = 0x8000;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// Deletes the entries whose mark under the mask equals the value, of both families, and says how many.
 pub(super) fn forget(channel: &Channel, flows: Fwmark) -> Result<u64, KernelError> {
@@ -48,6 +52,38 @@ pub(super) fn forget(channel: &Channel, flows: Fwmark) -> Result<u64, KernelErro
         Err(refusal) if !refusal.is(Errno::ENOENT) => Err(refusal.doing(doing())),
         _ => Ok(marks.len() as u64),
     }
+}
+
+/// The same for the entries of one family. They are deleted one by one: a kernel that does not know the family of a
+/// deletion would delete those of the other one too.
+pub(super) fn forget_family(channel: &Channel, flows: Fwmark, family: Family) -> Result<u64, KernelError> {
+    let doing = || format!("forget the {family} flows with mark {flows}");
+    if flows.mask == 0 || flows.mark & flows.mask == 0 {
+        let text = "without a mark this would forget the flows of everybody".to_owned();
+        return Err(Refusal { errno: Errno::EINVAL as i32, text }.doing(doing()));
+    }
+    let code = if family == Family::V4 { AF_INET } else { AF_INET6 };
+    let one = |kind: u16, payload: &[u8]| {
+        let ours = mark(kind, payload)?.is_some_and(|mark| mark & flows.mask == flows.mark & flows.mask);
+        let tuple = wire::find(payload.get(HEADER..).unwrap_or_default(), CTA_TUPLE_ORIG);
+        let tuple = tuple.filter(|_| ours && payload.first() == Some(&code));
+        Ok(tuple.map(|tuple| {
+            let mut bytes = vec![code, 0, 0, 0];
+            wire::put(&mut bytes, NESTED | CTA_TUPLE_ORIG, tuple);
+            Request { kind: DELETE, flags: 0, payload: bytes }
+        }))
+    };
+    let requests = channel.dump(GET, &filter(flows, ConntrackMessage::Get), one).map_err(|r| r.doing(doing()))?;
+    let mut forgotten = 0;
+    for answer in channel.ask_all(requests) {
+        match answer {
+            Ok(()) => forgotten += 1,
+            // It ended meanwhile.
+            Err(refusal) if refusal.is(Errno::ENOENT) => {}
+            Err(refusal) => return Err(refusal.doing(doing())),
+        }
+    }
+    Ok(forgotten)
 }
 
 /// Number of entries by the policy in their mark; those without a policy are left out.
@@ -115,7 +151,6 @@ impl Tuple {
         const CTA_PROTO_NUM: u16 = 1;
         const CTA_PROTO_SRC_PORT: u16 = 2;
         const CTA_PROTO_DST_PORT: u16 = 3;
-        const NESTED: u16 = 0x8000;
         let six = self.source.is_ipv6();
         let (mut ip, mut transport, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
         wire::put(&mut ip, SOURCES[usize::from(six)], &wire::octets(self.source));
@@ -126,7 +161,7 @@ impl Tuple {
         wire::put(&mut tuple, NESTED | CTA_TUPLE_IP, &ip);
         wire::put(&mut tuple, NESTED | CTA_TUPLE_PROTO, &transport);
         // `struct nfgenmsg`: the family, version 0, no resource.
-        let mut bytes = vec![if six { 10 } else { 2 }, 0, 0, 0];
+        let mut bytes = vec![if six { AF_INET6 } else { AF_INET }, 0, 0, 0];
         wire::put(&mut bytes, NESTED | CTA_TUPLE_ORIG, &tuple);
         bytes
     }

@@ -44,7 +44,7 @@ use crate::{
     foreign::{Surroundings, programs::Touch},
     plan::Step,
     state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
-    units::{IfName, Name, pack},
+    units::{Family, IfName, Name, pack},
 };
 
 /// Tables looked into for routes of others, beyond those in use.
@@ -359,8 +359,12 @@ impl Linux {
         }
     }
 
-    async fn forget(flows: Fwmark) -> Result<Executed, KernelError> {
-        let flows = Self::with_connections(move |channel| conntrack::forget(channel, flows)).await?;
+    async fn forget(flows: Fwmark, family: Option<Family>) -> Result<Executed, KernelError> {
+        let flows = Self::with_connections(move |channel| match family {
+            None => conntrack::forget(channel, flows),
+            Some(family) => conntrack::forget_family(channel, flows, family),
+        })
+        .await?;
         Ok(Executed { flows })
     }
 
@@ -400,7 +404,7 @@ impl Kernel for Linux {
     async fn execute(&self, step: &Step, ranges: &Ranges, stamp: &Stamp) -> Result<Executed, KernelError> {
         match step {
             Step::Set { .. } => self.set(step, ranges, stamp).await.map(|()| Executed::default()),
-            Step::Forget { flows, .. } => Self::forget(*flows).await,
+            Step::Forget { flows, family, .. } => Self::forget(*flows, *family).await,
         }
     }
 

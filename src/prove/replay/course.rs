@@ -221,5 +221,6 @@ fn bare(state: PathState, score: u8, since: Instant, reason: String) -> PathHeal
         used: None,
         since,
         reason,
+        families: std::collections::BTreeMap::new(),
     }
 }
