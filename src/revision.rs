@@ -26,7 +26,8 @@ pub use self::{
     rhythm::Rhythm,
     tell::FORGOTTEN,
     types::{
-        Attempt, AttemptOutcome, Fault, Held, HeldWhy, Note, Quarantined, Refusal, Seen, Stuck, Suspension, Trouble,
+        Attempt, AttemptOutcome, Awaited, Fault, Held, HeldWhy, Note, Quarantined, Refusal, Seen, Stuck, Suspension,
+        Trouble,
     },
 };
 

@@ -1,11 +1,11 @@
 //! What people ask of a change: that it stands, that it goes, that an older one comes back.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use super::{Engine, activate, gate::Proposal};
 use crate::{
     config::Snapshot,
-    guard::Who,
+    guard::{Who, gate::Silent},
     revision::{AttemptOutcome, Fault},
     store::Standing,
 };
@@ -34,7 +34,7 @@ impl Engine {
         let Some((change, _)) = self.gate.waiting() else { return Err(NOTHING_TO_UNDO.into()) };
         let change = change.clone();
         self.audit(who, "rollback", &change.line());
-        self.go_back(&format!("{who} said so"), BTreeSet::new());
+        self.go_back(&format!("{who} said so"), Silent::default());
         self.pass().await;
         if let Some(stuck) = self.revisions.stuck().filter(|stuck| stuck.revision == change.revision) {
             return Err(stuck.reason.clone());

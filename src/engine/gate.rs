@@ -13,7 +13,13 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::{Active, Engine, later::Again, reach, router::Planned, status::ReconcileOutcome};
+use super::{
+    Active, Engine,
+    later::{Again, Services},
+    reach,
+    router::Planned,
+    status::ReconcileOutcome,
+};
 use crate::{
     apply,
     clock::{self, Instant},
@@ -21,7 +27,7 @@ use crate::{
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
         doubt::Doubt,
-        gate::{Baseline, Judgement, Rounds, measured, works},
+        gate::{Baseline, Judgement, Rounds, Silent, measured, works},
         patience,
         rails::{self, Change, Refusal},
         window,
@@ -57,6 +63,8 @@ pub(super) struct Gate {
     pub recovering: Option<(BTreeSet<Name>, Instant)>,
     /// A change that was undone and may not have been the cause.
     pub doubt: Option<Doubt>,
+    /// Services that are asked although nothing is on trial.
+    pub services: Services,
     /// Probe rounds of this process, for a moment that asks what is remembered and what was seen.
     pub seen: BTreeMap<Name, Rounds>,
     /// A proposal that the kernel could not take just then.
@@ -97,8 +105,8 @@ pub(super) enum Stage {
 pub(super) struct Back {
     pub change: Unconfirmed,
     pub reason: String,
-    /// Paths whose silence is the whole reason.
-    pub silent: BTreeSet<Name>,
+    /// What is the whole reason by its silence.
+    pub silent: Silent,
     /// What it made of the site, if that is known.
     pub undone: Option<Site>,
 }
@@ -163,6 +171,7 @@ impl Gate {
             started,
             recovering: None,
             doubt: None,
+            services: Services::default(),
             seen: BTreeMap::new(),
             again: None,
             may_pass: false,
@@ -312,7 +321,7 @@ impl Engine {
     }
 
     /// A path that has not recovered yet from the change that was undone.
-    fn recovers(&self, now: Instant) -> Option<&Name> {
+    pub(super) fn recovers(&self, now: Instant) -> Option<&Name> {
         let (up, _) = self.gate.recovering.as_ref().filter(|(_, until)| now < *until)?;
         let lost = |path: &&Name| self.monitor.healths().get(*path).is_some_and(|h| !works(h) && h.carrier);
         up.iter().find(lost)
@@ -335,7 +344,7 @@ impl Engine {
     pub(super) fn taken_back(&mut self, revision: &str) {
         let before = self.gate.before.as_ref().is_some_and(|before| before.revision == revision);
         if before && matches!(&self.gate.stage, Stage::Waiting(trial) if !trial.change.who.is_person()) {
-            self.go_back("the source holds the revision before it again", BTreeSet::new());
+            self.go_back("the source holds the revision before it again", Silent::default());
         }
     }
 
@@ -351,6 +360,7 @@ impl Engine {
             return;
         }
         if !same {
+            self.end_doubt();
             let baseline = self.baseline(&active, reached.unwrap_or_default());
             self.gate.before = self.active.take().map(Box::new);
             self.gate.stage = Stage::Proposed(Box::new(Proposed { who, timeout, allow_large, baseline }));

@@ -1,21 +1,24 @@
 //! What is tried again by itself: a proposal that the kernel could not take just then, and a change that was undone for
-//! paths which somebody else had cut.
+//! paths and services which somebody else had cut off.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
+use tokio::task::JoinHandle;
+
 use super::{
     Engine,
-    gate::{Proposal, Stage},
+    gate::{Proposal, Stage, answer},
+    reach,
     status::ReconcileOutcome,
 };
 use crate::{
     clock::{self, Instant},
     guard::{
         Unconfirmed,
-        doubt::{Doubt, Verdict},
-        gate::works,
+        doubt::{Doubt, Suspect, Verdict},
+        gate::{Silent, works},
     },
-    revision::{AttemptOutcome, Fault},
+    revision::{AttemptOutcome, Awaited, Fault},
     store::Standing,
     units::Name,
 };
@@ -24,6 +27,21 @@ use crate::{
 const TRIES: u32 = 3;
 /// The first wait; each further one is four times as long.
 const FIRST: Duration = Duration::from_secs(1);
+/// Services are asked so often while it is open whether a change had cut them off.
+const DOUBTED: Duration = Duration::from_secs(2);
+/// And so often while a change waits for them: many routers may wait for the same one.
+const AWAITED: Duration = Duration::from_secs(5);
+/// Under which name the ledger keeps the change that is in doubt.
+const SUSPECT: &str = "suspect";
+
+/// Services that are asked although nothing is on trial.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    asking: Option<(Instant, JoinHandle<BTreeSet<String>>)>,
+    next: Option<Instant>,
+    /// Those that answered the last time.
+    answer: BTreeSet<String>,
+}
 
 /// A proposal that is put off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,36 +109,85 @@ impl Engine {
         true
     }
 
-    /// A change was undone because these paths were silent: whether they are so without it has to be seen.
-    pub(super) fn doubt_it(&mut self, change: &Unconfirmed, silent: BTreeSet<Name>) {
-        let Some(active) = self.active.as_ref().filter(|_| !silent.is_empty()) else { return };
-        let still = |path: &Name| active.site.paths.contains_key(path);
-        let up: BTreeSet<Name> = change.baseline.up.iter().filter(|path| still(path)).cloned().collect();
-        let silent: BTreeSet<Name> = silent.into_iter().filter(|path| up.contains(path)).collect();
-        if !silent.is_empty() {
-            self.gate.doubt = Some(Doubt::new(change.revision.clone(), up, silent, clock::now()));
+    /// A change was undone because this was silent: whether it is so without it has to be seen.
+    pub(super) fn doubt_it(&mut self, change: &Unconfirmed, silent: Silent) {
+        let still = |path: &&Name| self.active.as_ref().is_some_and(|active| active.site.paths.contains_key(*path));
+        let up: BTreeSet<Name> = change.baseline.up.iter().filter(still).cloned().collect();
+        let paths: BTreeSet<Name> = silent.paths.into_iter().filter(|path| up.contains(path)).collect();
+        if paths.is_empty() && silent.services.is_empty() {
+            return;
+        }
+        let silent = Silent { paths, services: silent.services };
+        let text =
+            format!("revision {}: it is being looked at whether these answer without it: {silent}", change.revision);
+        self.event("source", "", text, serde_json::Value::Null);
+        let suspect = Suspect { revision: change.revision.clone(), up, silent };
+        self.router.ledger.put(SUSPECT, &Some(&suspect));
+        self.gate.services = Services::default();
+        self.gate.doubt = Some(Doubt::new(suspect, clock::now()));
+    }
+
+    /// The daemon ended while that was open: it begins anew.
+    pub(super) fn recall_doubt(&mut self) {
+        let suspect = self.router.ledger.get::<Option<Suspect>>(SUSPECT).flatten();
+        self.gate.doubt = suspect.filter(|_| !self.gate.is_open()).map(|suspect| Doubt::new(suspect, clock::now()));
+    }
+
+    /// It is known what was the cause, or another change is about to blur it.
+    pub(super) fn end_doubt(&mut self) {
+        if self.gate.doubt.take().is_some() {
+            self.router.ledger.put(SUSPECT, &None::<Suspect>);
         }
     }
 
-    /// Whether a change that was undone had cut its paths; and whether one that had not is tried again.
+    /// Whether a change that was undone had cut off what fell silent; and whether one that had not is tried again.
     pub(super) fn weigh_doubts(&mut self) {
-        if let Some(doubt) = self.gate.doubt.take() {
-            match doubt.verdict(clock::now()) {
-                Verdict::Open => self.gate.doubt = Some(doubt),
-                Verdict::Guilty => {}
+        let now = clock::now();
+        self.ask_services(now);
+        if let Some(doubt) = &self.gate.doubt {
+            let note = match doubt.verdict(now) {
+                Verdict::Open => None,
+                Verdict::Guilty(who) => Some(self.revisions.convict(&doubt.suspect.revision, who)),
                 Verdict::Doubtful => {
-                    let paths = doubt.up.iter().map(ToString::to_string).collect();
-                    let note = self.revisions.acquit(&doubt.revision, paths);
-                    self.tell("source", note.into_iter().collect());
-                    self.write_down();
+                    let (paths, services) = doubt.suspect.awaited();
+                    Some(self.revisions.acquit(&doubt.suspect.revision, Awaited { services, paths }))
                 }
+            };
+            if let Some(note) = note {
+                self.tell("source", note.into_iter().collect());
+                self.write_down();
+                // Only now: a kill in between must not make a verdict of what was a doubt.
+                self.end_doubt();
             }
         }
-        let answers = |path: &str| self.monitor.healths().iter().any(|(name, h)| name.as_str() == path && works(h));
-        if let Some(note) = self.revisions.paths_answer(answers) {
+        let path = |path: &str| self.monitor.healths().iter().any(|(name, h)| name.as_str() == path && works(h));
+        let service = |service: &str| self.gate.services.answer.contains(service);
+        if let Some(note) = self.revisions.silence_ended(path, service) {
+            self.gate.services = Services::default();
             self.tell("source", vec![note]);
             self.write_down();
-            self.read_source_at(clock::now());
+            self.read_source_at(now);
+        }
+    }
+
+    /// Asks the services of a change that is in doubt or waits for them, and takes in what was found.
+    fn ask_services(&mut self, now: Instant) {
+        let recovering = self.recovers(now).is_some();
+        let services = &mut self.gate.services;
+        if let Some((begun, asking)) = services.asking.take_if(|(_, asking)| asking.is_finished()) {
+            services.answer = answer(asking);
+            if let Some(doubt) = &mut self.gate.doubt {
+                doubt.asked(begun, &services.answer, recovering);
+            }
+        }
+        let (wanted, every) = match &self.gate.doubt {
+            Some(doubt) => (doubt.services(), DOUBTED),
+            None => (self.revisions.awaited_services(), AWAITED),
+        };
+        let idle = matches!(self.gate.stage, Stage::Idle) && services.asking.is_none();
+        if let Some(wanted) = wanted.filter(|_| idle && services.next.is_none_or(|next| next <= now)) {
+            services.asking = Some((now, tokio::spawn(reach::ask(wanted.iter().cloned().collect()))));
+            services.next = Some(now + every);
         }
     }
 }

@@ -269,6 +269,7 @@ impl Engine {
         self.tell("source", notes);
         self.recall_orders();
         self.start_from_last_good();
+        self.recall_doubt();
         self.recall_health();
         loop {
             self.on_time(&mut watcher).await;

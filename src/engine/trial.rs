@@ -1,6 +1,6 @@
 //! A change in force that does not stand yet: the evidence, the deadline, and the way back.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
@@ -14,11 +14,10 @@ use crate::{
     clock::{self, Instant},
     guard::{
         Due, Phase, Unconfirmed, Who,
-        gate::{Evidence, Judgement, judge},
+        gate::{Evidence, Judgement, Silent, judge},
     },
     revision::{AttemptOutcome, Fault},
     store::Standing,
-    units::Name,
 };
 
 /// A router that is cut off for so long does not wait for the deadline.
@@ -44,7 +43,7 @@ impl Engine {
         let silent = trial.last.doubtful();
         if change.who.is_person() {
             if over {
-                self.go_back("nobody confirmed it in time", BTreeSet::new());
+                self.go_back("nobody confirmed it in time", Silent::default());
             }
         } else if stands {
             self.stands(&change, Standing::Confirmed, "the evidence is complete");
@@ -90,9 +89,9 @@ impl Engine {
         self.timers.publish = clock::now();
     }
 
-    /// Puts the configuration before the one on trial in force again. `silent` are paths whose silence is the whole
-    /// reason, if it is.
-    pub(super) fn go_back(&mut self, reason: &str, silent: BTreeSet<Name>) {
+    /// Puts the configuration before the one on trial in force again. `silent` is what is the whole reason by its
+    /// silence, if that is so.
+    pub(super) fn go_back(&mut self, reason: &str, silent: Silent) {
         let Stage::Waiting(trial) = std::mem::replace(&mut self.gate.stage, Stage::Idle) else { return };
         let change = trial.change;
         let text = format!("generation {} (revision {}) is undone: {reason}", change.generation, change.revision);
@@ -106,7 +105,7 @@ impl Engine {
     ///
     /// Invariant: only where nothing was before, nothing is what comes back. What was before and cannot be used any
     /// more is no reason to tear down what the router works with.
-    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str, silent: BTreeSet<Name>) {
+    fn back_to(&mut self, change: Unconfirmed, before: Option<Box<Active>>, reason: &str, silent: Silent) {
         if let (None, Some(previous)) = (&before, &change.previous) {
             let previous = previous.clone();
             return self.no_way_back(&change, &previous, reason);
@@ -148,7 +147,7 @@ impl Engine {
         self.read_source_at(clock::now());
     }
 
-    pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: BTreeSet<Name>) {
+    pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: Silent) {
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
@@ -187,9 +186,9 @@ impl Engine {
             }
             Due::Now if change.phase == Phase::Applying => {
                 let reason = "whoever applied it ended before it was in force";
-                self.back_to(change, before, reason, BTreeSet::new());
+                self.back_to(change, before, reason, Silent::default());
             }
-            Due::Now => self.back_to(change, before, "nobody confirmed it in time", BTreeSet::new()),
+            Due::Now => self.back_to(change, before, "nobody confirmed it in time", Silent::default()),
             Due::In(_) => match self.on_trial() {
                 Some(active) => {
                     if let Some(before) = &before {
@@ -199,7 +198,7 @@ impl Engine {
                     self.gate.stage = Stage::Waiting(Trial::new(change, clock::now()));
                     self.work_with(active);
                 }
-                None => self.back_to(change, before, "its configuration cannot be read any more", BTreeSet::new()),
+                None => self.back_to(change, before, "its configuration cannot be read any more", Silent::default()),
             },
         }
     }

@@ -1,71 +1,123 @@
-//! Whether a change that was undone for silent paths was the cause of their silence.
+//! Whether a change that was undone for paths or services that fell silent was the cause of their silence.
 //!
-//! Paths that answer again without it were cut by it. Paths that stay silent were cut by somebody else, a provider
-//! perhaps, and the change deserves another trial once they answer.
+//! What answers again without it was cut off by it. What stays silent was cut off by somebody else, a provider or a
+//! server that was restarted, and the change deserves another trial once it answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
+use super::gate::Silent;
 use crate::{clock::Instant, health::Sample, units::Name};
 
 /// Each path has to be silent for so many rounds.
 const ROUNDS: u32 = 5;
 /// A path gets at least so long: neighbours and sessions have to be found again.
 const TIME: Duration = Duration::from_secs(3);
+/// Services have to be asked in vain so often, once the paths work again.
+const ASKED: u32 = 5;
+/// A service gets at least so long: it may lie behind what has to settle first, such as routes of others.
+const SETTLING: Duration = Duration::from_secs(15);
 
-/// A change that was undone, and the paths that it may have cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Doubt {
+/// What is known of a change that was undone: it survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspect {
     /// Its revision.
     pub revision: String,
     /// Paths that were up before it.
     pub up: BTreeSet<Name>,
-    /// Paths that fell silent, with the rounds that were lost without it.
-    silent: BTreeMap<Name, u32>,
-    answered: bool,
+    /// What it may have cut off.
+    pub silent: Silent,
+}
+
+impl Suspect {
+    /// What has to answer before it is tried again, paths and services, so that it can be judged by the same evidence.
+    #[must_use]
+    pub fn awaited(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let paths = self.up.iter().filter(|_| !self.silent.paths.is_empty());
+        (paths.map(ToString::to_string).collect(), self.silent.services.clone())
+    }
+}
+
+/// A change that was undone, and what was seen without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// The change.
+    pub suspect: Suspect,
+    /// Rounds of the silent paths that were lost without it.
+    lost: BTreeMap<Name, u32>,
+    /// How often its services were asked in vain.
+    asked: u32,
+    /// What answered without it.
+    answered: Option<String>,
     since: Instant,
 }
 
-/// What became of the paths without the change.
+/// What became of paths and services without the change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Verdict<'a> {
     /// It is too early to say.
     Open,
-    /// One of them answers: the change had cut it.
-    Guilty,
-    /// None answers: something else has cut them.
+    /// This one answers: the change had cut it off.
+    Guilty(&'a str),
+    /// None answers: something else has cut them off.
     Doubtful,
 }
 
 impl Doubt {
     /// From `since` on the change is gone.
     #[must_use]
-    pub fn new(revision: String, up: BTreeSet<Name>, silent: BTreeSet<Name>, since: Instant) -> Self {
-        let silent = silent.into_iter().map(|path| (path, 0)).collect();
-        Self { revision, up, silent, answered: false, since }
+    pub fn new(suspect: Suspect, since: Instant) -> Self {
+        let lost = suspect.silent.paths.iter().map(|path| (path.clone(), 0)).collect();
+        Self { suspect, lost, asked: 0, answered: None, since }
     }
 
     /// Takes in a round.
     pub fn add(&mut self, sample: &Sample) {
         if sample.sent >= self.since
-            && let Some(lost) = self.silent.get_mut(&sample.path)
+            && let Some(lost) = self.lost.get_mut(&sample.path)
         {
-            self.answered |= sample.answers.iter().any(|(_, rtt)| rtt.is_some());
+            if sample.answers.iter().any(|(_, rtt)| rtt.is_some()) {
+                self.answered = Some(format!("path {}", sample.path));
+            }
             *lost += 1;
+        }
+    }
+
+    /// Services that have to be asked. Where paths are silent they decide alone: they may be the way to the services.
+    #[must_use]
+    pub fn services(&self) -> Option<&BTreeSet<String>> {
+        let services = &self.suspect.silent.services;
+        (self.lost.is_empty() && !services.is_empty()).then_some(services)
+    }
+
+    /// Its services were asked at `begun`, and these answer. While paths recover still, silence says nothing.
+    pub fn asked(&mut self, begun: Instant, answer: &BTreeSet<String>, recovering: bool) {
+        if begun >= self.since
+            && let Some(services) = self.services()
+        {
+            let first = services.intersection(answer).next().cloned();
+            self.asked += u32::from(!recovering && first.is_none());
+            self.answered = first.or_else(|| self.answered.take());
         }
     }
 
     /// What is known now.
     #[must_use]
-    pub fn verdict(&self, now: Instant) -> Verdict {
-        if self.answered {
-            Verdict::Guilty
-        } else if now.since(self.since) >= TIME && self.silent.values().all(|lost| *lost >= ROUNDS) {
-            Verdict::Doubtful
+    pub fn verdict(&self, now: Instant) -> Verdict<'_> {
+        let time = now.since(self.since);
+        let silent = if self.services().is_some() {
+            time >= SETTLING && self.asked >= ASKED
         } else {
-            Verdict::Open
+            time >= TIME && self.lost.values().all(|lost| *lost >= ROUNDS)
+        };
+        match &self.answered {
+            Some(who) => Verdict::Guilty(who),
+            None if silent => Verdict::Doubtful,
+            None => Verdict::Open,
         }
     }
 }
@@ -74,6 +126,9 @@ impl Doubt {
 mod tests {
     use super::*;
     use crate::health::tests::name;
+
+    const REMOTE: &str = "192.0.2.9:22";
+    const STATION: &str = "10.9.0.2:22";
 
     fn at(millis: u64) -> Instant {
         Instant::from_nanos(millis * 1_000_000)
@@ -85,14 +140,23 @@ mod tests {
         Sample { path: name(path), round: 1, sent, done, answers, notes: crate::health::Notes::default() }
     }
 
-    fn doubt() -> Doubt {
-        let paths: BTreeSet<Name> = ["fiber", "lte"].map(name).into_iter().collect();
-        Doubt::new("abc".into(), paths.clone(), paths, at(1000))
+    /// Its name, whether paths recovered at each asking, who answered the last one, when it is judged, and how.
+    type Case<'a> = (&'a str, &'a [bool], &'a [&'a str], u64, Verdict<'a>);
+
+    /// A change that was undone after a second.
+    fn doubt(paths: &[&str], services: &[&str]) -> Doubt {
+        let up = ["fiber", "lte"].map(name).into_iter().collect();
+        let (paths, services) = (paths.iter().copied().map(name).collect(), set(services));
+        Doubt::new(Suspect { revision: "abc".into(), up, silent: Silent { paths, services } }, at(1000))
+    }
+
+    fn set(texts: &[&str]) -> BTreeSet<String> {
+        texts.iter().copied().map(str::to_owned).collect()
     }
 
     #[test]
     fn paths_that_stay_silent_without_the_change_acquit_it_and_one_that_answers_does_not() {
-        let mut doubt = doubt();
+        let mut doubt = doubt(&["fiber", "lte"], &[]);
         doubt.add(&sample("fiber", 900, true));
         assert_eq!(doubt.verdict(at(9000)), Verdict::Open, "that was before");
         for round in 0..5 {
@@ -104,6 +168,45 @@ mod tests {
         assert_eq!(doubt.verdict(at(3999)), Verdict::Open);
         assert_eq!(doubt.verdict(at(4000)), Verdict::Doubtful);
         doubt.add(&sample("lte", 5000, true));
-        assert_eq!(doubt.verdict(at(5000)), Verdict::Guilty);
+        assert_eq!(doubt.verdict(at(5000)), Verdict::Guilty("path lte"));
+    }
+
+    #[test]
+    fn a_service_that_stays_silent_without_the_change_acquits_it_and_one_that_answers_does_not() {
+        let calm = [false; 5];
+        let table: [Case<'_>; 8] = [
+            ("it was never asked", &[], &[], 60_000, Verdict::Open),
+            ("four times", &calm[..4], &[], 60_000, Verdict::Open),
+            ("five times", &calm, &[], 16_000, Verdict::Doubtful),
+            ("it had no time", &calm, &[], 15_999, Verdict::Open),
+            ("paths recovered meanwhile", &[true, false, false, false, false], &[], 60_000, Verdict::Open),
+            ("it answers at last", &calm, &[REMOTE], 16_000, Verdict::Guilty(REMOTE)),
+            ("it answers while paths recover", &[true], &[REMOTE], 2_000, Verdict::Guilty(REMOTE)),
+            ("another one answers", &calm, &[STATION], 16_000, Verdict::Doubtful),
+        ];
+        for (what, askings, answer, judged, verdict) in table {
+            let mut doubt = doubt(&[], &[REMOTE]);
+            doubt.asked(at(999), &set(&[REMOTE]), false);
+            for (number, recovering) in askings.iter().enumerate() {
+                let last = number + 1 == askings.len();
+                doubt.asked(at(1000), &if last { set(answer) } else { BTreeSet::new() }, *recovering);
+            }
+            assert_eq!(doubt.verdict(at(judged)), verdict, "{what}");
+        }
+        let mut both = doubt(&[], &[REMOTE, STATION]);
+        both.asked(at(1000), &set(&[STATION]), false);
+        both.asked(at(2000), &set(&[]), false);
+        assert_eq!(both.verdict(at(2500)), Verdict::Guilty(STATION), "one of them was cut off");
+        assert_eq!(both.suspect.awaited(), (set(&[]), set(&[REMOTE, STATION])), "the paths were there all the time");
+    }
+
+    #[test]
+    fn where_paths_are_silent_too_they_decide_alone_and_both_are_waited_for() {
+        let mut doubt = doubt(&["fiber"], &[REMOTE]);
+        assert_eq!(doubt.services(), None);
+        doubt.asked(at(1000), &set(&[REMOTE]), false);
+        (0..5).for_each(|round| doubt.add(&sample("fiber", 1000 + round, false)));
+        assert_eq!(doubt.verdict(at(4000)), Verdict::Doubtful, "it may have answered over another path");
+        assert_eq!(doubt.suspect.awaited(), (set(&["fiber", "lte"]), set(&[REMOTE])));
     }
 }

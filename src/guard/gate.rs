@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
@@ -118,6 +119,22 @@ pub struct Evidence<'a> {
     pub settled: bool,
 }
 
+/// What fell silent during a trial.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silent {
+    /// Paths that were up.
+    pub paths: BTreeSet<Name>,
+    /// Services that took a connection.
+    pub services: BTreeSet<String>,
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths = self.paths.iter().map(|path| format!("path {path}"));
+        f.write_str(&paths.chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// What the evidence says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judgement {
@@ -127,8 +144,8 @@ pub struct Judgement {
     pub against: Vec<String>,
     /// Whether traffic or a service has lost its way: no use in waiting for the rounds of a slow path.
     pub harm: bool,
-    /// Paths that were up before and do not answer.
-    pub silent: BTreeSet<Name>,
+    /// What answered before and does not now.
+    pub silent: Silent,
     /// Whether a management network is reached another way, which no provider can bring about.
     pub moved: bool,
     /// Whether the router seems to be cut off: no use in waiting for the deadline.
@@ -142,10 +159,12 @@ impl Judgement {
         self.waits.is_empty() && self.against.is_empty()
     }
 
-    /// The paths whose silence may be the whole reason; none if there is another.
+    /// What may be the whole reason by its silence; nothing if there is another. A policy can lose its path by the
+    /// silence of paths, and by that of a service never.
     #[must_use]
-    pub fn doubtful(&self) -> BTreeSet<Name> {
-        if self.moved { BTreeSet::new() } else { self.silent.clone() }
+    pub fn doubtful(&self) -> Silent {
+        let other = self.silent.paths.is_empty() && self.against.len() > self.silent.services.len();
+        if self.moved || other { Silent::default() } else { self.silent.clone() }
     }
 
     /// Why it does not stand, on one line.
@@ -188,10 +207,10 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
             (found.cut_off, found.moved) = (true, true);
         }
     }
-    let silent = before.reached.iter().filter(|label| !now.reached.contains(*label));
-    let silent: Vec<String> = silent.map(|label| format!("{label} answered before and does not now")).collect();
+    let silent: BTreeSet<String> = before.reached.difference(now.reached).cloned().collect();
     found.harm |= !silent.is_empty();
-    found.against.extend(silent);
+    found.against.extend(silent.iter().map(|label| format!("{label} answered before and does not now")));
+    found.silent.services = silent;
     let dead = |path: &Path| rounds(now, &path.name).done >= ROUNDS && rounds(now, &path.name).answered == 0;
     let mut all = probed(now.site).peekable();
     found.cut_off |= !before.up.is_empty() && all.peek().is_some() && all.all(dead);
@@ -212,7 +231,7 @@ fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Ju
     } else if before.up.contains(name) && rounds.answered < ROUNDS {
         let why = now.healths.get(name).map(|health| format!(" ({})", health.reason)).unwrap_or_default();
         found.against.push(format!("path {name} was up before and does not answer now{why}"));
-        found.silent.insert(name.clone());
+        found.silent.paths.insert(name.clone());
     }
 }
 
@@ -363,9 +382,9 @@ mod tests {
         let found = world.judge();
         assert_eq!(found.against, ["path lte was up before and does not answer now (3 rounds lost in a row)"]);
         assert!(!found.cut_off && !found.harm, "the other path answers");
-        assert_eq!(found.doubtful(), [name("lte")].into_iter().collect());
+        assert_eq!(found.doubtful().paths, [name("lte")].into_iter().collect());
         world.ways.clear();
-        assert!(world.judge().doubtful().is_empty(), "no provider moves the way to a management network");
+        assert_eq!(world.judge().doubtful(), Silent::default(), "no provider moves the way to a management network");
         world.ways.clone_from(&world.before.ways);
         world.before.up.remove(&name("lte"));
         assert!(world.judge().stands());
@@ -407,6 +426,25 @@ mod tests {
             "the management network 10.0.0.0/24 was reached by mgmt0, and is now reached not at all; \
              the Git remote answered before and does not now"
         );
+    }
+
+    #[test]
+    fn the_silence_of_a_service_is_in_doubt_unless_something_else_than_paths_speaks_against_the_change() {
+        let mut world = World::new();
+        world.reached.clear();
+        let remote = BTreeSet::from(["the Git remote".to_owned()]);
+        assert_eq!(world.judge().doubtful(), Silent { paths: BTreeSet::new(), services: remote.clone() });
+        world.fails("lte", true);
+        let both = Silent { paths: [name("lte")].into_iter().collect(), services: remote };
+        assert_eq!(world.judge().doubtful(), both);
+        world = World::new();
+        world.reached.clear();
+        world.selection = Selection::default();
+        assert_eq!(world.judge().doubtful(), Silent::default(), "a policy has no path, and every path answers");
+        world = World::new();
+        world.reached.clear();
+        world.ways.clear();
+        assert_eq!(world.judge().doubtful(), Silent::default(), "the management network is reached another way");
     }
 
     #[test]

@@ -197,10 +197,12 @@ impl Revisions {
             return stop("InvalidConfiguration", format!("revision {revision}: {first}"));
         }
         let known = self.in_quarantine().filter(|_| behind)?;
-        if matches!(known.fault, Fault::Paths(_)) {
-            return Some(Standing::new(Truth::False, Act::Patronus, "AwaitingPaths", known.to_string()));
+        let awaits = |reason| Some(Standing::new(Truth::False, Act::Patronus, reason, known.to_string()));
+        match known.fault {
+            Fault::Paths(_) => awaits("AwaitingPaths"),
+            Fault::Services(_) => awaits("AwaitingServices"),
+            Fault::Own | Fault::TooLarge => stop("Quarantined", known.to_string()),
         }
-        stop("Quarantined", known.to_string())
     }
 
     fn verified(&self) -> (Truth, &'static str, String) {

@@ -1,13 +1,13 @@
 //! Verdicts that were not the revision's fault, and one that could not be carried out.
 //!
-//! Invariant: what is tried again by itself is tried so only when the paths answer that it was undone for, and at most
-//! [`RETRIES`] times per content.
+//! Invariant: what is tried again by itself is tried so only when the paths and services answer that it was undone for, and
+//! at most [`RETRIES`] times per content.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptOutcome, Fault, Note, Revisions, Seen, Stuck};
+use super::{AttemptOutcome, Awaited, Fault, Note, Revisions, Seen, Stuck};
 use crate::clock::Wall;
 
 /// So often a content is tried again by itself.
@@ -21,40 +21,60 @@ pub(super) struct Again {
 }
 
 impl Revisions {
-    /// The revision was undone because paths fell silent, and they are silent without it as well. `paths` are those
-    /// that have to answer before it is tried again.
-    pub fn acquit(&mut self, revision: &str, paths: BTreeSet<String>) -> Option<Note> {
+    /// The revision was undone because something fell silent, and that is silent without it as well. `awaited` has to
+    /// answer before it is tried again.
+    pub fn acquit(&mut self, revision: &str, awaited: Awaited) -> Option<Note> {
         let memory = &mut self.memory;
         let known = memory.quarantine.iter_mut().find(|q| q.revision == revision && q.fault == Fault::Own)?;
         let tries = memory.again.as_ref().filter(|again| again.content == known.content).map_or(0, |again| again.tries);
         let what = if tries < RETRIES {
-            known.fault = Fault::Paths(paths);
-            "it is tried again once they answer".to_owned()
+            let what = format!("it is tried again once these answer: {awaited}");
+            let only_paths = awaited.services.is_empty();
+            known.fault = if only_paths { Fault::Paths(awaited.paths) } else { Fault::Services(awaited) };
+            what
         } else {
             format!("but it was tried again {tries} times already")
         };
         known.reason =
-            format!("{}; without it they do not answer either, so it may not be the cause: {what}", known.reason);
+            format!("{}; without it there is no answer either, so it may not be the cause: {what}", known.reason);
         if let Some(attempt) = memory.attempted.as_mut().filter(|a| a.revision == revision) {
             attempt.reason = Some(known.reason.clone());
         }
         Some(Note::warning(format!("revision {revision}: {}", known.reason)))
     }
 
-    /// What the source holds is tried again if it was undone only for paths that all answer now.
-    pub fn paths_answer(&mut self, answers: impl Fn(&str) -> bool) -> Option<Note> {
+    /// The revision was undone because something fell silent, and `who` of that answers without it.
+    #[must_use]
+    pub fn convict(&self, revision: &str, who: &str) -> Option<Note> {
+        let known = self.memory.quarantine.iter().any(|q| q.revision == revision);
+        known.then(|| Note::good(format!("revision {revision} stays in quarantine: {who} answers without it")))
+    }
+
+    /// Services that have to answer before what the source holds is tried again.
+    #[must_use]
+    pub fn awaited_services(&self) -> Option<&BTreeSet<String>> {
+        match &self.in_quarantine()?.fault {
+            Fault::Services(awaited) => Some(&awaited.services),
+            _ => None,
+        }
+    }
+
+    /// What the source holds is tried again if it was undone only for paths and services that all answer now.
+    pub fn silence_ended(&mut self, path: impl Fn(&str) -> bool, service: impl Fn(&str) -> bool) -> Option<Note> {
         let known = self.in_quarantine()?;
-        let Fault::Paths(paths) = &known.fault else { return None };
-        if !paths.iter().all(|path| answers(path)) {
+        let answers = match &known.fault {
+            Fault::Paths(paths) => paths.iter().all(|name| path(name)),
+            Fault::Services(on) => on.paths.iter().all(|name| path(name)) && on.services.iter().all(|at| service(at)),
+            Fault::Own | Fault::TooLarge => false,
+        };
+        if !answers {
             return None;
         }
         let (revision, content) = (known.revision.clone(), known.content.clone());
         let before = self.memory.again.take().filter(|again| again.content == content).map_or(0, |again| again.tries);
         self.memory.again = Some(Again { content, tries: before + 1 });
         self.forgive(&revision);
-        Some(Note::good(format!(
-            "revision {revision} is tried again: the paths that fell silent during its trial answer"
-        )))
+        Some(Note::good(format!("revision {revision} is tried again: what fell silent during its trial answers")))
     }
 
     /// A revision that was to be undone stays, since what was before it cannot be used any more.

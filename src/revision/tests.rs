@@ -183,23 +183,56 @@ fn what_was_undone_for_paths_that_are_silent_without_it_is_tried_again_when_they
         assert!(router.sees(&good, Ok("good")), "round {round}");
         router.fails("path fiber was up before and does not answer now");
         assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()), "nothing is known yet of the cause");
-        let paths = [String::from("fiber")].into_iter().collect();
-        let note = router.revisions.acquit("bbbbbbbb", paths).unwrap();
-        assert!(note.text.contains("without it they do not answer either"), "{}", note.text);
-        assert!(router.revisions.paths_answer(|_| false).is_none() && !router.sees(&good, Ok("good")));
+        let awaited = Awaited { paths: [String::from("fiber")].into(), ..Awaited::default() };
+        let note = router.revisions.acquit("bbbbbbbb", awaited).unwrap();
+        assert!(note.text.contains("without it there is no answer either"), "{}", note.text);
+        assert!(router.revisions.silence_ended(|_| false, |_| true).is_none() && !router.sees(&good, Ok("good")));
         router.restarts();
         assert!(!router.sees(&good, Ok("good")), "a restart is no answer");
         if round < 2 {
             assert_eq!(router.condition(ConditionType::Reconciling).reason, "AwaitingPaths");
-            assert!(router.revisions.paths_answer(|path| path == "fiber").is_some());
+            assert!(router.revisions.silence_ended(|path| path == "fiber", |_| false).is_some());
         }
     }
-    assert!(router.revisions.paths_answer(|_| true).is_none(), "that was often enough");
+    assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "that was often enough");
     assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()));
     router.revisions.retry("root").unwrap();
     assert!(router.sees(&good, Ok("good")));
     router.passes();
     assert_eq!(router.applied(), Some("bbbbbbbb"));
+}
+
+#[test]
+fn what_was_undone_for_a_service_that_is_silent_without_it_is_tried_again_when_it_answers_and_at_most_twice() {
+    let mut router = in_force("aaaaaaaa");
+    let good = commit("bbbbbbbb", Lineage::Descends);
+    let remote = "192.0.2.9:22";
+    for round in 0..3 {
+        assert!(router.sees(&good, Ok("good")), "round {round}");
+        router.fails("192.0.2.9:22 answered before and does not now");
+        assert!(router.revisions.convict("cccccccc", remote).is_none(), "another one");
+        assert!(router.revisions.convict("bbbbbbbb", remote).unwrap().text.contains("192.0.2.9:22 answers without it"));
+        assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "who is guilty is not tried again");
+        let awaited = Awaited { services: [remote.to_owned()].into(), paths: [String::from("fiber")].into() };
+        router.revisions.acquit("bbbbbbbb", awaited).unwrap();
+        router.restarts();
+        assert!(!router.sees(&good, Ok("good")), "a restart is no answer");
+        if round < 2 {
+            let condition = router.condition(ConditionType::Reconciling);
+            assert_eq!(condition.reason, "AwaitingServices");
+            assert!(
+                condition.message.ends_with("once these answer: path fiber, 192.0.2.9:22"),
+                "{}",
+                condition.message
+            );
+            assert_eq!(router.revisions.awaited_services(), Some(&[remote.to_owned()].into()));
+            assert!(router.revisions.silence_ended(|_| true, |_| false).is_none(), "the service is silent");
+            assert!(router.revisions.silence_ended(|_| false, |_| true).is_none(), "the path is silent");
+            assert!(router.revisions.silence_ended(|path| path == "fiber", |at| at == remote).is_some());
+        }
+    }
+    assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "that was often enough");
+    assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()));
 }
 
 #[test]

@@ -161,6 +161,25 @@ pub enum Fault {
     TooLarge,
     /// These paths fell silent during its trial and stayed so without it: it is tried again by itself once all answer.
     Paths(BTreeSet<String>),
+    /// The same of services, and of paths besides.
+    Services(Awaited),
+}
+
+/// What has to answer before a revision is tried again by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Awaited {
+    /// Services, as `HOST:PORT`.
+    pub services: BTreeSet<String>,
+    /// Paths.
+    pub paths: BTreeSet<String>,
+}
+
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths = self.paths.iter().map(|path| format!("path {path}"));
+        f.write_str(&paths.chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// A revision in force that was to be undone and could not be.

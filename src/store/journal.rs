@@ -176,15 +176,14 @@ impl Journal {
     }
 
     /// What happened to the file while it was open, if anything: `SQLite` goes on writing to a file that was
-    /// deleted, and to one whose pages it has cached.
+    /// deleted or replaced, and to one whose pages it has cached.
     #[must_use]
     pub fn trouble(&self) -> Option<&'static str> {
-        if writer::inode(&self.file) != self.inode {
-            Some("was deleted")
-        } else if writer::has_magic(&self.file) {
-            None
-        } else {
-            Some("was overwritten")
+        match writer::inode(&self.file) {
+            None => Some("was deleted"),
+            now if now != self.inode => Some("was replaced by another file"),
+            _ if writer::has_magic(&self.file) => None,
+            _ => Some("was overwritten"),
         }
     }
 

@@ -52,10 +52,12 @@ impl Ledger {
         journal.be_patient();
         let trouble = journal.trouble()?;
         let file = journal.file().to_owned();
+        let there = file.exists();
         match file.parent().map(Journal::open_or_replace)? {
-            Ok((another, _)) => {
+            Ok((another, damaged)) => {
                 **journal = another;
-                Some(format!("{} {trouble} while in use; a new one was begun", file.display()))
+                let now = if there && damaged.is_none() { "the one there now is used" } else { "a new one was begun" };
+                Some(format!("{} {trouble} while in use; {now}", file.display()))
             }
             Err(error) => Some(format!("{} {trouble} while in use: {}", file.display(), error.chain())),
         }

@@ -148,6 +148,17 @@ impl World {
         Self { lab, repository, services, station }
     }
 
+    /// The remote goes away, as when its server is restarted.
+    fn stop_remote(&mut self) {
+        let (stop, service) = self.services.remove(0);
+        stop.store(true, Ordering::Relaxed);
+        service.join().unwrap();
+    }
+
+    fn start_remote(&mut self) {
+        self.services.insert(0, answer(&self.lab, &Node::Internet, REMOTE));
+    }
+
     fn settings(&self, timeout: &str) -> serde_json::Value {
         serde_json::json!({"confirm": {"timeout": timeout, "reach": [REMOTE, self.station]}})
     }

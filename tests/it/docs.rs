@@ -89,7 +89,21 @@ fn run(script: &str) -> (bool, String) {
     // A file and not a pipe: what the script leaves behind would keep a pipe open.
     let out = fs::File::create(&log).unwrap();
     let status = Command::new("timeout")
-        .args(["120", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-eux"])
+        // The first process of a namespace of its own hears no SIGTERM.
+        .args([
+            "-k",
+            "5",
+            "120",
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-eux",
+        ])
         .arg(&file)
         .current_dir(place.path())
         .env("PATH", path)

@@ -126,7 +126,7 @@ fn a_saved_plan_is_carried_out_as_shown_or_not_at_all() {
         router.good(&["plan", "--out", "plan.json"]);
         ip("rule del pref 20001");
         let why = router.refused(&["apply", "plan.json", "--yes"]);
-        assert!(why.contains("1 of our objects in the kernel are not as they were"), "{why}");
+        assert!(why.contains("1 of our objects in the kernel is not as it was"), "{why}");
         assert!(why.contains("- rule   IPv4 priority 20001") && why.contains("nothing was changed"), "{why}");
         router.good(&["plan", "--out", "plan.json"]);
         router.good(&["apply", "plan.json", "--yes"]);
@@ -259,6 +259,8 @@ fn a_deleted_site_comes_back_as_it_was_written_and_over_nothing() {
         assert!(listed.starts_with("paris  ") && listed.contains("removed 20"), "{listed}");
         let into = router.path("tree");
         let back = ["restore", "site", "paris", "--into", into.to_str().unwrap()];
+        assert!(router.refused(&back).contains("there is no directory"), "a typing error makes no tree");
+        fs::create_dir(&into).unwrap();
         assert!(router.good(&back).contains("sites/paris.yaml"));
         assert_eq!(fs::read_to_string(into.join("sites/paris.yaml")).unwrap(), paris, "comments and all");
         let why = router.refused(&back);

@@ -9,7 +9,7 @@ use patronus::{
     store::{Standing, read},
 };
 
-use super::{CHANGES, Change, SITE, World, harmless, ours};
+use super::{CHANGES, Change, REMOTE, SITE, World, harmless, ours};
 use crate::support::daemon::{Daemon, active};
 
 fn well(status: &Status) -> bool {
@@ -256,13 +256,52 @@ fn a_change_that_a_provider_failed_during_is_in_force_once_the_provider_is_back(
     let innocent = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
     world.lab.fault("berlin", "lte", Fault::BlackHole).unwrap();
     let doubted =
-        |s: &Status| quarantine(s, &innocent).is_some_and(|why| why.contains("without it they do not answer either"));
+        |s: &Status| quarantine(s, &innocent).is_some_and(|why| why.contains("without it there is no answer either"));
     let status = daemon.wait("a change that is not to blame", doubted);
     assert!(status.source.applied == good && status.unconfirmed.is_none());
     world.lab.clear("berlin", "lte").unwrap();
     let status = daemon.wait("the change after all", |s| s.source.applied.as_ref() == Some(&innocent));
     assert!(status.source.quarantine.is_empty(), "{:?}", status.source.quarantine);
     assert_eq!(standing(&daemon), (innocent, Standing::Confirmed, "the evidence is complete".into()));
+}
+
+/// The remote goes away while an innocent change is on trial; every path is fine. The daemon is killed during the trial,
+/// which makes the evidence begin anew, and while it is open whether the change is the cause.
+#[test]
+fn a_change_that_a_service_was_away_during_is_in_force_once_it_is_back_and_one_that_cuts_it_off_is_not() {
+    let mut world = World::new();
+    let slow = |text: &str| text.replacen("interval: 150ms, timeout: 140ms", "interval: 1s, timeout: 140ms", 1);
+    world.repository.write("site.yaml", &slow(SITE));
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("5s"));
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &slow(&harmless(1)));
+    let innocent = daemon.wait("the trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    daemon.kill();
+    world.stop_remote();
+    daemon.settle();
+    let undone =
+        |s: &Status| s.unconfirmed.is_none() && quarantine(s, &innocent).is_some_and(|why| why.contains(REMOTE));
+    daemon.wait("the way back", undone);
+    let open = "it is being looked at whether these answer without it: 9.9.9.9:4443";
+    daemon.wait_event("source", |event| event.message.ends_with(open));
+    daemon.kill();
+    daemon.settle();
+    let doubted = |s: &Status| quarantine(s, &innocent).is_some_and(|why| why.contains("there is no answer either"));
+    let status = daemon.wait("a change that is not to blame", doubted);
+    assert!(status.source.applied == good && status.unconfirmed.is_none());
+    assert!(quarantine(&status, &innocent).unwrap().ends_with("tried again once these answer: 9.9.9.9:4443"));
+    world.start_remote();
+    let status = daemon.wait("the change after all", |s| s.source.applied.as_ref() == Some(&innocent));
+    assert!(status.source.quarantine.is_empty(), "{:?}", status.source.quarantine);
+    assert_eq!(standing(&daemon), (innocent.clone(), Standing::Confirmed, "the evidence is complete".into()));
+    // The guilty one: the service answers without it.
+    world.repository.write("site.yaml", &slow(&CHANGES[5].site()));
+    let event = daemon.wait_event("source", |event| event.message.contains("stays in quarantine"));
+    assert!(event.message.contains("9.9.9.9:4443 answers without it"), "{}", event.message);
+    let status = daemon.status();
+    let guilty = status.source.quarantine.last().unwrap();
+    assert!(guilty.fault == patronus::revision::Fault::Own && guilty.reason.contains(REMOTE), "{guilty:?}");
+    assert!(status.source.applied == Some(innocent) && status.unconfirmed.is_none(), "{:?}", status.source);
 }
 
 /// An `nft` that tells of a busy kernel instead of loading anything in this router, while a file `busy` lies beside it.
@@ -318,7 +357,8 @@ fn an_older_copy_of_the_journal_undoes_nothing_that_was_confirmed_since() {
     }
     fs::rename(&copy, &journal).unwrap();
     daemon.sh("nft delete table inet patronus");
-    daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains("while in use")));
+    let told = "was replaced by another file while in use; the one there now is used";
+    daemon.wait("another journal", |s| s.alarms.iter().any(|a| a.contains(told)));
     daemon.kill();
     let status = daemon.settle();
     assert!(status.source.applied == good && status.unconfirmed.is_none(), "{:?}", status.source);
