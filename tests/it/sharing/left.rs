@@ -126,7 +126,9 @@ fn flows_on_a_path_that_works_and_is_left_are_treated_as_the_rule_says_and_new_o
     // Whatever has no policy of its own is the first rule's.
     let [all, drained, forced, rejected] = [0, 5001, 5002, 5003].map(|port| world.flow_to(port));
     let mut sessions = RULES.map(|(_, port, _)| Session::four(&world.lab, port));
-    sessions.iter_mut().for_each(|s| all_talk(s, "at the start"));
+    for of_rule in &mut sessions {
+        all_talk(of_rule, "at the start");
+    }
 
     world.lab.fault("berlin", "fiber", Fault::Latency(Duration::from_millis(110))).unwrap();
     let left = world.all_rules_use(&["lte"]);
