@@ -270,7 +270,7 @@ pub(crate) fn steered(target: Target, flow: &Flow, world: &World<'_>) -> Steered
     Steered {
         rule: match &target {
             Target::Path(_) => None,
-            Target::Rule(rule) | Target::Member(rule, _) => Some(rule.clone()),
+            Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _) => Some(rule.clone()),
         },
         path: found.as_ref().map(|(path, _)| path.name.clone()),
         shares: shares(&target, world),
@@ -316,15 +316,19 @@ fn order<'a>(target: &'a Target, family: Family, world: &World<'a>) -> Vec<&'a N
             let rule = world.site.rules.get(rule).zip(choice(rule));
             rule.map_or_else(|| vec![path], |(r, c)| failover::family_ways(world.site, r, c, path, family))
         }
+        Target::Share(rule, path) => {
+            let rule = world.site.rules.get(rule).zip(choice(rule));
+            rule.map_or_else(|| vec![path], |(r, c)| failover::family_drawn(r, c, path, family))
+        }
     }
 }
 
 /// Why a flow goes by this path and not by the one that its rule uses, where that is for its family.
 fn left(target: &Target, taken: &Name, family: Family, world: &World<'_>) -> Option<String> {
-    let (Target::Rule(rule) | Target::Member(rule, _)) = target else { return None };
+    let (Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _)) = target else { return None };
     let choice = world.selection.rules.get(rule)?;
     let wanted = match target {
-        Target::Member(_, path) => path,
+        Target::Member(_, path) | Target::Share(_, path) => path,
         _ => choice.active.as_ref()?,
     };
     let lame = choice.lame(wanted, family).filter(|_| wanted != taken)?;

@@ -28,9 +28,9 @@ pub mod overrides;
 mod record;
 
 pub use self::{
-    balance::ways,
+    balance::{drawn, ways},
     candidate::Standing,
-    family::{Lame, Parted, family_ways, parted},
+    family::{Lame, Parted, family_drawn, family_ways, parted},
     flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},
@@ -198,7 +198,7 @@ fn one(inputs: &Inputs<'_>, rule: &Rule, choice: &mut Choice, known: bool, now: 
     let round = Round { rule, members, pin, now };
     decision.routes |= !known;
     if round.has_families(choice) {
-        let (heads, active) = (family::heads(inputs.site, rule, choice), choice.active.clone());
+        let (heads, active) = (family::heads(rule, choice), choice.active.clone());
         round.decide(choice, known, decision);
         round.part(inputs.site, choice, (&heads, active.as_ref()), decision);
     } else {

@@ -337,6 +337,9 @@ pub enum Target {
     Rule(Name),
     /// A path as chosen by a rule, for flows that NAT binds to it.
     Member(Name, Name),
+    /// The part of a rule's new flows that a path takes which translates them: others take it over when the path is
+    /// left, and no flow is bound to it.
+    Share(Name, Name),
 }
 
 impl fmt::Display for Target {
@@ -345,6 +348,7 @@ impl fmt::Display for Target {
             Self::Path(path) => write!(f, "path/{path}"),
             Self::Rule(rule) => write!(f, "failover/{rule}"),
             Self::Member(rule, path) => write!(f, "member/{rule}/{path}"),
+            Self::Share(rule, path) => write!(f, "share/{rule}/{path}"),
         }
     }
 }
@@ -358,7 +362,8 @@ impl std::str::FromStr for Target {
             ["path", path] => Ok(Self::Path(path.parse()?)),
             ["failover", rule] => Ok(Self::Rule(rule.parse()?)),
             ["member", rule, path] => Ok(Self::Member(rule.parse()?, path.parse()?)),
-            // How two names of full length fit into an nft comment.
+            // Pairs are how two names of full length fit into an nft comment.
+            ["share", rule, path] | [rule, path] => Ok(Self::Share(rule.parse()?, path.parse()?)),
             [pair] if pair.contains(' ') => {
                 let (rule, path) = pair.split_once(' ').unwrap_or_default();
                 Ok(Self::Member(rule.parse()?, path.parse()?))

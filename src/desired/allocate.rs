@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::CompileError;
+use super::{CompileError, share};
 use crate::{
     state::{Allocations, Ranges, Target},
     units::{MarkMask, Name},
@@ -17,7 +17,9 @@ pub(super) fn targets(site: &Site) -> BTreeSet<Target> {
         let bound = |m: &&Name| rule.spreads() || site.paths.get(*m).is_some_and(|p| p.nat != Nat::None);
         rule.members.iter().filter(bound).map(|m| Target::Member(rule.name.clone(), m.clone()))
     });
-    paths.chain(rules).chain(members).collect()
+    let shares = site.rules.values().filter(|rule| rule.balance.is_some());
+    let shares = shares.flat_map(|rule| rule.members.iter().map(|m| share::target(site, rule, m)));
+    paths.chain(rules).chain(members).chain(shares).collect()
 }
 
 /// Keeps the numbers that exist, gives the lowest free ones to the rest. A number that is given up now is

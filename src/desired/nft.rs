@@ -40,9 +40,10 @@ fn quoted(interface: &crate::units::IfName) -> String {
 const MAX_CHAIN: usize = 120;
 
 /// A target in a comment; two names of full length fit only without a word before them.
-fn label(target: &Target) -> String {
+pub(super) fn label(target: &Target) -> String {
     match target {
         Target::Member(rule, path) if target.to_string().len() > MAX_COMMENT => format!("{rule} {path}"),
+        Target::Share(rule, path) if target.to_string().len() > MAX_COMMENT => format!("{rule}/{path}"),
         _ => target.to_string(),
     }
 }
@@ -177,7 +178,7 @@ pub(super) fn render(site: &Site, inputs: &Inputs<'_>, numbers: &Allocations) ->
         refused: b.refused(),
         steering: b.policies().into_iter().filter(|p| p.verdict == "steer").collect(),
         policies: b.policies(),
-        balances: site.rules.values().filter_map(|rule| share::context(rule, |member| b.chain(member))).collect(),
+        balances: site.rules.values().filter_map(|rule| share::context(site, rule, |target| b.chain(target))).collect(),
         families: Family::ALL.map(|f| b.family(f)),
         arrivals: b.arrivals(),
         uplinks: b.arrivals().into_iter().filter(|a| !a.transit).collect(),
@@ -228,7 +229,7 @@ impl Build<'_> {
     fn targets(&self) -> Vec<TargetContext> {
         let interfaces = |target: &Target| match target {
             Target::Path(path) => self.site.paths.get(path).map(|p| quoted(&p.interface)).unwrap_or_default(),
-            Target::Rule(rule) | Target::Member(rule, _) => {
+            Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _) => {
                 let mut all: Vec<String> = self.members(rule).map(|p| quoted(&p.interface)).collect();
                 all.sort();
                 all.join(", ")
@@ -383,7 +384,7 @@ impl Build<'_> {
     fn pin_entries(&self, path: &Path) -> Vec<PinEntry> {
         let bound = |target: &Target| match target {
             Target::Path(_) => target.clone(),
-            Target::Rule(rule) | Target::Member(rule, _) => match path.nat {
+            Target::Rule(rule) | Target::Member(rule, _) | Target::Share(rule, _) => match path.nat {
                 Nat::None if !self.spreads(rule) => Target::Rule(rule.clone()),
                 _ => Target::Member(rule.clone(), path.name.clone()),
             },
@@ -391,8 +392,8 @@ impl Build<'_> {
         // Only what leads out by this path: a hub has a thousand paths, and most rules have two.
         let rules = self.site.rules.values().filter(|rule| rule.members.contains(&path.name));
         let of_rule = |rule: &Rule| {
-            let members = rule.members.iter().map(|m| Target::Member(rule.name.clone(), m.clone()));
-            members.chain([Target::Rule(rule.name.clone())]).collect::<Vec<_>>()
+            let of = |m: &Name| [Target::Member, Target::Share].map(|target| target(rule.name.clone(), m.clone()));
+            rule.members.iter().flat_map(of).chain([Target::Rule(rule.name.clone())]).collect::<Vec<_>>()
         };
         let all: BTreeSet<Target> = rules.flat_map(of_rule).chain([Target::Path(path.name.clone())]).collect();
         let known = all.iter().filter(|target| self.numbers.targets.contains_key(*target));

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Inputs, address_on, allocate};
 use crate::{
-    failover::family_ways,
+    failover::{family_drawn, family_ways},
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
@@ -151,6 +151,10 @@ fn order<'a>(site: &'a Site, target: &'a Target, family: Family, inputs: &Inputs
         Target::Member(rule, path) => {
             let known = site.rules.get(rule).zip(choice(rule));
             known.map_or_else(|| vec![path], |(r, c)| family_ways(site, r, c, path, family))
+        }
+        Target::Share(rule, path) => {
+            let known = site.rules.get(rule).zip(choice(rule));
+            known.map_or_else(|| vec![path], |(r, c)| family_drawn(r, c, path, family))
         }
     }
 }

@@ -1,7 +1,8 @@
 //! How a rule with `load-balance` shares new flows: numbers that are drawn for each flow, or from its addresses.
 //!
-//! All members have their numbers, whatever their state, so that no ruleset is loaded when one dies: where the flows of
-//! a member go is up to its table.
+//! All members have their numbers, whatever their state, so that no ruleset is loaded when one dies: where new flows go
+//! is up to the table that a number leads to. Flows that are translated never have that table later: they are bound to
+//! the path that they took, and stay on it when others take over its share.
 
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     state::Target,
     units::{Family, Name},
-    validate::intent::{Rule, Sticky},
+    validate::intent::{Nat, Rule, Site, Sticky},
 };
 
 /// The seed of the hashes: the same on every router and after every change, so that a source keeps its path across
@@ -52,12 +53,19 @@ pub(super) fn numbers(rule: &Rule) -> Vec<(Range<u32>, &Name)> {
     weighed.map(range).collect()
 }
 
+/// What the numbers of a member lead to.
+pub(super) fn target(site: &Site, rule: &Rule, member: &Name) -> Target {
+    let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
+    let kind = if translated { Target::Share } else { Target::Member };
+    kind(rule.name.clone(), member.clone())
+}
+
 /// What the template has to know; none for a rule that does not share.
-pub(super) fn context(rule: &Rule, chain: impl Fn(&Target) -> String) -> Option<BalanceContext> {
+pub(super) fn context(site: &Site, rule: &Rule, chain: impl Fn(&Target) -> String) -> Option<BalanceContext> {
     let balance = rule.balance.as_ref()?;
     let share = |(range, member): (Range<u32>, &Name)| ShareContext {
         numbers: text(&range),
-        chain: chain(&Target::Member(rule.name.clone(), member.clone())),
+        chain: chain(&target(site, rule, member)),
     };
     let draw = |family| {
         let (source, destination) = (field_text(Field::Source, family), field_text(Field::Destination, family));
@@ -90,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        failover::{Choice, ways},
+        failover::{Choice, drawn},
         validate::intent::{Balance, Strategy},
     };
 
@@ -115,10 +123,9 @@ mod tests {
 
     /// Which path each number leads to, looked up one by one.
     fn led(rule: &Rule, choice: &Choice) -> Vec<Name> {
-        let site = crate::health::tests::site(Vec::new());
         let total = rule.balance.as_ref().unwrap().total();
         let owner = |n: u32| numbers(rule).into_iter().find(|(range, _)| range.contains(&n)).unwrap().1;
-        (0..total).map(|n| ways(&site, rule, choice, owner(n))[0].clone()).collect()
+        (0..total).map(|n| drawn(rule, choice, owner(n))[0].clone()).collect()
     }
 
     proptest! {

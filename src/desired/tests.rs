@@ -8,7 +8,8 @@ use crate::{
     state::{Gateway, LinkFacts, RouteKey, RouteValue, Target},
     units::Ratio,
     validate::intent::{
-        Action, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Nat, Path, Policy, Probe, Rule, Strategy,
+        Action, Balance, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Nat, Path, Policy, Probe, Rule,
+        Strategy,
     },
 };
 
@@ -126,6 +127,49 @@ fn a_switch_changes_routes_of_the_rule_and_nothing_else_but_tails() {
     assert!(steps.iter().all(|s| s.kind() == "route"), "{steps:?}");
     let rule = Ranges::default().table(before.allocations.targets[&Target::Rule(name("critical"))]);
     assert!(matches!(steps[0].key(), Some(Key::Route(k)) if k.table == rule && k.metric == 10));
+}
+
+/// The same site, with one rule that shares and the choice of those of its paths that do.
+fn sharing(site: &mut Site, used: &[&str], tail: &[&str]) -> Selection {
+    let rule = site.rules.get_mut(&name("critical")).expect("the rule");
+    let weights = rule.members.iter().map(|m| (m.clone(), 1)).collect();
+    (rule.strategy, rule.balance) = (Strategy::LoadBalance, Some(Balance { weights, sticky: None }));
+    let mut selection = selection(used[0], tail);
+    let choice = selection.rules.get_mut(&name("critical")).expect("the choice");
+    choice.sharing = used.iter().map(|path| name(path)).collect();
+    selection
+}
+
+#[test]
+fn a_translated_path_that_is_left_keeps_its_flows_and_gives_its_share_to_another_without_a_change_of_the_ruleset() {
+    let mut site = berlin();
+    std::sync::Arc::make_mut(site.paths.get_mut(&name("lte")).expect("the path")).nat = Nat::None;
+    let both = sharing(&mut site, &["fiber", "lte"], &[]);
+    let before = compiled(&site, &both, &Allocations::default());
+    let of = |kind: fn(Name, Name) -> Target, path| kind(name("critical"), name(path));
+    let (share, fiber, lte) = (of(Target::Share, "fiber"), of(Target::Member, "fiber"), of(Target::Member, "lte"));
+    assert!(!before.allocations.targets.contains_key(&of(Target::Share, "lte")));
+    let tables = |c: &Compiled| [&share, &fiber, &lte].map(|target| table(c, target)[0].clone());
+    assert_eq!(tables(&before), ["wan0", "wan0", "wwan0"]);
+    let left = compiled(&site, &sharing(&mut site.clone(), &["lte"], &["fiber"]), &before.allocations);
+    assert_eq!(tables(&left), ["wwan0", "wan0", "wwan0"]);
+    let left = compiled(&site, &sharing(&mut site.clone(), &["fiber"], &["lte"]), &before.allocations);
+    assert_eq!(tables(&left), ["wan0", "wan0", "wan0"], "what is not translated follows");
+    let steps = crate::plan::diff(&left.state, &before.state);
+    assert!(steps.iter().all(|s| s.kind() == "route"), "{steps:?}");
+}
+
+#[test]
+fn what_a_target_is_called_in_the_ruleset_is_read_back_however_long_its_names_are() {
+    for length in [1, 63] {
+        let (rule, path) = (name(&"r".repeat(length)), name(&"p".repeat(length)));
+        let (one, other) = (Target::Member(rule.clone(), path.clone()), Target::Share(rule.clone(), path.clone()));
+        for target in [Target::Path(path), Target::Rule(rule), one, other] {
+            let label = nft::label(&target);
+            assert!(label.len() <= print::MAX_COMMENT, "{label}");
+            assert_eq!(label.parse::<Target>().expect("a target"), target);
+        }
+    }
 }
 
 #[test]

@@ -176,7 +176,7 @@ impl Engine {
                 passes_on: self.selection.passes_on(rule),
                 active_members: choice.in_use().cloned().collect(),
                 shares: shares(rule),
-                parted: failover::parted(site, rule, &choice, now),
+                parted: failover::parted(rule, &choice, now),
                 standings: failover::views(&inputs, rule, &choice, now),
                 pinned: self.overrides.pin(name, now).map(|pin| Pinned {
                     to: pin.to.clone(),

@@ -38,20 +38,32 @@ impl<'s> Wanted<'s> {
 
 /// The paths of a rule, as the table of a flow that is bound to one of them lists them.
 ///
-/// Where new flows are shared: the member itself while it is in use, then the others in use, in the rule's order and
-/// around, then the rest as the rule ranks them. So the loss of one moves its own flows and no others. Elsewhere new
-/// flows have a table of their own, and bound ones stay on their path; where addresses are not translated, only while
-/// it is good enough.
+/// Its own path first, where its addresses are translated, since any other would break it; where they are not, only
+/// while the path is good enough. Then those that new flows would take.
 #[must_use]
 pub fn ways<'a>(site: &'a Site, rule: &'a Rule, choice: &'a Choice, member: &'a Name) -> Vec<&'a Name> {
+    let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
+    let stays = translated || choice.carrying().any(|used| used == member);
+    let new = if rule.balance.is_some() {
+        drawn(rule, choice, member)
+    } else {
+        choice.active.iter().chain(&choice.tail).collect()
+    };
+    std::iter::once(member)
+        .filter(|_| stays)
+        .chain(new.into_iter().filter(|path| !(stays && *path == member)))
+        .collect()
+}
+
+/// The paths that new flows try which drew one member of a rule that shares.
+///
+/// The member itself while it is in use, then the others in use, in the rule's order and around, then the rest as the
+/// rule ranks them. So the loss of one moves its own part and no other.
+#[must_use]
+pub fn drawn<'a>(rule: &'a Rule, choice: &'a Choice, member: &'a Name) -> Vec<&'a Name> {
     let used = |path: &&Name| choice.carrying().any(|u| u == *path);
     let chosen = choice.active.iter().chain(&choice.tail);
-    if rule.balance.is_some() {
-        return around(&rule.members, member).filter(used).chain(chosen.filter(|path| !used(path))).collect();
-    }
-    let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
-    let stays = translated || used(&member);
-    std::iter::once(member).filter(|_| stays).chain(chosen.filter(|path| !(stays && *path == member))).collect()
+    around(&rule.members, member).filter(used).chain(chosen.filter(|path| !used(path))).collect()
 }
 
 /// The members from one on, and around.

@@ -15,7 +15,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Alternative, Choice, Decision, Flows, Standing, Transition, TransitionKind, balance::ways, candidate::Candidate,
+    Alternative, Choice, Decision, Flows, Standing, Transition, TransitionKind,
+    balance::{drawn, ways},
+    candidate::Candidate,
     choose::Round,
 };
 use crate::{
@@ -91,7 +93,7 @@ impl Choice {
 }
 
 /// The paths in the order for one family, as the table of a flow lists them that is bound to a path. Through NAT it stays
-/// there even if the path is lame, unless new flows come to this table too.
+/// there even if the path is lame.
 #[must_use]
 pub fn family_ways<'n>(
     site: &'n Site,
@@ -102,17 +104,23 @@ pub fn family_ways<'n>(
 ) -> Vec<&'n Name> {
     let all = ways(site, rule, choice, member);
     let translated = site.paths.get(member).is_some_and(|path| path.nat != Nat::None);
-    if rule.balance.is_some() || !translated {
+    if !translated {
         return choice.in_family(family, all);
     }
     let rest = all.into_iter().filter(|path| *path != member).collect();
     std::iter::once(member).chain(choice.in_family(family, rest)).collect()
 }
 
+/// The paths in the order for one family that new flows try which drew a member of a rule that shares.
+#[must_use]
+pub fn family_drawn<'n>(rule: &'n Rule, choice: &'n Choice, member: &'n Name, family: Family) -> Vec<&'n Name> {
+    choice.in_family(family, drawn(rule, choice, member))
+}
+
 /// The path that a family takes in place of one that is in use.
-fn head<'n>(site: &'n Site, rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
+fn head<'n>(rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
     let all = if rule.balance.is_some() {
-        ways(site, rule, choice, used)
+        drawn(rule, choice, used)
     } else {
         choice.active.iter().chain(&choice.tail).collect()
     };
@@ -120,14 +128,14 @@ fn head<'n>(site: &'n Site, rule: &'n Rule, choice: &'n Choice, used: &'n Name, 
 }
 
 /// Where each family goes; nothing is looked at where no family can part.
-pub(super) fn heads(site: &Site, rule: &Rule, choice: &Choice) -> Heads {
+pub(super) fn heads(rule: &Rule, choice: &Choice) -> Heads {
     let used = || choice.in_use().flat_map(|used| Family::ALL.map(|family| (family, used)));
-    used().filter_map(|(f, used)| Some(((f, used.clone()), head(site, rule, choice, used, f)?.clone()))).collect()
+    used().filter_map(|(f, used)| Some(((f, used.clone()), head(rule, choice, used, f)?.clone()))).collect()
 }
 
 /// The families of a rule that go another way than it.
 #[must_use]
-pub fn parted(site: &Site, rule: &Rule, choice: &Choice, now: Instant) -> Vec<Parted> {
+pub fn parted(rule: &Rule, choice: &Choice, now: Instant) -> Vec<Parted> {
     let part = |((family, from), to): (&(Family, Name), &Name)| {
         let lame = choice.lame(from, *family)?;
         Some(Parted {
@@ -139,7 +147,7 @@ pub fn parted(site: &Site, rule: &Rule, choice: &Choice, now: Instant) -> Vec<Pa
             back_in: lame.fit.map(|since| (since + rule.failback_delay).since(now).as_secs_f64()),
         })
     };
-    heads(site, rule, choice).iter().filter(|((_, from), to)| from != *to).filter_map(part).collect()
+    heads(rule, choice).iter().filter(|((_, from), to)| from != *to).filter_map(part).collect()
 }
 
 /// Whether a path may have a next hop of a family: `auto` may bring one.
@@ -201,7 +209,7 @@ impl Round<'_> {
                 }
             }
         }
-        self.tell_families(site, choice, before, &whys, decision);
+        self.tell_families(choice, before, &whys, decision);
     }
 
     fn turn_of(&self, m: &Candidate, family: Family, rank: Rank, best: Rank, lame: Option<&mut Lame>) -> Turn {
@@ -268,13 +276,12 @@ impl Round<'_> {
     /// One record for each family that goes another way than before, unless it simply goes along with its rule.
     fn tell_families(
         &self,
-        site: &Site,
         choice: &Choice,
         (before, active): (&Heads, Option<&Name>),
         whys: &BTreeMap<(Family, &Name), String>,
         decision: &mut Decision,
     ) {
-        let after = heads(site, self.rule, choice);
+        let after = heads(self.rule, choice);
         for ((family, used), to) in &after {
             // A rule that shares has several paths in use, and each is told for itself.
             let used_before = if self.rule.balance.is_some() { Some(used) } else { active };

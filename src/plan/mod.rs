@@ -211,7 +211,7 @@ pub fn forget_translated(old: &Site, new: &Site, numbers: &BTreeMap<Target, u32>
     };
     let stale = numbers.iter().filter(|(target, _)| match target {
         Target::Path(path) | Target::Member(_, path) => changed(path),
-        Target::Rule(_) => false,
+        Target::Rule(_) | Target::Share(..) => false,
     });
     stale.map(|(target, number)| forget(target, *number, ranges, format!("{target} is translated otherwise"))).collect()
 }

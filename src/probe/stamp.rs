@@ -10,6 +10,9 @@ use crate::health::OneWay;
 
 /// Length of both packets without padding.
 pub const LENGTH: usize = 44;
+/// Length of a reflector's packet up to the end of what it repeats. TWAMP Light reflectors (RFC 8762, section 4.6) send
+/// little more, and some nothing.
+const REPEATED: usize = 38;
 /// Seconds from 1900, where NTP begins to count, to 1970.
 const UNIX: i64 = 2_208_988_800;
 /// Bits of the error estimate (RFC 4656, section 4.1.2; RFC 8762, section 4.2.1).
@@ -82,7 +85,7 @@ impl Reflection {
 /// Reads a reflector's packet; a longer one carries extensions (RFC 8972) that are of no use here.
 #[must_use]
 pub fn reply(packet: &[u8]) -> Option<(Reply, Reflection)> {
-    let packet: &[u8; LENGTH] = packet.first_chunk()?;
+    let packet: &[u8; REPEATED] = packet.first_chunk()?;
     let estimate = u16::from_be_bytes([packet[12], packet[13]]);
     let reflection = Reflection {
         received: micros(long(packet, 16), estimate),
@@ -121,7 +124,7 @@ pub fn reflect(packet: &mut [u8], clock: Clock, ttl: u8) -> bool {
     true
 }
 
-fn long(packet: &[u8; LENGTH], at: usize) -> u64 {
+fn long(packet: &[u8; REPEATED], at: usize) -> u64 {
     packet[at..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
@@ -198,8 +201,22 @@ mod tests {
 
     #[test]
     fn other_packets_are_no_replies() {
-        for length in 0..LENGTH {
+        for length in 0..REPEATED {
             assert!(reply(&[0; 64][..length]).is_none());
         }
+    }
+
+    #[test]
+    fn the_answer_of_a_twamp_light_reflector_will_do() {
+        // As twampy's responder sent it, without a TTL.
+        let packet = [
+            &[0, 0, 0, 7, 0xee, 0xb1, 0x81, 0xf4, 0xe4, 0x17, 0x57, 0xff, 0, 1, 0, 0][..],
+            &[0xee, 0xb1, 0x81, 0xf4, 0xe4, 0x17, 0x57, 0xff],
+            &[0, 0, 0, 8, 0xee, 0xb1, 0x81, 0xf4, 0xe3, 0xff, 0x7e, 0xb9, 0x15, 2],
+        ]
+        .concat();
+        let (found, reflection) = reply(&packet).unwrap();
+        assert_eq!(found, Reply { sequence: 8, nonce: 0xeeb1_81f4_e3ff_7eb9 });
+        assert_eq!((reflection.kept(), reflection.synchronised), (Duration::ZERO, false));
     }
 }

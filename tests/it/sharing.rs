@@ -19,6 +19,8 @@ use patronus::{
 
 use crate::support::daemon::{Daemon, PATIENCE, Repository, name, sh};
 
+mod left;
+
 /// `%nat` and more of the rule are filled in.
 const SITE: &str = r#"
 apiVersion: patronus.network/v1alpha1

@@ -44,11 +44,20 @@ impl Story {
         (self.choice().in_use().map(Name::as_str).collect(), decision.transitions)
     }
 
-    /// The first hop of the flows that belong to a member.
-    fn leads(&self, member: &str) -> Option<&str> {
-        let member = name(member);
+    fn member(&self, member: &str) -> (&Rule, &Name) {
         let rule = &self.site.rules["critical"];
-        let member = rule.members.iter().find(|m| **m == member).unwrap();
+        (rule, rule.members.iter().find(|m| m.as_str() == member).unwrap())
+    }
+
+    /// The first hop of new flows that drew a member.
+    fn leads(&self, member: &str) -> Option<&str> {
+        let (rule, member) = self.member(member);
+        drawn(rule, self.choice(), member).first().map(|path| path.as_str())
+    }
+
+    /// The first hop of the flows that are bound to a member.
+    fn bound(&self, member: &str) -> Option<&str> {
+        let (rule, member) = self.member(member);
         ways(&self.site, rule, self.choice(), member).first().map(|path| path.as_str())
     }
 }
@@ -162,6 +171,22 @@ fn orders_by_hand_hold_for_rules_that_share() {
     assert_eq!((used, moves(&told)), (vec!["b"], vec![(Manual, "a", "b", Flows::Graceful)]));
     assert_eq!(s.shares(200.0, &["100", "100"]).0, ["b"], "not before its wait");
     assert_eq!(s.shares(221.0, &["100", "100"]).0, ["a", "b"]);
+}
+
+#[test]
+fn translated_flows_stay_on_a_path_that_works_and_is_left_and_others_follow() {
+    for (nat, stays) in [(Nat::Masquerade, "b"), (Nat::None, "c")] {
+        let mut s = Story::new(Rule { failover_threshold: 70, ..sharing(&["a", "b", "c"]) });
+        s.site.paths.values_mut().for_each(|path| std::sync::Arc::make_mut(path).nat = nat);
+        s.shares(0.0, &["100", "100", "100"]);
+        assert_eq!((s.leads("b"), s.bound("b")), (Some("b"), Some("b")));
+        let (used, told) = s.shares(1.0, &["100", "60", "100"]);
+        assert_eq!((used, moves(&told)), (vec!["a", "c"], vec![(Failover, "b", "c", Flows::Graceful)]));
+        assert_eq!((s.leads("b"), s.bound("b"), s.bound("a")), (Some("c"), Some(stays), Some("a")));
+        s.shares(2.0, &["100", "100", "100"]);
+        assert_eq!(s.shares(62.0, &["100", "100", "100"]).0, ["a", "b", "c"]);
+        assert_eq!((s.leads("b"), s.bound("b")), (Some("b"), Some("b")));
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn a_family_that_fails_leaves_alone_and_comes_back_after_the_wait_to_restore() {
     s.step(10.0, &[WELL, WELL]);
     s.step(30.0, &[NO_SIX, WELL]);
     assert_eq!(s.step(40.0, &[WELL, WELL]).0, vec![]);
-    let shown = parted(&s.site, &s.site.rules["critical"], &s.selection.rules["critical"], at(50.0));
+    let shown = parted(&s.site.rules["critical"], &s.selection.rules["critical"], at(50.0));
     assert_eq!((shown.len(), shown[0].back_in), (1, Some(50.0)));
     assert_eq!(s.step(99.0, &[WELL, WELL]).0, vec![]);
     let (told, _) = s.step(100.0, &[WELL, WELL]);
@@ -183,17 +183,13 @@ fn of_a_rule_that_shares_only_the_share_of_the_family_moves() {
     let (told, _) = s.step(1.0, &[WELL, NO_SIX, WELL]);
     assert_eq!(kinds(&told), [(FamilyLeft, SIX)]);
     let (rule, choice) = (&s.site.rules["critical"], &s.selection.rules["critical"]);
-    let of = |family, member: &str| {
-        let member = name(member);
-        choice
-            .in_family(family, ways(&s.site, rule, choice, &member))
-            .into_iter()
-            .map(Name::to_string)
-            .collect::<Vec<_>>()
-    };
+    let texts = |paths: Vec<&Name>| paths.into_iter().map(Name::to_string).collect::<Vec<_>>();
+    let of = |family, member: &str| texts(family_drawn(rule, choice, &name(member), family));
     assert_eq!(of(Family::V6, "cable"), ["lte", "fiber", "cable"]);
     assert_eq!(of(Family::V4, "cable"), ["cable", "lte", "fiber"]);
     assert_eq!(of(Family::V6, "fiber"), ["fiber", "lte", "cable"]);
+    let bound = texts(family_ways(&s.site, rule, choice, &name("cable"), Family::V6));
+    assert_eq!(bound, ["cable", "lte", "fiber"], "those that are translated stay until they are forgotten");
 }
 
 #[test]
