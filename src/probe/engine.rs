@@ -157,11 +157,6 @@ impl Engine {
     }
 
     fn configure(&mut self, specs: Vec<ProbeSpec>) {
-        // As each minute. What is made anew would lie behind what else is needed at that time, and the heap would stay
-        // as large.
-        if specs.iter().eq(self.paths.values().map(|probed| &*probed.spec)) {
-            return specs.iter().for_each(|spec| self.prepare(spec));
-        }
         let now = clock::now();
         let mut old = std::mem::take(&mut self.paths);
         self.sharing.clear();

@@ -20,6 +20,8 @@ use super::{
 
 /// Until the first passes are over and the windows are full.
 const WARM: Duration = Duration::from_secs(25);
+/// The same for a small daemon, and its first look at everything after a minute: that takes memory for good.
+const AUDITED: Duration = Duration::from_secs(55);
 /// Processor time is taken over so many stretches of this length.
 const STRETCHES: usize = 5;
 const STRETCH: Duration = Duration::from_secs(4);
@@ -196,7 +198,7 @@ fn watch(child: &Child, paths: usize, log: &std::path::Path) -> Figures {
         assert!(begun.elapsed() < Duration::from_secs(60), "{} of {paths} up: {}\n{:?}", up(), said(), scrape());
         thread::sleep(Duration::from_millis(300));
     }
-    thread::sleep(if paths > 100 { WARM } else { WARM / 2 });
+    thread::sleep(if paths > 101 { WARM } else { AUDITED });
     let stretch = |_| {
         let (before, start) = (cpu(child.id()), Instant::now());
         thread::sleep(STRETCH);
