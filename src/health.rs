@@ -3,7 +3,7 @@
 //! [`Monitor`] takes samples and link changes and publishes [`Healths`] and [`Measures`]. How figures and score
 //! come about is told in [`estimate`].
 //!
-//! A path with targets of both families has a state per family too ([`family`]).
+//! A path with targets of both families has a state per family too (`health::family`).
 //!
 //! Invariant: a path becomes worse at once and better only on evidence. One that was down, or lost its link, has to
 //! answer `up_after` rounds in a row first; its score then still remembers what the window saw before that outage.

@@ -1,8 +1,8 @@
 //! The recorded history of a site's paths under another configuration.
 //!
 //! What is stored of a path are figures over its window, once a second, and not the answers to single probes. So nothing
-//! is probed anew: [`past`] makes of the figures the conditions that they tell of, and the daemon's own
-//! [`crate::failover::decide`] decides anew upon these, in each rule of each configuration ([`course`]). The bad seconds
+//! is probed anew: `past` makes of the figures the conditions that they tell of, and the daemon's own
+//! [`crate::failover::decide`] decides anew upon these, in each rule of each configuration (`course`). The bad seconds
 //! of all columns are told by one ruler, the configuration that is asked about.
 //!
 //! Invariant: where there is no record nothing is known: no rule moves for it, and none of its seconds counts as good.
