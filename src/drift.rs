@@ -3,6 +3,7 @@
 //! Invariant: an object is drift only if the wanted state and the state applied last agree on it and the kernel does
 //! not. What the configuration, the network or the choice of paths changes is no drift and is never held back.
 
+pub mod along;
 pub mod fights;
 
 use std::{collections::BTreeSet, fmt};

@@ -20,6 +20,7 @@ use crate::{
     clock::{self, Instant},
     drift::{
         self, Drifted, Mode,
+        along::Along,
         fights::{Fight, Fights, News},
     },
     foreign::{
@@ -29,6 +30,7 @@ use crate::{
     kernel::linux::processes,
     plan::text,
     state::{Key, State},
+    units::IfName,
 };
 
 /// Objects that a status carries.
@@ -48,6 +50,7 @@ pub(super) struct Books {
     /// What the newest plan leaves as it is.
     pub(super) spared: BTreeSet<Key>,
     fights: Fights,
+    along: Along,
     culprits: BTreeMap<Key, Culprit>,
     touches: VecDeque<Touch>,
     overrides: Vec<Override>,
@@ -117,6 +120,7 @@ impl Engine {
         let now = clock::now();
         let modes = *self.router.modes();
         let found = self.router.drift(&planned, &self.observed);
+        let found = self.drift.along.without(found, &planned.desired, now);
         let (repaired, reported): (Vec<Drifted>, Vec<Drifted>) = found
             .into_iter()
             .filter(|drifted| modes.of(&drifted.key) != Mode::Ignore)
@@ -220,6 +224,14 @@ impl Engine {
     pub(super) fn end_truces(&mut self) {
         self.drift.fights.forget();
         self.drift.culprits.clear();
+    }
+
+    /// What goes with an interface goes by itself: with this one, or with any where none is named.
+    pub(super) fn interface_failed(&mut self, link: Option<&IfName>, now: Instant) {
+        match link {
+            Some(link) => self.drift.along.failed(link, now),
+            None => self.drift.along.any_failed(now),
+        }
     }
 
     /// Keeps what a notification says of who changed an object that looks like ours.

@@ -370,12 +370,19 @@ impl Engine {
             pass |= !matches!(event, KernelEvent::Touched(_));
             match event {
                 KernelEvent::Link { name, up, carrier } => {
+                    if !up {
+                        self.interface_failed(Some(&name), now);
+                    }
                     self.link_changed(&name, up, carrier, now);
                     linked = Some(linked.unwrap_or_default() || up && carrier);
                 }
                 KernelEvent::Touched(touch) => self.note_touch(touch),
                 KernelEvent::Changed(_) => {}
-                KernelEvent::Lost => tracing::warn!("kernel notifications were lost; looking at everything"),
+                KernelEvent::AddressGone => self.interface_failed(None, now),
+                KernelEvent::Lost => {
+                    self.interface_failed(None, now);
+                    tracing::warn!("kernel notifications were lost; looking at everything");
+                }
             }
         }
         if let Some(came_up) = linked {

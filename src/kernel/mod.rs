@@ -108,7 +108,7 @@ fn passes(errno: i32) -> bool {
 }
 
 /// A change that the kernel announced. It carries no meaning beyond "look again", except that a lost
-/// carrier is acted on at once.
+/// carrier is acted on at once, and that what goes with an interface is put down to nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelEvent {
     /// A link changed: (name, up, carrier). Gone links have neither.
@@ -122,6 +122,8 @@ pub enum KernelEvent {
     },
     /// Addresses, routes, rules or nft changed.
     Changed(&'static str),
+    /// An address was taken from an interface, whose routes go with its last one.
+    AddressGone,
     /// Somebody changed an object that looks like ours: evidence for the case of a fight, never a reason to act.
     Touched(Touch),
     /// Notifications were lost (`ENOBUFS`): look at everything.

@@ -788,8 +788,9 @@ fn foreign_tables_and_specific_routes_of_the_main_table_wake_nobody() {
         ip("route add 203.0.113.0/24 via 192.0.2.1 dev wan0");
         ip("rule add priority 7 table 100");
         // The kernel's own IPv6 addresses may still come up.
-        let harmless =
-            |event: &KernelEvent| matches!(event, KernelEvent::Changed("address") | KernelEvent::Link { .. });
+        let harmless = |event: &KernelEvent| {
+            matches!(event, KernelEvent::Changed("address") | KernelEvent::AddressGone | KernelEvent::Link { .. })
+        };
         loop {
             match tokio::time::timeout(Duration::from_secs(5), changes.next()).await.unwrap() {
                 KernelEvent::Changed("rule") => break,

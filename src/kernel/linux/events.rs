@@ -183,7 +183,8 @@ fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent
     match kind {
         16 => link_event(payload, true),
         17 => link_event(payload, false),
-        20 | 21 => Some(KernelEvent::Changed("address")),
+        20 => Some(KernelEvent::Changed("address")),
+        21 => Some(KernelEvent::AddressGone),
         24 | 25 if route_matters(payload, ranges) => Some(KernelEvent::Changed("route")),
         32 | 33 => Some(KernelEvent::Changed("rule")),
         // RTM_NEWNETCONF: forwarding, rp_filter, ignore_routes_with_linkdown.

@@ -135,6 +135,26 @@ fn kinds_that_are_reported_or_ignored_are_left_alone_until_a_new_revision_comes(
 }
 
 #[test]
+fn an_interface_that_flaps_has_its_routes_back_each_time() {
+    let repository = repository();
+    let lab = repository.lab();
+    // Also where drift of routes is only reported: this is none.
+    for mode in ["repair", "report"] {
+        let modes = serde_json::json!({"drift": {"route": mode}});
+        let mut daemon = Daemon::start_with(&lab, &repository, "berlin", modes);
+        daemon.wait("both paths", all_up);
+        for _ in 0..6 {
+            // As a modem that is reset: back before anybody has looked.
+            daemon.sh("ip link set wan0 down; ip link set wan0 up");
+            until("the route", || daemon.sh("ip route show table 20001").contains("dev wan0"));
+        }
+        let status = daemon.wait("both paths again", all_up);
+        assert_eq!((drifted(&status, "route"), status.fights.len()), (0, 0), "{:?}", status.drift);
+        daemon.terminate();
+    }
+}
+
+#[test]
 fn what_overrides_us_without_touching_us_is_named() {
     let repository = repository();
     let lab = repository.lab();
