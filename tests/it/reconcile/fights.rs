@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use patronus::engine::status::{Status, Treatment};
 
 use super::{all_up, drifted, ours, repository};
@@ -144,8 +145,10 @@ fn an_interface_that_flaps_has_its_routes_back_each_time() {
         let mut daemon = Daemon::start_with(&lab, &repository, "berlin", modes);
         daemon.wait("both paths", all_up);
         for _ in 0..6 {
-            // As a modem that is reset: back before anybody has looked.
+            // As a modem that is reset while the router is busy: back before anybody has looked.
+            daemon.signal(Signal::SIGSTOP);
             daemon.sh("ip link set wan0 down; ip link set wan0 up");
+            daemon.signal(Signal::SIGCONT);
             until("the route", || daemon.sh("ip route show table 20001").contains("dev wan0"));
         }
         let status = daemon.wait("both paths again", all_up);
