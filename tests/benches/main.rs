@@ -26,8 +26,10 @@ use row::Row;
 /// A group's name, and what measures it.
 type Group = (&'static str, fn() -> Vec<Row>);
 
-/// What can be selected, in the order in which it runs: timing first, load last.
+/// What can be selected, in the order in which it runs: first what measures this process, before others have filled its
+/// heap, then timing, load last.
 const GROUPS: [Group; 12] = [
+    ("probe", probe::run),
     ("outage", outage::run),
     ("detection", detection::run),
     ("decide", decide::run),
@@ -36,7 +38,6 @@ const GROUPS: [Group; 12] = [
     ("validate", validate::run),
     ("plan", plan::run),
     ("preview", preview::run),
-    ("probe", probe::run),
     ("daemon", daemon::run),
     ("records", records::run),
     ("replay", replay::run),
