@@ -524,15 +524,16 @@ mod tests {
 
     /// The health of such a path, whose families are in these states.
     fn health_of(path: &Path, states: [PathState; 2]) -> PathHealth {
-        let families: BTreeMap<_, _> = Family::ALL
-            .into_iter()
-            .zip(states.map(|state| health(state, true)))
-            .filter(|(f, _)| path.probe.families().any(|p| p == *f))
-            .collect();
-        let best = families.values().map(|h| h.state).filter(|s| *s == PathState::Up).last().unwrap_or(PathState::Down);
+        let all = Family::ALL.into_iter().zip(states).filter(|(family, _)| path.probe.families().any(|f| f == *family));
+        let families: BTreeMap<Family, PathHealth> = all.map(|(family, state)| (family, health(state, true))).collect();
+        let up = families.values().any(|family| family.state == PathState::Up);
         let apart = if families.len() > 1 { families } else { BTreeMap::new() };
-        PathHealth { families: apart, ..health(best, true) }
+        PathHealth { families: apart, ..health(if up { PathState::Up } else { PathState::Down }, true) }
     }
+
+    /// What it shows; in which families a path was asked and how these were, in which it is asked since and which answer,
+    /// and what speaks against the change.
+    type Case<'a> = (&'a str, (&'a str, [PathState; 2]), &'a str, &'a str, &'a [&'a str]);
 
     /// A path `fiber` beside the other: asked in which families, with which states, before; the same since, and which
     /// families answer.
@@ -558,7 +559,7 @@ mod tests {
     fn a_family_that_was_up_and_is_silent_since_speaks_against_it_and_no_other_does() {
         use PathState::{Down, Unknown, Up};
         let (both, four, six) = ([Up, Up], [Up, Down], [Down, Up]);
-        let table: [(&str, (&str, [PathState; 2]), &str, &str, &[&str]); 14] = [
+        let table: [Case<'_>; 14] = [
             ("both answer", ("46", both), "46", "46", &[]),
             ("IPv6 alone is cut off", ("46", both), "46", "4", &["IPv6 of path fiber"]),
             ("IPv4 alone is cut off", ("46", both), "46", "6", &["IPv4 of path fiber"]),
