@@ -48,8 +48,10 @@ macro_rules! text_unit {
 }
 
 mod names;
+mod part;
 
 pub use names::{IfName, Name};
+pub use part::{PathPart, told};
 
 /// Brings a map that is complete and stays so into its smallest form. One that was filled in the order of its keys has
 /// nodes that are half empty, and with large values that is more than all their content.

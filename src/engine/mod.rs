@@ -14,6 +14,7 @@ mod pass;
 mod publish;
 mod reach;
 mod reader;
+mod ready;
 mod record;
 mod revise;
 pub mod router;

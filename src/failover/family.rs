@@ -117,6 +117,12 @@ pub fn family_drawn<'n>(rule: &'n Rule, choice: &'n Choice, member: &'n Name, fa
     choice.in_family(family, drawn(rule, choice, member))
 }
 
+/// The path that a rule's first choice is for a family.
+#[must_use]
+pub fn family_path<'n>(rule: &'n Rule, choice: &'n Choice, family: Family) -> Option<&'n Name> {
+    head(rule, choice, choice.active.as_ref()?, family)
+}
+
 /// The path that a family takes in place of one that is in use.
 fn head<'n>(rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
     let all = if rule.balance.is_some() {
