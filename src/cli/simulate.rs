@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Outcome {
     let file = records(&args.replay)?;
     let played = configurations(args, &file)?;
     let (first, last) = (&played[0], &played[played.len() - 1]);
-    let Some((oldest, newest)) = read::span(&file).map_err(unreadable)? else {
+    let Some((oldest, newest)) = read::span(&file).map_err(|e| unreadable(&e))? else {
         let message = format!("{} has no samples: the daemon writes one a second of each path", file.display());
         return Err(Failure::new(Exit::Error, message));
     };
@@ -97,19 +97,20 @@ pub fn run(args: &Args) -> Outcome {
             format!("nothing is recorded between --since and --until: the records reach from {oldest} to {newest}");
         return Err(Failure::new(Exit::Usage, message));
     }
-    let switches = switches(&file, since, until).map_err(unreadable)?;
+    let switches = switches(&file, since, until).map_err(|e| unreadable(&e))?;
     let names: BTreeSet<&Name> = played.iter().flat_map(|p| p.site.rules.keys()).collect();
     let used = names.into_iter().filter_map(|rule| used(&file, rule, since).transpose());
     let question = Question {
         then: &first.site,
         plays: played.iter().map(|p| (p.name, &p.site)).collect(),
         begin: since,
-        used: used.collect::<Result<_, _>>().map_err(unreadable)?,
+        used: used.collect::<Result<_, _>>().map_err(|e| unreadable(&e))?,
         switches,
     };
     let mut replay = Replay::new(&question);
     let mut seen = BTreeSet::new();
-    read::slots(&file, (since, until), |paths, end| feed(&mut replay, &mut seen, paths, end)).map_err(unreadable)?;
+    read::slots(&file, (since, until), |paths, end| feed(&mut replay, &mut seen, paths, end))
+        .map_err(|e| unreadable(&e))?;
     let (sides, samples) = replay.finish(until);
     let mut columns = vec![("recorded", "as recorded".to_owned())];
     columns.extend(played.iter().map(|p| (p.name, p.label.clone())));
@@ -145,8 +146,8 @@ fn records(given: &Path) -> Result<PathBuf, Failure> {
     Err(Failure::new(Exit::Error, format!("{wrong}\n  {help}")))
 }
 
-fn unreadable(error: StoreError) -> Failure {
-    let failure = Failure::error("cannot read the records", &error);
+fn unreadable(error: &StoreError) -> Failure {
+    let failure = Failure::error("cannot read the records", error);
     if !error.is_corrupt() {
         return failure;
     }
