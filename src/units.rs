@@ -427,3 +427,14 @@ impl fmt::Display for Dscp {
         }
     }
 }
+
+/// `1 path`, `2 paths`, `2 policies`.
+#[must_use]
+pub fn plural(n: impl TryInto<u64>, noun: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    match (n, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{n} {stem}ies"),
+        _ => format!("{n} {noun}s"),
+    }
+}

@@ -16,7 +16,7 @@ use super::{
     verdict::{self, Place},
 };
 use crate::{
-    clock::Instant,
+    clock::{Instant, Wall},
     config::{
         Config,
         schema::{self, Kind},
@@ -205,7 +205,7 @@ fn act(world: &mut World<'_, Sky<'_>>, deed: &DeedSpec) {
         }
     }
     if let Some(path) = &deed.drain {
-        world.overrides.drains.insert(path.clone(), Drain { since: now, force: deed.force });
+        world.overrides.drains.insert(path.clone(), Drain { since: Wall::default(), force: deed.force });
     }
     if let Some(path) = &deed.undrain {
         world.overrides.drains.remove(path);

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, Scope, trial::ExpectSpec, yaml::Document},
     diag::{Code, Diagnostic, Span},
     failover::Transition,
-    units::{Family, Name, PathPart, Span as Length},
+    units::{Family, Name, PathPart, Span as Length, plural},
     validate::intent::{Action, Intent, Site},
 };
 
@@ -268,8 +268,9 @@ fn happened(
     let target = e.path.as_ref().map(|path| format!(" to {}", name_of(Some(path)))).unwrap_or_default();
     let flows = e.flows.as_ref().map(|f| format!(" with flows {f}")).unwrap_or_default();
     let message = format!(
-        "{} rule `{rule}` has {count} events `{event}`{target}{flows}, expected {wanted}",
-        Window { throughout: false, ..window }.told()
+        "{} rule `{rule}` has {} `{event}`{target}{flows}, expected {wanted}",
+        Window { throughout: false, ..window }.told(),
+        plural(count, "event")
     );
     let told = |(when, t): &&(Duration, Transition)| {
         format!(
