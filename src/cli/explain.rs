@@ -17,9 +17,13 @@ use crate::{
     clock::{self, Wall},
     config::{Snapshot, scalars::Protocol},
     drift::drifted,
-    engine::{Active, router::Router, status::Status},
+    engine::{
+        self, Active,
+        router::Router,
+        status::{Pinned, Status},
+    },
     explain::{self, Asked, Compared, Flow, Kernel, Model, Origin, Ruleset, Tracked, Verdict, World},
-    failover::{Alternative, Selection, Transition},
+    failover::{Alternative, Pin, Selection, Transition},
     foreign,
     kernel::linux::Linux,
     settings::Settings,
@@ -27,6 +31,7 @@ use crate::{
     state::{Allocations, Key, Observed},
     store::{Generation, Standing, TransitionRecord, read, read::Wanted},
     units::{Dscp, IfName, Name},
+    validate::intent::Site,
 };
 
 mod text;
@@ -66,9 +71,6 @@ pub struct Args {
     dir: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
-    /// Control socket of the daemon, in place of the settings' one
-    #[arg(long, value_name = "PATH", env = "PATRONUS_SOCKET")]
-    socket: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -84,12 +86,24 @@ struct Report {
     at: Option<Wall>,
     revision: String,
     model: Model,
+    /// What people ordered of the rule and its paths, in force now; not known of the past.
+    orders: Vec<ByHand>,
     /// How the rule came to its path.
     since: Option<Chosen>,
     /// What the kernel says; absent for the past.
     kernel: Option<Kernel>,
     #[serde(flatten)]
     compared: Compared,
+}
+
+/// An order by hand that is in force.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "order", rename_all = "lowercase")]
+enum ByHand {
+    /// The rule is to use a path.
+    Pin { rule: Name, to: Name, seconds: f64, reason: String },
+    /// No rule is to use a path.
+    Drain { path: Name, since: Option<Wall> },
 }
 
 /// The record of a rule's choice.
@@ -150,7 +164,7 @@ async fn present(
     observed: &Observed,
 ) -> Result<Report, Failure> {
     let active = configuration(args, settings, router).await?;
-    let selection = selection(args, settings, router, &active).await?;
+    let (selection, orders) = choices(settings, router, &active).await?;
     // Numbers of a table that is gone lead nowhere.
     let nothing = Allocations::default();
     let numbers = if observed.stamp.is_some() { &observed.allocations } else { &nothing };
@@ -161,8 +175,9 @@ async fn present(
     let kernel = kernel(&flow, &origin, &model, router, observed, &world)?;
     let compared = explain::compare(&flow, &model, &kernel, &world);
     let since = chosen(settings, &model, clock::wall());
-    let revision = active.revision;
-    Ok(Report { format_version: 1, flow, origin, at: None, revision, model, since, kernel: Some(kernel), compared })
+    let orders = bearing(orders, &model, site);
+    let (at, revision, kernel) = (None, active.revision, Some(kernel));
+    Ok(Report { format_version: 1, flow, origin, at, revision, model, orders, since, kernel, compared })
 }
 
 fn origin(flow: &Flow, world: &World<'_>) -> Result<Origin, Failure> {
@@ -177,24 +192,57 @@ async fn configuration(args: &Args, settings: &Settings, router: &Router<Linux>)
     }
 }
 
-async fn selection(
-    args: &Args,
+/// Which path each rule uses, and what people ordered.
+async fn choices(
     settings: &Settings,
     router: &Router<Linux>,
     active: &Active,
-) -> Result<Selection, Failure> {
+) -> Result<(Selection, Vec<ByHand>), Failure> {
     let mut selection = context::selection(&context::Memory::of(router), active);
-    let socket = args.socket.clone().unwrap_or_else(|| settings.socket.clone());
-    match client::ask::<Status>(&socket, Method::GET, "/v1/status", inspect::PATIENCE).await {
+    match client::ask::<Status>(&settings.socket, Method::GET, "/v1/status", inspect::PATIENCE).await {
         Ok(status) => {
+            let orders = ordered(&status);
             let known = status.rules.into_iter().filter(|(name, _)| active.site.rules.contains_key(name));
             selection.rules.extend(known.map(|(name, rule)| (name, rule.choice)));
+            Ok((selection, orders))
         }
         // Whoever cannot ask the daemon reads what it remembers: it is written down with every switch.
-        Err(ClientError::Down { .. } | ClientError::Forbidden { .. }) => {}
-        Err(error) => return Err(inspect::failure(&error)),
+        Err(ClientError::Down { .. } | ClientError::Forbidden { .. }) => Ok((selection, remembered(router))),
+        Err(error) => Err(inspect::failure(&error)),
     }
-    Ok(selection)
+}
+
+fn ordered(status: &Status) -> Vec<ByHand> {
+    let pins = status.rules.iter().filter_map(|(rule, known)| {
+        let Pinned { to, seconds, reason } = known.pinned.clone()?;
+        Some(ByHand::Pin { rule: rule.clone(), to, seconds, reason })
+    });
+    let drained = status.paths.iter().filter(|(_, path)| path.drained);
+    pins.chain(drained.map(|(path, known)| ByHand::Drain { path: path.clone(), since: known.drained_since })).collect()
+}
+
+fn remembered(router: &Router<Linux>) -> Vec<ByHand> {
+    let (orders, now) = (engine::kept_orders(&router.ledger), clock::now());
+    let pins = orders.pins.into_iter().map(|(rule, Pin { to, until, reason })| {
+        let seconds = until.since(now).as_secs_f64();
+        ByHand::Pin { rule, to, seconds, reason }
+    });
+    let drains = orders.drains.into_iter().map(|(path, drain)| ByHand::Drain { path, since: Some(drain.since) });
+    pins.chain(drains).collect()
+}
+
+/// The orders that have a say in where a flow goes: those for its rule, and for the paths of that rule.
+fn bearing(orders: Vec<ByHand>, model: &Model, site: &Site) -> Vec<ByHand> {
+    let rule = match &model.verdict {
+        Verdict::Steered(steered) => steered.rule.as_ref().and_then(|rule| site.rules.get(rule)),
+        _ => None,
+    };
+    let bears = |order: &ByHand| match (order, rule) {
+        (ByHand::Pin { rule: pinned, .. }, Some(rule)) => *pinned == rule.name,
+        (ByHand::Drain { path, .. }, Some(rule)) => rule.members.contains(path),
+        (_, None) => false,
+    };
+    orders.into_iter().filter(bears).collect()
 }
 
 /// All that the kernel tells of a flow without a packet.
@@ -275,7 +323,18 @@ fn past(
     let model = explain::model(&flow, &origin, &world);
     let since = chosen(settings, &model, at);
     let (at, revision, compared) = (Some(at), active.revision, Compared::default());
-    Ok(Report { format_version: 1, flow, origin, at, revision, model, since, kernel: None, compared })
+    Ok(Report {
+        format_version: 1,
+        flow,
+        origin,
+        at,
+        revision,
+        model,
+        orders: Vec::new(),
+        since,
+        kernel: None,
+        compared,
+    })
 }
 
 fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<Linux>) -> Result<Active, Failure> {

@@ -71,7 +71,7 @@ impl Kept {
         Self {
             left: orders.pins.iter().map(|(rule, p)| (rule.clone(), left(p))).collect(),
             pins: orders.pins.iter().map(|(rule, p)| (rule.clone(), pin(p))).collect(),
-            drains: orders.drains.iter().map(|(path, d)| (path.clone(), (wall_of(now, d.since), d.force))).collect(),
+            drains: orders.drains.iter().map(|(path, d)| (path.clone(), (d.since, d.force))).collect(),
         }
     }
 
@@ -84,7 +84,7 @@ impl Kept {
             until: later(now, until).min(most(rule)),
             reason,
         };
-        let drain = |(_, force)| Drain { since: now.0, force };
+        let drain = |(since, force)| Drain { since, force };
         Overrides {
             pins: self.pins.into_iter().map(|(rule, kept)| (rule.clone(), pin(&rule, kept))).collect(),
             drains: self.drains.into_iter().map(|(path, kept)| (path, drain(kept))).collect(),
@@ -100,16 +100,21 @@ pub(super) fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n
     Err(format!("there is no {noun} {name}; there are: {}", known.join(", ")))
 }
 
+/// The orders that were in force when the daemon last wrote them down, for whoever cannot ask it.
+#[must_use]
+pub fn kept(ledger: &Ledger) -> Overrides {
+    let now = (clock::now(), clock::wall());
+    let mut orders = ledger.get::<Kept>(ORDERS).map(|kept| kept.back(now)).unwrap_or_default();
+    orders.expire(now.0);
+    orders
+}
+
 impl Engine {
     /// Takes over the orders and the knowledge of an earlier process.
     pub(super) fn recall_orders(&mut self) {
-        let now = (clock::now(), clock::wall());
-        if let Some(kept) = self.router.ledger.get::<Kept>(ORDERS) {
-            self.overrides = kept.back(now);
-            self.overrides.expire(now.0);
-        }
+        self.overrides = kept(&self.router.ledger);
         for (rule, pin) in &self.overrides.pins {
-            let left = Span::from(Duration::from_secs(pin.until.since(now.0).as_secs()));
+            let left = Span::from(Duration::from_secs(pin.until.since(clock::now()).as_secs()));
             self.event("manual", rule.as_str(), format!("{rule} stays pinned to {} for {left}", pin.to), json!(pin));
         }
     }
@@ -202,7 +207,8 @@ impl Engine {
                         "{path} is the last path that works for {rules}: `--force` drains it all the same"
                     ));
                 }
-                self.overrides.drains.insert(path.clone(), Drain { since: now, force });
+                let since = self.overrides.drains.get(&path).map_or_else(clock::wall, |drain| drain.since);
+                self.overrides.drains.insert(path.clone(), Drain { since, force });
                 let how = if force { ", even as the last path" } else { "" };
                 (path.clone(), format!("{path} is drained{how} by {by}, until `patronus undrain {path}`"))
             }
@@ -249,13 +255,14 @@ mod tests {
         let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
         let mut orders = Overrides::default();
         orders.pins.insert(name("r"), Pin { to: name("lte"), until: at(500), reason: "mast".into() });
-        orders.drains.insert(name("dsl"), Drain { since: at(90), force: true });
+        orders.drains.insert(name("dsl"), Drain { since: Wall::from_micros(990_000_000), force: true });
         let kept = Kept::of(&orders, (at(100), Wall::from_micros(1_000_000_000)));
         let text = serde_json::to_string(&kept).unwrap();
         // Sixty seconds later by the wall clock, after a boot.
         let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(1_060_000_000)));
         assert_eq!(back.pins["r"].until, at(7 + 340));
-        assert!(back.drains["dsl"].force);
+        let drained = Drain { since: Wall::from_micros(990_000_000), force: true };
+        assert_eq!(back.drains["dsl"], drained, "since when it was given, also before this boot");
         // The clock is behind: not a second more than was left.
         let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(0)));
         assert_eq!(back.pins["r"].until, at(7 + 400));

@@ -21,7 +21,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
-    units::Name,
+    units::{Name, plural},
     validate::intent::{Path, Site},
 };
 
@@ -250,7 +250,7 @@ fn summary(outcome: ReconcileOutcome, steps: usize, took: Duration, message: Opt
     let because = message.map(|m| format!(": {m}")).unwrap_or_default();
     match outcome {
         ReconcileOutcome::Applied => {
-            format!("generation {generation} applied: {steps} steps in {} ms", took.as_millis())
+            format!("generation {generation} applied: {} in {} ms", plural(steps, "step"), took.as_millis())
         }
         ReconcileOutcome::RolledBack => format!("rolled back, the old state is in force{because}"),
         ReconcileOutcome::RollbackFailed => format!("ROLLBACK FAILED, look at once{because}"),

@@ -117,6 +117,24 @@ pub fn family_drawn<'n>(rule: &'n Rule, choice: &'n Choice, member: &'n Name, fa
     choice.in_family(family, drawn(rule, choice, member))
 }
 
+/// The path that a rule's first choice is for a family.
+#[must_use]
+pub fn family_path<'n>(rule: &'n Rule, choice: &'n Choice, family: Family) -> Option<&'n Name> {
+    head(rule, choice, choice.active.as_ref()?, family)
+}
+
+/// The paths that new flows of a family take now, as [`Choice::in_use`] tells it of both.
+#[must_use]
+pub fn family_used<'n>(rule: &'n Rule, choice: &'n Choice, family: Family) -> Vec<&'n Name> {
+    let mut used = Vec::new();
+    for path in choice.in_use().filter_map(|path| head(rule, choice, path, family)) {
+        if !used.contains(&path) {
+            used.push(path);
+        }
+    }
+    used
+}
+
 /// The path that a family takes in place of one that is in use.
 fn head<'n>(rule: &'n Rule, choice: &'n Choice, used: &'n Name, family: Family) -> Option<&'n Name> {
     let all = if rule.balance.is_some() {
