@@ -50,6 +50,14 @@ fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
     Ok(Some(db))
 }
 
+/// Opens a database of ours; none too if nothing was ever written into it.
+fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
+    let Some(db) = open(file)? else { return Ok(None) };
+    let version: u32 =
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(StoreError::database("read", file))?;
+    Ok((version > 0).then_some(db))
+}
+
 /// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
 /// nobody writes there. A log that lies beside it belongs to it and is not passed over.
 fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
@@ -171,7 +179,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
 /// older ones there are.
 pub fn untold(dir: &Path, channel: &Name, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
     let file = records_file(dir);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let read = || -> rusqlite::Result<(Vec<Event>, u64)> {
         let all: u64 = db.query_row("SELECT COUNT(*) FROM untold WHERE channel = ?", [channel.as_str()], |row| {
             row.get::<_, i64>(0).map(uint)
@@ -233,7 +241,7 @@ fn each_row(
 ) -> Result<(), StoreError> {
     let file = records_file(dir);
     let err = || StoreError::database("read", &file);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let mut statement = db.prepare(sql).map_err(err())?;
     let mut rows = statement.query(params![first, last, wanted.only]).map_err(err())?;
     while let Some(row) = rows.next().map_err(err())? {
@@ -319,7 +327,7 @@ fn from<T>(
     wanted: &Wanted,
     read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<Vec<T>>, StoreError> {
-    open(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
+    open_written(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
 }
 
 fn rows<T>(
@@ -342,7 +350,7 @@ fn rows<T>(
 }
 
 fn open_dir(dir: &Path) -> Result<Connection, StoreError> {
-    open(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
+    open_written(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
 }
 
 fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
@@ -371,7 +379,7 @@ pub fn audit(dir: &Path, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
 
 fn journal<T>(dir: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
     let file = journal_file(dir);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     read(&db).map_err(StoreError::database("read", &file))
 }
 

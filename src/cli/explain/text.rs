@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::{ByHand, Chosen, FamilyThen, Report};
 use crate::{
-    cli::inspect::{clean, duration},
+    cli::inspect::{clean, duration, time},
     explain::{Kernel, Model, Origin, Ruleset, Steered, Verdict},
     health::PathState,
     units::Name,
@@ -110,7 +110,7 @@ fn by_hand(order: &ByHand, model: &Model) -> String {
             )
         }
         ByHand::Drain { path, since } => {
-            let since = since.map(|at| format!(" since {at:.0}")).unwrap_or_default();
+            let since = since.map(|at| format!(" since {}", time(at))).unwrap_or_default();
             let but = if used(path) { "; it is used all the same, for want of another" } else { "" };
             format!("by hand: {path} is drained{since}{but} (`patronus undrain {path}` ends it)")
         }
