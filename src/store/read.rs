@@ -156,8 +156,8 @@ pub fn last_event(
         let sql = "SELECT id, at, kind, subject, message, detail FROM events
             WHERE kind = ? AND subject = ? AND at <= ? ORDER BY id DESC";
         let mut statement = db.prepare_cached(sql)?;
-        let rows = statement.query_map(params![kind, subject.as_str(), until.as_micros()], event)?;
-        rows.filter(|row| row.as_ref().map_or(true, &fits)).next().transpose()
+        let mut rows = statement.query_map(params![kind, subject.as_str(), until.as_micros()], event)?;
+        rows.find(|row| row.as_ref().map_or(true, &fits)).transpose()
     };
     let all: rusqlite::Result<Vec<Option<Event>>> = kinds.iter().map(newest).collect();
     let all = all.map_err(StoreError::database("read", &file))?;
