@@ -23,7 +23,7 @@ pub(super) mod revisions;
 mod rules;
 mod text;
 
-pub(in crate::cli) use human::{clean, duration, latency};
+pub(in crate::cli) use human::{clean, duration, latency, time};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -110,7 +110,8 @@ pub struct EventsArgs {
     /// At most so many, the newest
     #[arg(long, default_value_t = 50)]
     pub limit: usize,
-    /// Only this kind: failover, failback, exhausted, path, reconcile, source, drift, alarm, daemon
+    /// Only this kind: failover, failback, better, exhausted, initial, manual, family-left, family-back, flows, path,
+    /// reconcile, confirm, source, drift, alarm, daemon
     #[arg(long, value_parser = kind_word)]
     pub kind: Option<String>,
     /// The daemon.
@@ -158,10 +159,28 @@ impl FromStr for Since {
     }
 }
 
-/// Kinds go into a query string as they are.
+/// All kinds of events. They go into a query string as they are.
+const KINDS: &[&str] = &[
+    "alarm",
+    "better",
+    "confirm",
+    "daemon",
+    "drift",
+    "exhausted",
+    "failback",
+    "failover",
+    "family-back",
+    "family-left",
+    "flows",
+    "initial",
+    "manual",
+    "path",
+    "reconcile",
+    "source",
+];
+
 fn kind_word(text: &str) -> Result<String, String> {
-    let word = !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-    if word { Ok(text.into()) } else { Err("a kind is one word of lower-case letters".into()) }
+    if KINDS.contains(&text) { Ok(text.into()) } else { Err(format!("the kinds are: {}", KINDS.join(", "))) }
 }
 
 /// Runs `patronus status`.
@@ -351,6 +370,7 @@ pub(super) fn failure(error: &ClientError) -> Failure {
     if matches!(error, ClientError::Down { .. }) {
         failure.message += "\n  start it:       systemctl start patronus   (or `patronus run`)\
                             \n  why it stopped: journalctl -u patronus -n 50   and   `patronus events`\
+                            \n  elsewhere:      --socket PATH (or PATRONUS_SOCKET) names another place to ask\
                             \n  what is in force stays in force without it: `patronus plan` compares it with the configuration";
     }
     failure

@@ -403,6 +403,10 @@ fn hint(value: &Value, schema: &Value) -> Option<String> {
             _ => None,
         },
         Value::Bool(_) if wanted == "string" && expects.is_empty() => Some(format!("quote it: \"{value}\"")),
+        _ if wanted == "object" => {
+            let fields: Vec<&String> = schema["properties"].as_object()?.keys().collect();
+            Some(format!("write a mapping; its fields are {}", listed(&fields, 8)))
+        }
         _ if wanted == "array" && !value.is_array() => {
             Some(format!("write it as a list: [{}]", show(value).trim_matches('`')))
         }

@@ -92,12 +92,18 @@ impl Kept {
     }
 }
 
-pub(super) fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
+/// Says no to a name that nothing has; `within` says where it was looked for, if not everywhere.
+pub(super) fn named<'n>(
+    name: &Name,
+    noun: &str,
+    within: &str,
+    known: impl Iterator<Item = &'n Name>,
+) -> Result<(), String> {
     let known: Vec<&str> = known.map(Name::as_str).collect();
     if known.contains(&name.as_str()) {
         return Ok(());
     }
-    Err(format!("there is no {noun} {name}; there are: {}", known.join(", ")))
+    Err(format!("there is no {noun} {name}{within}; there are: {}", known.join(", ")))
 }
 
 /// The orders that were in force when the daemon last wrote them down, for whoever cannot ask it.
@@ -170,9 +176,9 @@ impl Engine {
         let (site, now) = (&active.site, clock::now());
         let (subject, done) = match order {
             Order::Failover { rule, to, seconds, reason } => {
-                named(&rule, "failover rule", site.rules.keys())?;
+                named(&rule, "failover rule", "", site.rules.keys())?;
                 let members = site.rules.get(&rule).map(|r| r.members.as_slice()).unwrap_or_default();
-                named(&to, "path in this rule", members.iter())?;
+                named(&to, "path", &format!(" in the rule {rule}"), members.iter())?;
                 let time = Duration::from_secs(seconds);
                 let down = self.monitor.healths().get(&to).is_some_and(|h| h.state == PathState::Down);
                 let but =
@@ -182,7 +188,7 @@ impl Engine {
                 (rule, done)
             }
             Order::Failback { rule } => {
-                named(&rule, "failover rule", site.rules.keys())?;
+                named(&rule, "failover rule", "", site.rules.keys())?;
                 let pinned = self.overrides.pins.remove(&rule).is_some();
                 let choice = self.selection.rules.get_mut(&rule);
                 let waiting = choice.is_some_and(Choice::hasten);
@@ -198,7 +204,7 @@ impl Engine {
                 (rule, done)
             }
             Order::Drain { path, force } => {
-                named(&path, "path", site.paths.keys())?;
+                named(&path, "path", "", site.paths.keys())?;
                 let last = failover::overrides::last_for(site, &path, &self.overrides, self.monitor.healths());
                 if !force && !last.is_empty() {
                     let rules: Vec<&str> = last.iter().map(|r| r.as_str()).collect();

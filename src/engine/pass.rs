@@ -216,7 +216,7 @@ impl Engine {
     /// How a path is probed, for whoever wants to do it by hand.
     pub(super) fn spec_by_hand(&self, path: &Name) -> Result<Box<ProbeSpec>, String> {
         let site = &self.active.as_ref().ok_or("nothing is in force yet")?.site;
-        named(path, "path", site.paths.keys())?;
+        named(path, "path", "", site.paths.keys())?;
         let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
         let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
         let spec = self.spec(site, probed);

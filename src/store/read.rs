@@ -50,6 +50,14 @@ fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
     Ok(Some(db))
 }
 
+/// Opens a database of ours; none too if nothing was ever written into it.
+fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
+    let Some(db) = open(file)? else { return Ok(None) };
+    let version: u32 =
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(StoreError::database("read", file))?;
+    Ok((version > 0).then_some(db))
+}
+
 /// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
 /// nobody writes there. A log that lies beside it belongs to it and is not passed over.
 fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
@@ -135,6 +143,27 @@ pub fn events(dir: &Path, wanted: &Wanted) -> Result<Vec<Event>, StoreError> {
     newest(dir, sql, wanted, event)
 }
 
+/// The newest event about a subject, of one of these kinds and up to a moment, that fits.
+pub fn last_event(
+    dir: &Path,
+    kinds: &[&str],
+    subject: &Name,
+    until: Wall,
+    fits: impl Fn(&Event) -> bool,
+) -> Result<Option<Event>, StoreError> {
+    let (db, file) = (open_dir(dir)?, records_file(dir));
+    let newest = |kind: &&str| -> rusqlite::Result<Option<Event>> {
+        let sql = "SELECT id, at, kind, subject, message, detail FROM events
+            WHERE kind = ? AND subject = ? AND at <= ? ORDER BY id DESC";
+        let mut statement = db.prepare_cached(sql)?;
+        let mut rows = statement.query_map(params![kind, subject.as_str(), until.as_micros()], event)?;
+        rows.find(|row| row.as_ref().map_or(true, &fits)).transpose()
+    };
+    let all: rusqlite::Result<Vec<Option<Event>>> = kinds.iter().map(newest).collect();
+    let all = all.map_err(StoreError::database("read", &file))?;
+    Ok(all.into_iter().flatten().max_by_key(|event| event.id))
+}
+
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     Ok(Event {
         id: row.get(0)?,
@@ -150,7 +179,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
 /// older ones there are.
 pub fn untold(dir: &Path, channel: &Name, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
     let file = records_file(dir);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let read = || -> rusqlite::Result<(Vec<Event>, u64)> {
         let all: u64 = db.query_row("SELECT COUNT(*) FROM untold WHERE channel = ?", [channel.as_str()], |row| {
             row.get::<_, i64>(0).map(uint)
@@ -212,7 +241,7 @@ fn each_row(
 ) -> Result<(), StoreError> {
     let file = records_file(dir);
     let err = || StoreError::database("read", &file);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let mut statement = db.prepare(sql).map_err(err())?;
     let mut rows = statement.query(params![first, last, wanted.only]).map_err(err())?;
     while let Some(row) = rows.next().map_err(err())? {
@@ -298,7 +327,7 @@ fn from<T>(
     wanted: &Wanted,
     read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<Vec<T>>, StoreError> {
-    open(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
+    open_written(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
 }
 
 fn rows<T>(
@@ -321,7 +350,7 @@ fn rows<T>(
 }
 
 fn open_dir(dir: &Path) -> Result<Connection, StoreError> {
-    open(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
+    open_written(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
 }
 
 fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
@@ -350,7 +379,7 @@ pub fn audit(dir: &Path, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
 
 fn journal<T>(dir: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
     let file = journal_file(dir);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     read(&db).map_err(StoreError::database("read", &file))
 }
 

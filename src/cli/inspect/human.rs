@@ -46,7 +46,7 @@ fn scaled(n: u64, units: &[&str]) -> String {
 }
 
 /// A time to the second, in UTC and saying so.
-pub(super) fn time(at: Wall) -> String {
+pub(in crate::cli) fn time(at: Wall) -> String {
     match jiff::Timestamp::from_microsecond(at.as_micros()) {
         Ok(t) => format!("{t:.0}").replace('T', " "),
         Err(_) => at.to_string(),

@@ -208,7 +208,7 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
         } else {
             no_carrier(&health.reason)
         };
-        let since = path.drained_since.map(|at| format!(" since {at:.0}")).unwrap_or_default();
+        let since = path.drained_since.map(|at| format!(" since {}", time(at))).unwrap_or_default();
         let why = if path.drained { format!("by hand{since}; it is {}: {why}", state(health.state)) } else { why };
         (
             mark,
