@@ -4,7 +4,11 @@
 //! Invariant: there is one walk at a time, and it takes along all that is due, in the order in which it was decided. What
 //! is decided during a walk is in the next one. What is asked for anew covers what waits for the same flows.
 
-use std::{future::pending, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -21,6 +25,8 @@ use crate::{
 
 /// Flows that were born while the old route still stood are forgotten this long after the switch.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// With more rules than these an event for each would only fill the records.
+const EACH: usize = 32;
 /// A daemon that ends finishes what was decided, for so long.
 const AT_THE_END: Duration = Duration::from_secs(2);
 
@@ -129,13 +135,14 @@ impl Engine {
             let message = format!("not all flows of paths that were left could be forgotten: {error}");
             self.warning("flows", "", message, Value::Null);
         }
-        for (Forget { rule, path, .. }, flows) in asked.iter().zip(forgotten.flows).filter(|(_, flows)| *flows > 0) {
-            let noun = if flows == 1 { "flow" } else { "flows" };
-            let message = format!("{rule}: {flows} {noun} on {path} forgotten; what they send next is a new flow");
-            self.event("flows", rule.as_str(), message, json!({"path": path, "forgotten": flows}));
+        let found: Vec<(&Forget, u64)> = asked.iter().zip(forgotten.flows).filter(|(_, flows)| *flows > 0).collect();
+        for (Forget { rule, path, .. }, flows) in &found {
             if let Some(change) = self.changes.get_mut(rule).filter(|change| change.from.as_ref() == Some(path)) {
                 change.forgotten += flows;
             }
+        }
+        for (subject, message, detail) in tellings(&found) {
+            self.event("flows", subject.as_str(), message, detail);
         }
         self.forgetting.begin(now);
     }
@@ -153,6 +160,30 @@ impl Engine {
             tracing::warn!("some flows of paths that were left were not forgotten in time");
         }
     }
+}
+
+/// What is told of a walk: of each rule by itself, or of each path where there are very many rules.
+fn tellings(found: &[(&Forget, u64)]) -> Vec<(Name, String, Value)> {
+    let noun = |flows: u64| if flows == 1 { "flow" } else { "flows" };
+    let after = "forgotten; what they send next is a new flow";
+    if found.len() <= EACH {
+        let each = |(Forget { rule, path, .. }, flows): &(&Forget, u64)| {
+            let message = format!("{rule}: {flows} {} on {path} {after}", noun(*flows));
+            (rule.clone(), message, json!({"path": path, "forgotten": flows}))
+        };
+        return found.iter().map(each).collect();
+    }
+    let mut paths: BTreeMap<&Name, (u64, BTreeSet<&Name>)> = BTreeMap::new();
+    for (Forget { rule, path, .. }, flows) in found {
+        let (all, rules) = paths.entry(path).or_default();
+        *all += flows;
+        rules.insert(rule);
+    }
+    let of_path = |(path, (flows, rules)): (&Name, (u64, BTreeSet<&Name>))| {
+        let message = format!("{path}: {flows} {} of {} rules {after}", noun(flows), rules.len());
+        (path.clone(), message, json!({"path": path, "forgotten": flows, "rules": rules.len()}))
+    };
+    paths.into_iter().map(of_path).collect()
 }
 
 #[cfg(test)]
@@ -195,5 +226,21 @@ mod tests {
         assert_eq!(forgetting.due(at(999)), [forget(1), forget(2)]);
         assert_eq!(forgetting.due(at(1998)), []);
         assert_eq!(forgetting.due(at(1999)), [forget(1), forget(2)]);
+    }
+
+    #[test]
+    fn few_rules_are_told_of_one_by_one_and_many_by_their_path() {
+        let told = |rules: u32| {
+            let all: Vec<Forget> = (1..=rules).map(forget).collect();
+            let found: Vec<(&Forget, u64)> = all.iter().map(|forget| (forget, 2)).collect();
+            tellings(&found)
+        };
+        assert_eq!(told(0), []);
+        let (few, many) = (told(32), told(200));
+        assert_eq!((few.len(), few[0].0.as_str()), (32, "r1"));
+        assert_eq!(few[0].1, "r1: 2 flows on fiber forgotten; what they send next is a new flow");
+        assert_eq!((many.len(), many[0].0.as_str()), (1, "fiber"));
+        assert_eq!(many[0].1, "fiber: 400 flows of 200 rules forgotten; what they send next is a new flow");
+        assert_eq!(many[0].2, json!({"path": "fiber", "forgotten": 400, "rules": 200}));
     }
 }

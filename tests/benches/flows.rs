@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::UdpSocket,
+    net::{Ipv4Addr, UdpSocket},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -96,6 +96,6 @@ fn fill() {
     for n in 0..ENTRIES {
         let [_, a, b, c] = (n + 256).to_be_bytes();
         // Nobody listens, and says so now and then.
-        let _ = socket.send_to(b"x", ([127, a + 1, b, c], 9));
+        let _ = socket.send_to(b"x", (Ipv4Addr::new(127, a + 1, b, c), 9));
     }
 }

@@ -728,11 +728,11 @@ fn one_walk_forgets_the_flows_of_many_marks_and_tells_how_many_each_had() {
         let six = |n| Doomed { flows: flows(n), family: Some(Family::V6) };
         // The same twice, one that nobody has, and every second one of the others.
         let asked: Vec<Doomed> =
-            [all(2), six(3), all(2), all(200)].into_iter().chain((3..=10).map(|n| all(2 * n))).collect();
+            [all(2), six(3), all(2), all(200)].into_iter().chain((2..=10).map(|n| all(2 * n))).collect();
         let Forgotten { flows, error } = Linux::forget(asked.clone()).await;
         assert!(error.is_none(), "{error:?}");
-        assert_eq!(flows, [20, 10, 0, 0, 20, 20, 20, 20, 20, 20, 20, 20]);
-        assert_eq!(run("conntrack", &["-L"], "").lines().count(), 400 - 190);
+        assert_eq!(flows, [vec![20, 10, 0, 0], vec![20; 9]].concat());
+        assert_eq!(run("conntrack", &["-L"], "").lines().count(), 400 - 210);
         let left = |n: u32| run("conntrack", &["-L", "-m", &(n << 24 | 7).to_string()], "").lines().count();
         assert_eq!([1, 2, 3, 4, 5, 20].map(left), [20, 0, 10, 0, 20, 0]);
         let Forgotten { flows, error } = Linux::forget(asked).await;
