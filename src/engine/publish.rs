@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::FutureExt as _;
+use futures_util::FutureExt;
 
 use super::{
     Engine, Origin, PUBLISH,
@@ -230,7 +230,7 @@ impl Engine {
     /// Takes in the flows that were counted, if that is done.
     fn take_count(&mut self) {
         let counted = self.counting.take_if(|counting| counting.is_finished());
-        match counted.and_then(|counting| counting.now_or_never()) {
+        match counted.and_then(FutureExt::now_or_never) {
             Some(Ok(Ok(flows))) => self.flows = flows,
             Some(Ok(Err(error))) => tracing::debug!(%error, "flows cannot be counted"),
             Some(Err(error)) => tracing::error!("counting flows ended without a result: {error}"),

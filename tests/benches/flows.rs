@@ -29,8 +29,7 @@ pub fn run() -> Vec<Row> {
     let (dumps, walks, alone) = thread::spawn(measure).join().expect("the measurement");
     let ratios = walks.iter().zip(&dumps).map(|(walk, dump)| walk.as_secs_f64() / dump.as_secs_f64()).collect();
     let third = ENTRIES / 3 / 1000;
-    let figure =
-        format!("flows of {RULES} rules forgotten, {third},000 of {} entries, against one plain dump", ENTRIES);
+    let figure = format!("flows of {RULES} rules forgotten, {third},000 of {ENTRIES} entries, against one plain dump");
     vec![
         Row::new(figure, "times", ratios, Bound::Most(6.0)),
         Row::new("- in one walk", "ms", walks.into_iter().map(ms).collect(), Bound::None),

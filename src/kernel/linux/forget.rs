@@ -132,14 +132,14 @@ fn filter(doomed: &[Doomed]) -> Vec<u8> {
     let first = doomed.first();
     let family = first.and_then(|first| first.family).filter(|family| doomed.iter().all(|d| d.family == Some(*family)));
     let mark = first.map_or(0, |first| first.flows.mark);
-    let mask = doomed.iter().fold(u32::MAX, |bits, Doomed { flows, .. }| bits & flows.mask & !(flows.mark ^ mark));
+    let agreed = doomed.iter().fold(u32::MAX, |bits, Doomed { flows, .. }| bits & flows.mask & !(flows.mark ^ mark));
     let family = match family {
         None => NetfilterProtoFamily::Unspec,
         Some(Family::V4) => NetfilterProtoFamily::IPv4,
         Some(Family::V6) => NetfilterProtoFamily::IPv6,
     };
-    let masked = DefaultNla::new(CTA_MARK_MASK, mask.to_be_bytes().to_vec());
-    let attributes = vec![ConntrackAttribute::CtaMark(mark & mask), ConntrackAttribute::Other(masked)];
+    let masked = DefaultNla::new(CTA_MARK_MASK, agreed.to_be_bytes().to_vec());
+    let attributes = vec![ConntrackAttribute::CtaMark(mark & agreed), ConntrackAttribute::Other(masked)];
     let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(attributes));
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
