@@ -30,7 +30,7 @@ mod record;
 pub use self::{
     balance::{drawn, ways},
     candidate::Standing,
-    family::{Lame, Parted, family_drawn, family_ways, parted},
+    family::{Lame, Parted, family_drawn, family_path, family_used, family_ways, parted},
     flows::{Flows, Leaving, Told},
     memory::Memory,
     overrides::{Drain, Overrides, Pin},

@@ -67,11 +67,16 @@ pub struct Notes {
 }
 
 impl Sample {
+    /// The answers of the targets of a family, or of all.
+    pub fn of(&self, family: Option<Family>) -> impl Iterator<Item = &(IpAddr, Option<Duration>)> {
+        self.answers.iter().filter(move |(target, _)| family.is_none_or(|family| Family::of(target) == family))
+    }
+
     /// Whether of the targets of a family so many answered as have to; beside targets of the other one, all of them are
     /// enough.
     #[must_use]
     pub fn is_good(&self, family: Family, quorum: u32) -> bool {
-        let targets = || self.answers.iter().filter(|(target, _)| Family::of(target) == family);
+        let targets = || self.of(Some(family));
         let (asked, answered) = (targets().count(), targets().filter(|(_, rtt)| rtt.is_some()).count());
         let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
         let least = if asked < self.answers.len() { quorum.min(asked) } else { quorum };
@@ -138,6 +143,14 @@ pub struct PathHealth {
     /// Each family by itself, where both are probed; the path is as its better family.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub families: BTreeMap<Family, PathHealth>,
+}
+
+impl PathHealth {
+    /// That of one family, where families are measured apart; else that of the path.
+    #[must_use]
+    pub fn of(&self, family: Option<Family>) -> &Self {
+        family.and_then(|family| self.families.get(&family)).unwrap_or(self)
+    }
 }
 
 /// Health of all paths of the site.

@@ -3,6 +3,9 @@
 //! Each channel is a task of its own that follows the recorder's events. Events that come close together become one
 //! message, and a token bucket bounds how many messages there are; what waits for a token joins the next message.
 //!
+//! A message that does not arrive is tried again for a day, also after a restart: the records know which events a channel
+//! has not told. A router that was cut off tells of it when it is back, in one message, marked as late.
+//!
 //! Invariant: nothing here can slow the engine. The queue of a channel is the recorder's bounded broadcast: a channel
 //! that is late loses the oldest events and counts them. A channel that fails is an alarm in the status and a number in
 //! the metrics, never an event, so that a failure is never notified of.
@@ -26,18 +29,18 @@ mod send;
 
 pub use self::{
     channel::{Address, Channel, Exec, Kind, Limit, Login, Mail, Tls, Way, Webhook},
-    gather::Gather,
+    gather::{Gather, Parcel},
     message::{Message, render},
     send::{Failed, Sender},
 };
 use crate::{
     clock,
-    store::{Kept, Recorder},
-    units::Name,
+    store::{Kept, Recorder, StoreError, read},
+    units::{Name, plural},
 };
 
-/// Waits between the attempts at one message.
-const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25)];
+/// How long the start of a channel waits for the records.
+const RECALL: Duration = Duration::from_secs(5);
 
 /// What became of the messages of each channel, and which channel fails.
 #[derive(Debug, Default)]
@@ -56,6 +59,9 @@ impl Notices {
     }
 
     fn count(&self, channel: &Name, result: &'static str, n: u64) {
+        if n == 0 {
+            return;
+        }
         *self.locked().entry(channel.clone()).or_default().results.entry(result).or_default() += n;
     }
 
@@ -63,7 +69,7 @@ impl Notices {
         self.locked().entry(channel.clone()).or_default().failing = why;
     }
 
-    /// By channel and result: `sent`, `failed`, `retried`, `dropped` (events, not messages).
+    /// By channel and result: `sent`, `failed` (refused for good), `retried`, `dropped` (events, not messages).
     #[must_use]
     pub fn results(&self) -> BTreeMap<Name, BTreeMap<String, u64>> {
         let text = |count: &Count| count.results.iter().map(|(result, n)| ((*result).to_owned(), *n)).collect();
@@ -91,13 +97,19 @@ impl Drop for Notifier {
 }
 
 impl Notifier {
-    /// Starts a task for each channel. Only what happens from now on is told.
+    /// Starts a task for each channel. Told is what happens from now on, and what an earlier process could not tell.
     #[must_use]
     pub fn start(site: &Name, channels: &[Channel], recorder: &Recorder, counts: &Arc<Notices>) -> Self {
         let task = |channel: &Channel| {
             let (_, live) = recorder.follow();
-            let worker = Worker { site: site.clone(), sender: Sender::new(channel), counts: Arc::clone(counts) };
-            tokio::spawn(worker.run(channel.clone(), live))
+            let worker = Worker {
+                site: site.clone(),
+                gather: Gather::new(channel.group, channel.limit),
+                channel: channel.clone(),
+                recorder: recorder.clone(),
+                counts: Arc::clone(counts),
+            };
+            tokio::spawn(worker.run(Sender::new(channel), live))
         };
         Self(channels.iter().map(task).collect())
     }
@@ -105,49 +117,116 @@ impl Notifier {
 
 struct Worker {
     site: Name,
-    sender: Sender,
+    channel: Channel,
+    gather: Gather,
+    recorder: Recorder,
     counts: Arc<Notices>,
 }
 
 impl Worker {
-    async fn run(mut self, channel: Channel, mut live: broadcast::Receiver<Kept>) {
-        let mut gather = Gather::new(channel.group, channel.limit);
+    async fn run(mut self, mut sender: Sender, mut live: broadcast::Receiver<Kept>) {
+        self.recall().await;
         loop {
-            let wait = gather.due().map(|at| at.since(clock::now()));
+            let wait = self.gather.due().map(|at| at.since(clock::now()));
             tokio::select! {
-                event = live.recv() => match event {
-                    Ok(kept) => {
-                        if let Some(event) = kept.event().filter(|event| channel.wants(&event.kind)) {
-                            gather.take(event, clock::now());
-                        }
-                    }
-                    Err(RecvError::Lagged(lost)) => self.counts.count(&channel.name, "dropped", lost),
-                    Err(RecvError::Closed) => return,
+                event = live.recv() => if !self.take(event) {
+                    return;
                 },
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
-                    if let Some((events, more)) = gather.ready(clock::now()) {
-                        self.deliver(&channel, &Message::new(&self.site, events, more)).await;
+                    if let Some(parcel) = self.gather.ready(clock::now())
+                        && !self.deliver(parcel, &mut sender, &mut live).await
+                    {
+                        return;
                     }
                 }
             }
         }
     }
 
-    /// Tries until it arrives, four times at most.
-    async fn deliver(&mut self, channel: &Channel, message: &Message) {
-        let mut pauses = PAUSES.into_iter();
-        loop {
-            let Err(failed) = self.sender.send(message).await else {
-                self.counts.count(&channel.name, "sent", 1);
-                return self.counts.failing(&channel.name, None);
-            };
-            tracing::warn!(channel = channel.name.as_str(), "a notification did not arrive: {}", failed.why);
-            self.counts.failing(&channel.name, Some(failed.why));
-            let Some(pause) = pauses.next().filter(|_| failed.again) else {
-                return self.counts.count(&channel.name, "failed", 1);
-            };
-            self.counts.count(&channel.name, "retried", 1);
-            tokio::time::sleep(pause).await;
+    /// Takes over what an earlier process could tell nobody. Without a disk that is nothing.
+    async fn recall(&mut self) {
+        let (recorder, channel) = (self.recorder.clone(), self.channel.name.clone());
+        let read = move || {
+            // The writer brings the tables up to date before anything else.
+            let _ = recorder.flush(RECALL);
+            read::untold(&recorder.dir(), &channel, gather::MOST)
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok((events, more))) => {
+                let old = self.gather.restore(events, more, (clock::now(), clock::wall()));
+                self.counts.count(&self.channel.name, "dropped", old);
+            }
+            Ok(Err(StoreError::Missing { .. })) | Err(_) => {}
+            Ok(Err(error)) => {
+                let (channel, error) = (self.channel.name.as_str(), error.chain());
+                tracing::warn!(channel, "what could not be told before this start is not known: {error}");
+            }
+        }
+    }
+
+    /// Takes an event in; false if there will be no more.
+    fn take(&mut self, event: Result<Kept, RecvError>) -> bool {
+        let now = clock::now();
+        match event {
+            Ok(kept) => {
+                self.gather.hasten(now);
+                if let Some(event) = kept.event().filter(|event| self.channel.wants(&event.kind)) {
+                    self.recorder.untold(&self.channel.name, event.id);
+                    self.gather.take(event, now);
+                }
+            }
+            Err(RecvError::Lagged(lost)) => self.counts.count(&self.channel.name, "dropped", lost),
+            Err(RecvError::Closed) => return false,
+        }
+        true
+    }
+
+    /// One attempt, while events go on being taken in; false if there will be no more of them.
+    async fn deliver(&mut self, parcel: Parcel, sender: &mut Sender, live: &mut broadcast::Receiver<Kept>) -> bool {
+        let message = Message::new(&self.site, &parcel);
+        let sending = sender.send(&message);
+        tokio::pin!(sending);
+        let mut going_on = true;
+        let sent = loop {
+            tokio::select! {
+                sent = &mut sending => break sent,
+                event = live.recv(), if going_on => going_on = self.take(event),
+            }
+        };
+        match sent {
+            Ok(()) => self.arrived(&parcel),
+            Err(failed) => self.failed(failed, parcel),
+        }
+        going_on
+    }
+
+    fn arrived(&mut self, parcel: &Parcel) {
+        self.gather.done();
+        self.counts.count(&self.channel.name, "sent", 1);
+        self.counts.failing(&self.channel.name, None);
+        self.settle(parcel);
+    }
+
+    /// Nothing of it has to be told any more.
+    fn settle(&self, parcel: &Parcel) {
+        if let Some(newest) = parcel.newest() {
+            self.recorder.told(&self.channel.name, newest);
+        }
+    }
+
+    fn failed(&mut self, failed: Failed, parcel: Parcel) {
+        let name = &self.channel.name;
+        tracing::warn!(channel = name.as_str(), "a notification did not arrive: {}", failed.why);
+        if failed.again {
+            self.counts.count(name, "retried", 1);
+            self.counts.count(name, "dropped", self.gather.back(parcel, clock::now()));
+            let waiting = plural(self.gather.waiting(), "event");
+            self.counts.failing(name, Some(format!("{}; told when it works again: {waiting}", failed.why)));
+        } else {
+            self.gather.done();
+            self.counts.count(name, "failed", 1);
+            self.counts.failing(name, Some(failed.why));
+            self.settle(&parcel);
         }
     }
 }

@@ -48,8 +48,10 @@ macro_rules! text_unit {
 }
 
 mod names;
+mod part;
 
 pub use names::{IfName, Name};
+pub use part::{PathPart, told};
 
 /// Brings a map that is complete and stays so into its smallest form. One that was filled in the order of its keys has
 /// nodes that are half empty, and with large values that is more than all their content.
@@ -423,5 +425,16 @@ impl fmt::Display for Dscp {
             Some((name, _)) => f.pad(name),
             None => write!(f, "{}", self.0),
         }
+    }
+}
+
+/// `1 path`, `2 paths`, `2 policies`.
+#[must_use]
+pub fn plural(n: impl TryInto<u64>, noun: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    match (n, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{n} {stem}ies"),
+        _ => format!("{n} {noun}s"),
     }
 }

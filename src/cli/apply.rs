@@ -25,7 +25,7 @@ use crate::{
     plan::report::{self, Revisions},
     settings::Settings,
     store::{LastGood, Standing},
-    units::Span,
+    units::{Span, plural},
 };
 
 /// Change this router's kernel to what the configuration wants
@@ -333,9 +333,10 @@ fn finished(report: &Report, planned: &Planned, took: std::time::Duration) -> Ou
     let message = message.unwrap_or_default();
     match outcome {
         ReconcileOutcome::Applied => {
-            let flows = if report.flows > 0 { format!(", {} flows forgotten", report.flows) } else { String::new() };
-            let text =
-                format!("Applied: {} steps in {} ms, {}{flows}.\n", report.steps, took.as_millis(), planned.stamp);
+            let flows =
+                if report.flows > 0 { format!(", {} forgotten", plural(report.flows, "flow")) } else { String::new() };
+            let steps = plural(report.steps, "step");
+            let text = format!("Applied: {steps} in {} ms, {}{flows}.\n", took.as_millis(), planned.stamp);
             // The change stands; a closed standard output does not undo it.
             let _ = anstream::stderr().write_all(text.as_bytes());
             Ok(Exit::Done)

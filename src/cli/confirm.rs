@@ -38,7 +38,7 @@ pub struct ConfirmArgs {
 /// Undo the change that waits for its confirmation, or go back to a recorded generation
 #[derive(Debug, Clone, clap::Args)]
 pub struct RollbackArgs {
-    /// Generation that shall come back; `patronus history` lists them
+    /// Generation that shall come back; `patronus history --generations` lists them
     #[arg(long, value_name = "N")]
     to: Option<u64>,
     /// How long the older generation may wait for `patronus confirm`; `0s` does not ask for one
@@ -63,8 +63,7 @@ pub async fn confirm(args: ConfirmArgs) -> Outcome {
     let _lock = context::lock(&settings, "confirm")?;
     let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
     let Some(change) = router.ledger.unconfirmed() else {
-        let text = "nothing waits for a confirmation: `patronus history` tells what became of the last change";
-        return Err(Failure::new(Exit::Error, text));
+        return Err(nothing_waits(&settings, "`patronus history` tells what became of the last change"));
     };
     match change.due(&place(), clock::now()) {
         Due::In(_) => {}
@@ -88,6 +87,16 @@ pub async fn rollback(args: RollbackArgs) -> Outcome {
     }
 }
 
+/// Whoever asks in the wrong place must not take it for an answer.
+fn nothing_waits(settings: &Settings, then: &str) -> Failure {
+    let (socket, state) = (settings.socket.display(), settings.state_dir.display());
+    let text = format!(
+        "nothing waits for a confirmation: no daemon answers on {socket}, and the journal in {state} has no such change\n  \
+         {then}\n  if this router keeps them elsewhere: --config FILE, or --socket PATH and --state-dir DIR"
+    );
+    Failure::new(Exit::Error, text)
+}
+
 async fn undo(settings: &Settings) -> Outcome {
     if let Some(done) = ask(settings, "/v1/rollback").await? {
         return Ok(said(&done));
@@ -97,9 +106,9 @@ async fn undo(settings: &Settings) -> Outcome {
     let mut router = Router::new(context::kernel()?, context::existing_ledger(settings), settings.ranges);
     context::recover(&mut router).await?;
     let Some(change) = trial::settle(&mut router, settings).await? else {
-        let text = "nothing waits for a confirmation\n  to go back further, name a generation: `patronus rollback --to N`; \
-                    `patronus history` lists them";
-        return Err(Failure::new(Exit::Error, text));
+        let further = "to go back further, name a generation: `patronus rollback --to N`; `patronus history --generations` \
+                       lists them";
+        return Err(nothing_waits(settings, further));
     };
     let exit = trial::go_back(&mut router, settings, &change, &format!("{} said so", trial::me())).await?;
     let back = change.previous.map_or_else(|| "nothing of ours".to_owned(), |revision| format!("revision {revision}"));
@@ -111,7 +120,8 @@ async fn undo(settings: &Settings) -> Outcome {
 async fn restore(settings: Settings, args: RollbackArgs, number: u64) -> Outcome {
     let router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
     let Some((found, files)) = router.ledger.generation_at(number) else {
-        let text = format!("there is no generation {number}: `patronus history` lists those that are kept");
+        let text =
+            format!("there is no generation {number}: `patronus history --generations` lists those that are kept");
         return Err(Failure::new(Exit::Error, text));
     };
     let active = context::again(&settings, LastGood { revision: found.revision, at: found.at, files })?;

@@ -26,9 +26,12 @@ use crate::{
         git::{Follower, GitError, Reason, Way},
     },
     store::{self, LastGood, Ledger},
-    units::Name,
+    units::{Name, plural},
     validate::{self, intent::Site},
 };
+
+const RUNTIME_VARIABLE: &str = "PATRONUS_RUNTIME_DIR";
+const SOCKET_NAME: &str = "patronus.sock";
 
 /// Where this router's own settings come from.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,8 +46,24 @@ pub struct RouterArgs {
     #[arg(long, value_name = "DIR", env = "PATRONUS_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
     /// Directory for the lock and the socket, in place of the settings' one
-    #[arg(long, value_name = "DIR", env = "PATRONUS_RUNTIME_DIR")]
+    #[arg(long, value_name = "DIR", env = RUNTIME_VARIABLE)]
     pub runtime_dir: Option<PathBuf>,
+    /// Control socket of the daemon, in place of the settings' one
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE)]
+    pub socket: Option<PathBuf>,
+}
+
+/// Environment variable that names the control socket, for every verb that asks the daemon.
+pub const SOCKET_VARIABLE: &str = "PATRONUS_SOCKET";
+
+/// Where the daemon of this router listens, for verbs that need nothing else of the settings. Settings that cannot be
+/// read are no reason not to ask.
+pub fn socket() -> PathBuf {
+    let settings = Settings::load(None, |name| std::env::var(name).ok()).unwrap_or_default();
+    match std::env::var_os(RUNTIME_VARIABLE) {
+        Some(dir) => Path::new(&dir).join(SOCKET_NAME),
+        None => settings.socket,
+    }
 }
 
 /// Settings with what the command line says in their place; `dir` is the configuration to use instead of the
@@ -58,8 +77,11 @@ pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Fai
         settings.state_dir.clone_from(dir);
     }
     if let Some(dir) = &args.runtime_dir {
-        settings.socket = dir.join("patronus.sock");
+        settings.socket = dir.join(SOCKET_NAME);
         settings.runtime_dir.clone_from(dir);
+    }
+    if let Some(socket) = &args.socket {
+        settings.socket.clone_from(socket);
     }
     Ok(settings)
 }
@@ -105,8 +127,7 @@ pub async fn configuration(settings: &Settings) -> Result<Active, Failure> {
         ConfigError::Invalid(config, found) => {
             show(&found, &config);
             let errors = found.iter().filter(|d| d.severity == diag::Severity::Error).count();
-            let plural = if errors == 1 { "" } else { "s" };
-            Failure::new(Exit::Config, format!("{place} has {errors} error{plural}; nothing was changed"))
+            Failure::new(Exit::Config, format!("{place} has {}; nothing was changed", plural(errors, "error")))
         }
         ConfigError::NoSite(..) => {
             let lines = error.lines().join("\n");

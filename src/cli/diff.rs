@@ -18,7 +18,7 @@ use crate::{
         self,
         local::{Local, LocalError},
     },
-    units::Name,
+    units::{Name, plural},
     validate::{self, intent::Intent},
 };
 
@@ -153,8 +153,8 @@ fn invalid(args: &Args, base: &Loaded, head: &Loaded) -> Outcome {
     let shown = match args.output {
         Form::Text => {
             let left: Vec<String> = left.iter().map(|l| format!("deleted, and still referred to: {l}\n")).collect();
-            let plural = if errors == 1 { "" } else { "s" };
-            let end = format!("{} is not valid: {errors} error{plural}; no router would take it\n", head.label);
+            let errors = plural(errors, "error");
+            let end = format!("{} is not valid: {errors}; no router would take it\n", head.label);
             diag::terminal(&head.found, sources, true) + &left.concat() + &end
         }
         Form::Markdown => {
@@ -194,10 +194,11 @@ fn left_behind(base: &Loaded, head: &Loaded) -> Vec<String> {
 fn nothing_to_compare(args: &Args, base: &Loaded, head: &Loaded) -> Outcome {
     let sites = head.intent.as_ref().map_or(0, |intent| intent.sites().len());
     let told = format!(
-        "{} is not valid ({} errors), so there is nothing to compare with; {} is valid and has {sites} sites",
+        "{} is not valid ({}), so there is nothing to compare with; {} is valid and has {}",
         base.label,
-        base.errors(),
-        head.label
+        plural(base.errors(), "error"),
+        head.label,
+        plural(sites, "site")
     );
     let shown = match args.output {
         Form::Text => format!("{told}\n"),
@@ -232,7 +233,11 @@ fn sarif(preview: &Preview, head: &Loaded) -> Value {
         }));
     }
     results.extend(preview.deletions.iter().map(|d| {
-        let text = format!("site {} is deleted and takes {} objects of other sites along", d.site, d.elsewhere.len());
+        let text = format!(
+            "site {} is deleted and takes {} of other sites along",
+            d.site,
+            plural(d.elsewhere.len(), "object")
+        );
         json!({"ruleId": "preview-deletion", "level": "warning", "message": {"text": text}, "locations": []})
     }));
     let rule = |id: &str, text: &str| json!({"id": id, "shortDescription": {"text": text}});

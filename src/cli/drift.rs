@@ -30,9 +30,6 @@ use crate::{
 pub struct Args {
     #[command(flatten)]
     router: RouterArgs,
-    /// Control socket of the daemon, in place of the settings' one
-    #[arg(long, value_name = "PATH", env = "PATRONUS_SOCKET")]
-    socket: Option<std::path::PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -63,8 +60,7 @@ struct Summary {
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
     let settings = context::settings(&args.router, None)?;
-    let socket = args.socket.clone().unwrap_or_else(|| settings.socket.clone());
-    let asked = client::ask::<Status>(&socket, Method::GET, "/v1/status", inspect::PATIENCE).await;
+    let asked = client::ask::<Status>(&settings.socket, Method::GET, "/v1/status", inspect::PATIENCE).await;
     let report = match asked {
         Ok(status) => Report::new("daemon", status.drifted, status.fights, status.overrides),
         Err(ClientError::Down { .. }) => from_kernel(&settings).await?,

@@ -7,6 +7,7 @@ use std::{io::Write as _, path::PathBuf};
 use hyper::Method;
 use serde::Serialize;
 
+use self::families::FamilyThen;
 use super::{
     Exit, Failure, Format, Outcome,
     context::{self, RouterArgs},
@@ -17,9 +18,13 @@ use crate::{
     clock::{self, Wall},
     config::{Snapshot, scalars::Protocol},
     drift::drifted,
-    engine::{Active, router::Router, status::Status},
+    engine::{
+        self, Active,
+        router::Router,
+        status::{Pinned, Status},
+    },
     explain::{self, Asked, Compared, Flow, Kernel, Model, Origin, Ruleset, Tracked, Verdict, World},
-    failover::{Alternative, Selection, Transition},
+    failover::{Alternative, Pin, Selection, Transition},
     foreign,
     kernel::linux::Linux,
     settings::Settings,
@@ -27,8 +32,10 @@ use crate::{
     state::{Allocations, Key, Observed},
     store::{Generation, Standing, TransitionRecord, read, read::Wanted},
     units::{Dscp, IfName, Name},
+    validate::intent::Site,
 };
 
+mod families;
 mod text;
 
 /// Show which way a flow takes and why, and what the kernel says to it; status 1 if the two disagree
@@ -66,9 +73,6 @@ pub struct Args {
     dir: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
-    /// Control socket of the daemon, in place of the settings' one
-    #[arg(long, value_name = "PATH", env = "PATRONUS_SOCKET")]
-    socket: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -84,12 +88,26 @@ struct Report {
     at: Option<Wall>,
     revision: String,
     model: Model,
+    /// What people ordered of the rule and its paths, in force now; not known of the past.
+    orders: Vec<ByHand>,
     /// How the rule came to its path.
     since: Option<Chosen>,
+    /// How the families of the paths in question were then; empty for now.
+    families: Vec<FamilyThen>,
     /// What the kernel says; absent for the past.
     kernel: Option<Kernel>,
     #[serde(flatten)]
     compared: Compared,
+}
+
+/// An order by hand that is in force.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "order", rename_all = "lowercase")]
+enum ByHand {
+    /// The rule is to use a path.
+    Pin { rule: Name, to: Name, seconds: f64, reason: String },
+    /// No rule is to use a path.
+    Drain { path: Name, since: Option<Wall> },
 }
 
 /// The record of a rule's choice.
@@ -150,7 +168,7 @@ async fn present(
     observed: &Observed,
 ) -> Result<Report, Failure> {
     let active = configuration(args, settings, router).await?;
-    let selection = selection(args, settings, router, &active).await?;
+    let (selection, orders) = choices(settings, router, &active).await?;
     // Numbers of a table that is gone lead nowhere.
     let nothing = Allocations::default();
     let numbers = if observed.stamp.is_some() { &observed.allocations } else { &nothing };
@@ -161,8 +179,21 @@ async fn present(
     let kernel = kernel(&flow, &origin, &model, router, observed, &world)?;
     let compared = explain::compare(&flow, &model, &kernel, &world);
     let since = chosen(settings, &model, clock::wall());
-    let revision = active.revision;
-    Ok(Report { format_version: 1, flow, origin, at: None, revision, model, since, kernel: Some(kernel), compared })
+    let orders = bearing(orders, &model, site);
+    let (at, revision, kernel) = (None, active.revision, Some(kernel));
+    Ok(Report {
+        format_version: 1,
+        flow,
+        origin,
+        at,
+        revision,
+        model,
+        orders,
+        since,
+        families: Vec::new(),
+        kernel,
+        compared,
+    })
 }
 
 fn origin(flow: &Flow, world: &World<'_>) -> Result<Origin, Failure> {
@@ -177,24 +208,57 @@ async fn configuration(args: &Args, settings: &Settings, router: &Router<Linux>)
     }
 }
 
-async fn selection(
-    args: &Args,
+/// Which path each rule uses, and what people ordered.
+async fn choices(
     settings: &Settings,
     router: &Router<Linux>,
     active: &Active,
-) -> Result<Selection, Failure> {
+) -> Result<(Selection, Vec<ByHand>), Failure> {
     let mut selection = context::selection(&context::Memory::of(router), active);
-    let socket = args.socket.clone().unwrap_or_else(|| settings.socket.clone());
-    match client::ask::<Status>(&socket, Method::GET, "/v1/status", inspect::PATIENCE).await {
+    match client::ask::<Status>(&settings.socket, Method::GET, "/v1/status", inspect::PATIENCE).await {
         Ok(status) => {
+            let orders = ordered(&status);
             let known = status.rules.into_iter().filter(|(name, _)| active.site.rules.contains_key(name));
             selection.rules.extend(known.map(|(name, rule)| (name, rule.choice)));
+            Ok((selection, orders))
         }
         // Whoever cannot ask the daemon reads what it remembers: it is written down with every switch.
-        Err(ClientError::Down { .. } | ClientError::Forbidden { .. }) => {}
-        Err(error) => return Err(inspect::failure(&error)),
+        Err(ClientError::Down { .. } | ClientError::Forbidden { .. }) => Ok((selection, remembered(router))),
+        Err(error) => Err(inspect::failure(&error)),
     }
-    Ok(selection)
+}
+
+fn ordered(status: &Status) -> Vec<ByHand> {
+    let pins = status.rules.iter().filter_map(|(rule, known)| {
+        let Pinned { to, seconds, reason } = known.pinned.clone()?;
+        Some(ByHand::Pin { rule: rule.clone(), to, seconds, reason })
+    });
+    let drained = status.paths.iter().filter(|(_, path)| path.drained);
+    pins.chain(drained.map(|(path, known)| ByHand::Drain { path: path.clone(), since: known.drained_since })).collect()
+}
+
+fn remembered(router: &Router<Linux>) -> Vec<ByHand> {
+    let (orders, now) = (engine::kept_orders(&router.ledger), clock::now());
+    let pins = orders.pins.into_iter().map(|(rule, Pin { to, until, reason })| {
+        let seconds = until.since(now).as_secs_f64();
+        ByHand::Pin { rule, to, seconds, reason }
+    });
+    let drains = orders.drains.into_iter().map(|(path, drain)| ByHand::Drain { path, since: Some(drain.since) });
+    pins.chain(drains).collect()
+}
+
+/// The orders that have a say in where a flow goes: those for its rule, and for the paths of that rule.
+fn bearing(orders: Vec<ByHand>, model: &Model, site: &Site) -> Vec<ByHand> {
+    let rule = match &model.verdict {
+        Verdict::Steered(steered) => steered.rule.as_ref().and_then(|rule| site.rules.get(rule)),
+        _ => None,
+    };
+    let bears = |order: &ByHand| match (order, rule) {
+        (ByHand::Pin { rule: pinned, .. }, Some(rule)) => *pinned == rule.name,
+        (ByHand::Drain { path, .. }, Some(rule)) => rule.members.contains(path),
+        (_, None) => false,
+    };
+    orders.into_iter().filter(bears).collect()
 }
 
 /// All that the kernel tells of a flow without a packet.
@@ -266,7 +330,8 @@ fn past(
             let used = alternatives(settings, &record).into_iter().filter(|other| other.lost.is_empty());
             choice.sharing = used.map(|other| other.path).collect();
         }
-        choice.active = record.to;
+        choice.active.clone_from(&record.to);
+        families::part(settings, &record, choice, at);
     }
     let (numbers, site) = (Allocations::default(), &active.site);
     let facts = explain::with_carrier(&observed.facts);
@@ -274,15 +339,30 @@ fn past(
     let origin = origin(&flow, &world)?;
     let model = explain::model(&flow, &origin, &world);
     let since = chosen(settings, &model, at);
+    let families = families::then(settings, in_question(&model, site).into_iter(), at);
     let (at, revision, compared) = (Some(at), active.revision, Compared::default());
-    Ok(Report { format_version: 1, flow, origin, at, revision, model, since, kernel: None, compared })
+    Ok(Report {
+        format_version: 1,
+        flow,
+        origin,
+        at,
+        revision,
+        model,
+        orders: Vec::new(),
+        since,
+        families,
+        kernel: None,
+        compared,
+    })
 }
 
 fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<Linux>) -> Result<Active, Failure> {
     let generation = || {
         let all = read::generations(&settings.state_dir, 1_000).ok()?;
         let stood = |g: &&Generation| g.at <= at && !matches!(g.standing, Standing::RollbackFailed);
-        let number = all.iter().rev().filter(stood).find(|g| g.ended.is_none_or(|ended| ended > at))?.generation;
+        // One that was confirmed goes on: only what was undone by then was not in force any more.
+        let undone = |g: &Generation| g.standing == Standing::RolledBack && g.ended.is_some_and(|ended| ended <= at);
+        let number = all.iter().rev().filter(stood).find(|g| !undone(g))?.generation;
         router.ledger.generation_at(number)
     };
     let snapshot = if let Some(dir) = &args.dir {
@@ -298,6 +378,13 @@ fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<
         Snapshot { revision: found.revision, files, commit: None }
     };
     context::activate(snapshot, settings).map_err(|error| Failure::new(Exit::Config, error.lines().join("\n")))
+}
+
+/// The paths that a flow could take.
+fn in_question<'a>(model: &'a Model, site: &'a Site) -> Vec<&'a Name> {
+    let Verdict::Steered(steered) = &model.verdict else { return Vec::new() };
+    let rule = steered.rule.as_ref().and_then(|rule| site.rules.get(rule));
+    rule.map_or_else(|| steered.path.iter().collect(), |rule| rule.members.iter().collect())
 }
 
 /// The last change of a rule's path up to a moment.

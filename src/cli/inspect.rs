@@ -5,7 +5,10 @@ use std::{fmt::Write as _, future::Future, io::Write as _, path::PathBuf, str::F
 use hyper::Method;
 use serde_json::json;
 
-use super::{Exit, Failure, Format, Outcome};
+use super::{
+    Exit, Failure, Format, Outcome,
+    context::{self, SOCKET_VARIABLE},
+};
 use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
@@ -20,19 +23,26 @@ pub(super) mod revisions;
 mod rules;
 mod text;
 
-pub(in crate::cli) use human::{clean, latency};
+pub(in crate::cli) use human::{clean, duration, latency, time};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Daemon {
-    /// Control socket of the daemon
-    #[arg(long, value_name = "PATH", env = "PATRONUS_SOCKET", default_value = "/run/patronus/patronus.sock")]
-    pub socket: PathBuf,
+    /// Control socket of the daemon [default: the settings' one]
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE)]
+    socket: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     pub output: Format,
+}
+
+impl Daemon {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(context::socket)
+    }
 }
 
 /// Where the records are when no daemon answers.
@@ -100,7 +110,8 @@ pub struct EventsArgs {
     /// At most so many, the newest
     #[arg(long, default_value_t = 50)]
     pub limit: usize,
-    /// Only this kind: failover, failback, exhausted, path, reconcile, source, drift, alarm, daemon
+    /// Only this kind: failover, failback, better, exhausted, initial, manual, family-left, family-back, flows, path,
+    /// reconcile, confirm, source, drift, alarm, daemon
     #[arg(long, value_parser = kind_word)]
     pub kind: Option<String>,
     /// The daemon.
@@ -148,10 +159,28 @@ impl FromStr for Since {
     }
 }
 
-/// Kinds go into a query string as they are.
+/// All kinds of events. They go into a query string as they are.
+const KINDS: &[&str] = &[
+    "alarm",
+    "better",
+    "confirm",
+    "daemon",
+    "drift",
+    "exhausted",
+    "failback",
+    "failover",
+    "family-back",
+    "family-left",
+    "flows",
+    "initial",
+    "manual",
+    "path",
+    "reconcile",
+    "source",
+];
+
 fn kind_word(text: &str) -> Result<String, String> {
-    let word = !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-    if word { Ok(text.into()) } else { Err("a kind is one word of lower-case letters".into()) }
+    if KINDS.contains(&text) { Ok(text.into()) } else { Err(format!("the kinds are: {}", KINDS.join(", "))) }
 }
 
 /// Runs `patronus status`.
@@ -243,7 +272,8 @@ pub async fn events(args: EventsArgs) -> Outcome {
 
 async fn past_events(args: &EventsArgs) -> Result<Vec<Event>, Failure> {
     let uri = args.uri();
-    let asked = client::ask::<crate::api::Events>(&args.daemon.socket, Method::GET, &uri, PATIENCE);
+    let socket = args.daemon.socket();
+    let asked = client::ask::<crate::api::Events>(&socket, Method::GET, &uri, PATIENCE);
     let (limit, since) = (args.limit, args.since.map(|s| s.0));
     let wanted = Wanted { since, until: None, only: args.kind.clone(), limit };
     let stored = || read::events(&args.records.state_dir, &wanted);
@@ -278,7 +308,7 @@ async fn follow(args: EventsArgs) -> Outcome {
             false
         }
     };
-    let ended = client::lines(&args.daemon.socket, &args.uri(), each).await;
+    let ended = client::lines(&args.daemon.socket(), &args.uri(), each).await;
     match ended.and(broken.map_or(Ok(()), Err)) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(failure(&error)),
@@ -294,7 +324,8 @@ pub async fn history(args: HistoryArgs) -> Outcome {
         return past::audit(args).await;
     }
     let uri = format!("/v1/history?limit={}", args.limit);
-    let asked = client::ask::<crate::api::History>(&args.daemon.socket, Method::GET, &uri, PATIENCE);
+    let socket = args.daemon.socket();
+    let asked = client::ask::<crate::api::History>(&socket, Method::GET, &uri, PATIENCE);
     let stored = || read::history(&args.records.state_dir, args.limit);
     let runs: Vec<Run> = or_records(async { Ok(asked.await?.runs) }, stored, &args.records).await?;
     Ok(match args.daemon.output {
@@ -325,7 +356,7 @@ async fn or_records<T>(
 }
 
 pub(super) async fn fetch(daemon: &Daemon) -> Result<Status, Failure> {
-    client::ask(&daemon.socket, Method::GET, "/v1/status", PATIENCE).await.map_err(|error| failure(&error))
+    client::ask(&daemon.socket(), Method::GET, "/v1/status", PATIENCE).await.map_err(|error| failure(&error))
 }
 
 pub(super) fn failure(error: &ClientError) -> Failure {
@@ -339,6 +370,7 @@ pub(super) fn failure(error: &ClientError) -> Failure {
     if matches!(error, ClientError::Down { .. }) {
         failure.message += "\n  start it:       systemctl start patronus   (or `patronus run`)\
                             \n  why it stopped: journalctl -u patronus -n 50   and   `patronus events`\
+                            \n  elsewhere:      --socket PATH (or PATRONUS_SOCKET) names another place to ask\
                             \n  what is in force stays in force without it: `patronus plan` compares it with the configuration";
     }
     failure

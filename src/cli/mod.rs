@@ -241,3 +241,37 @@ fn run(verb: Verb) -> Outcome {
 pub fn command() -> clap::Command {
     Cli::command()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_verb_that_asks_the_daemon_takes_its_socket_in_the_same_two_ways() {
+        let all = super::command();
+        for verb in [
+            "status",
+            "get",
+            "events",
+            "history",
+            "source",
+            "suspend",
+            "resume",
+            "reconcile",
+            "confirm",
+            "rollback",
+            "failover",
+            "failback",
+            "drain",
+            "undrain",
+            "probe",
+            "explain",
+            "drift",
+            "doctor",
+            "run",
+        ] {
+            let command = all.find_subcommand(verb).unwrap();
+            let socket = command.get_arguments().find(|arg| arg.get_long() == Some("socket"));
+            let variable = socket.and_then(|arg| arg.get_env()).and_then(std::ffi::OsStr::to_str);
+            assert_eq!(variable, Some("PATRONUS_SOCKET"), "{verb}");
+        }
+    }
+}

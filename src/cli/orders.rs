@@ -97,7 +97,7 @@ pub async fn undrain(args: UndrainArgs) -> Outcome {
 }
 
 async fn give(daemon: &Daemon, order: &Order) -> Outcome {
-    let asked = client::tell::<serde_json::Value>(&daemon.socket, "/v1/orders", &json!(order), PATIENCE).await;
+    let asked = client::tell::<serde_json::Value>(&daemon.socket(), "/v1/orders", &json!(order), PATIENCE).await;
     let done = asked.map_err(|error| inspect::failure(&error))?;
     inspect::print(&match daemon.output {
         Format::Json => format!("{done:#}\n"),

@@ -71,7 +71,7 @@ pub async fn run(args: ProbeArgs) -> Outcome {
         }
     };
     let uri = format!("/v1/probe?path={}&count={}", args.path, args.count);
-    let ended = client::lines(&args.daemon.socket, &uri, each).await;
+    let ended = client::lines(&args.daemon.socket(), &uri, each).await;
     ended.and(broken.map_or(Ok(()), Err)).map_err(|error| inspect::failure(&error))?;
     if text {
         inspect::print(&seen.summary())

@@ -10,7 +10,11 @@ use super::{
     Exit, Failure, Outcome,
     context::{self, RouterArgs},
 };
-use crate::{clock, store::RemovedFile, units::Name};
+use crate::{
+    clock,
+    store::RemovedFile,
+    units::{Name, plural},
+};
 
 /// Write a deleted site back into a working tree, as it was written; without a name, list those that can come back
 #[derive(Debug, Clone, clap::Args)]
@@ -45,8 +49,8 @@ pub fn run(args: &Args) -> Outcome {
     let files: Vec<&RemovedFile> = removed.iter().filter(|file| file.site == *name).collect();
     if files.is_empty() {
         let text = format!(
-            "no site {name} was removed within the retention ({} days)\n  `patronus restore site` lists those that were",
-            settings.retention.as_secs() / 86_400
+            "no site {name} was removed within the retention ({})\n  `patronus restore site` lists those that were",
+            plural(settings.retention.as_secs() / 86_400, "day")
         );
         return Err(Failure::new(Exit::Error, text));
     }

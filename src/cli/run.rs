@@ -60,6 +60,9 @@ pub async fn run(args: Args) -> Outcome {
     context::recover(&mut router).await?;
     let limits = Limits { retention: settings.retention, ..Limits::default() };
     let recorder = Recorder::start(&settings.state_dir, limits);
+    if let Some(alarm) = &alarm {
+        tracing::warn!("{alarm}");
+    }
     let mut alarms: Vec<String> = alarm.into_iter().collect();
     let (send, commands) = mpsc::channel(16);
     let signals = Signals::new()?;

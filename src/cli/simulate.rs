@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -83,11 +83,10 @@ struct Story<'a> {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Outcome {
-    let file = if args.replay.is_dir() { store::records_file(&args.replay) } else { args.replay.clone() };
-    let unreadable = |error: StoreError| Failure::error("cannot read the records", &error);
+    let file = records(&args.replay)?;
     let played = configurations(args, &file)?;
     let (first, last) = (&played[0], &played[played.len() - 1]);
-    let Some((oldest, newest)) = read::span(&file).map_err(unreadable)? else {
+    let Some((oldest, newest)) = read::span(&file).map_err(|e| unreadable(&e))? else {
         let message = format!("{} has no samples: the daemon writes one a second of each path", file.display());
         return Err(Failure::new(Exit::Error, message));
     };
@@ -98,19 +97,20 @@ pub fn run(args: &Args) -> Outcome {
             format!("nothing is recorded between --since and --until: the records reach from {oldest} to {newest}");
         return Err(Failure::new(Exit::Usage, message));
     }
-    let switches = switches(&file, since, until).map_err(unreadable)?;
+    let switches = switches(&file, since, until).map_err(|e| unreadable(&e))?;
     let names: BTreeSet<&Name> = played.iter().flat_map(|p| p.site.rules.keys()).collect();
     let used = names.into_iter().filter_map(|rule| used(&file, rule, since).transpose());
     let question = Question {
         then: &first.site,
         plays: played.iter().map(|p| (p.name, &p.site)).collect(),
         begin: since,
-        used: used.collect::<Result<_, _>>().map_err(unreadable)?,
+        used: used.collect::<Result<_, _>>().map_err(|e| unreadable(&e))?,
         switches,
     };
     let mut replay = Replay::new(&question);
     let mut seen = BTreeSet::new();
-    read::slots(&file, (since, until), |paths, end| feed(&mut replay, &mut seen, paths, end)).map_err(unreadable)?;
+    read::slots(&file, (since, until), |paths, end| feed(&mut replay, &mut seen, paths, end))
+        .map_err(|e| unreadable(&e))?;
     let (sides, samples) = replay.finish(until);
     let mut columns = vec![("recorded", "as recorded".to_owned())];
     columns.extend(played.iter().map(|p| (p.name, p.label.clone())));
@@ -128,6 +128,32 @@ pub fn run(args: &Args) -> Outcome {
         Format::Text => print(&text::table(&story, args.switches)),
     }
     Ok(Exit::Done)
+}
+
+/// The file that is meant; whether it is there is the first thing to know.
+fn records(given: &Path) -> Result<PathBuf, Failure> {
+    let file = if given.is_dir() { store::records_file(given) } else { given.to_owned() };
+    let wrong = match file.metadata() {
+        Ok(found) if found.is_file() => return Ok(file),
+        Ok(_) => format!("{} is no file", file.display()),
+        Err(error) if given.is_dir() && error.kind() == io::ErrorKind::NotFound => {
+            format!("there are no records in {}: it has no records.db", given.display())
+        }
+        Err(error) => format!("cannot read the records {}: {error}", file.display()),
+    };
+    let help = "--replay takes a router's state directory (/var/lib/patronus, unless its settings name another), the \
+                records.db in it, or a copy of that file";
+    Err(Failure::new(Exit::Error, format!("{wrong}\n  {help}")))
+}
+
+fn unreadable(error: &StoreError) -> Failure {
+    let failure = Failure::error("cannot read the records", error);
+    if !error.is_corrupt() {
+        return failure;
+    }
+    let help = "it is damaged, or no database: take the copy again; while a daemon writes, `sqlite3 records.db \
+                '.backup copy.db'` makes a good one";
+    Failure::new(failure.exit, format!("{}\n  {help}", failure.message))
 }
 
 fn feed(replay: &mut Replay<'_>, seen: &mut BTreeSet<Name>, paths: &[(Name, Vec<HealthSample>)], end: Wall) {
@@ -257,7 +283,8 @@ fn notes(played: &[Played], seen: &BTreeSet<Name>, sides: &[Side], switches: &[S
     notes.extend(asked.rules.values().filter_map(spreading));
     let by_hand = switches.iter().filter(|s| s.kind == TransitionKind::Manual).count();
     if by_hand > 0 {
-        notes.push(format!("{by_hand} of the recorded changes were made by hand; orders are not replayed"));
+        let was = if by_hand == 1 { "was" } else { "were" };
+        notes.push(format!("{by_hand} of the recorded changes {was} made by hand; orders are not replayed"));
     }
     notes
 }

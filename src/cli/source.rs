@@ -16,7 +16,7 @@ use crate::{
     clock::{self, Wall},
     engine::status::{ReconcileOutcome, ReconcileStatus, Status},
     revision::AttemptOutcome,
-    units::Span,
+    units::{Span, plural},
 };
 
 /// The engine answers between two passes.
@@ -153,7 +153,7 @@ struct Said {
 }
 
 async fn tell(daemon: &Daemon, uri: &str, details: &serde_json::Value) -> Result<String, Failure> {
-    let asked = client::tell::<Said>(&daemon.socket, uri, details, PATIENCE).await;
+    let asked = client::tell::<Said>(&daemon.socket(), uri, details, PATIENCE).await;
     asked.map(|said| said.message).map_err(|error| inspect::failure(&error))
 }
 
@@ -166,7 +166,7 @@ fn done(daemon: &Daemon, said: &str) -> Exit {
 
 /// One reading of the source and one pass; then what became of the newest revision, waiting for it so long at most.
 async fn reconciled(daemon: &Daemon, patience: Duration) -> Outcome {
-    let asked = client::ask(&daemon.socket, Method::POST, "/v1/reconcile", RECONCILE_PATIENCE).await;
+    let asked = client::ask(&daemon.socket(), Method::POST, "/v1/reconcile", RECONCILE_PATIENCE).await;
     let pass: ReconcileStatus = asked.map_err(|error| inspect::failure(&error))?;
     let begun = clock::now();
     let mut status = inspect::fetch(daemon).await?;
@@ -262,7 +262,7 @@ fn last_pass(done: &ReconcileStatus) -> String {
         ReconcileOutcome::Refused => "nothing was done",
     };
     let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
-    format!("last pass: {how}{message} ({} steps, {} ms)\n", done.steps, done.micros / 1000)
+    format!("last pass: {how}{message} ({}, {} ms)\n", plural(done.steps, "step"), done.micros / 1000)
 }
 
 #[cfg(test)]

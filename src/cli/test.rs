@@ -19,7 +19,7 @@ use crate::{
         failures::{self, Hit},
         trial,
     },
-    units::{Name, Span},
+    units::{Name, Span, plural},
     validate::{self, intent::Intent},
 };
 
@@ -160,10 +160,6 @@ fn tell(config: &Config, done: &[Done], bare: &[Diagnostic], whole: bool) {
     }
     // The results are out; a closed standard error takes nothing from them.
     let _ = writeln!(std::io::stderr(), "{summary}");
-}
-
-fn plural(n: usize, word: &str) -> String {
-    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
 }
 
 fn as_json(config: &Config, done: &[Done], bare: &[Diagnostic]) -> serde_json::Value {

@@ -11,7 +11,7 @@ use crate::{
     config::{self, Config, MAX_FILE, MAX_FILES, MAX_TREE, Snapshot},
     diag::{self, CODES, Diagnostic, Severity},
     settings::Settings,
-    units::Name,
+    units::{Name, plural},
     validate::{self, Options, intent::Intent},
 };
 
@@ -152,18 +152,17 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counted = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-        let files = counted(self.files, "file");
+        let files = plural(self.files, "file");
         if self.valid {
-            write!(f, "valid: {}, {} in {files}", counted(self.sites, "site"), counted(self.objects, "object"))?;
+            write!(f, "valid: {}, {} in {files}", plural(self.sites, "site"), plural(self.objects, "object"))?;
         } else {
-            write!(f, "not valid: {} in {files}", counted(self.errors, "error"))?;
+            write!(f, "not valid: {} in {files}", plural(self.errors, "error"))?;
         }
         if self.warnings > 0 {
-            write!(f, ", {}", counted(self.warnings, "warning"))?;
+            write!(f, ", {}", plural(self.warnings, "warning"))?;
         }
         if self.elsewhere > 0 {
-            write!(f, "; {} elsewhere", counted(self.elsewhere, "finding"))?;
+            write!(f, "; {} elsewhere", plural(self.elsewhere, "finding"))?;
         }
         let explain = self.errors + self.warnings > 0;
         if explain { f.write_str("; `patronus validate --explain CODE` says more") } else { Ok(()) }

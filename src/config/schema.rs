@@ -11,7 +11,10 @@ use super::{
     trial::TestSpec,
     types::{FailoverSpec, Metadata, PathSpec, PolicySpec, SiteSpec, SlaSpec},
 };
-use crate::diag::{Code, listed, suggest};
+use crate::{
+    diag::{Code, listed, suggest},
+    units::plural,
+};
 
 /// The one version of the language.
 pub const API_VERSION: &str = "patronus.network/v1alpha1";
@@ -345,8 +348,8 @@ fn wrong(pointer: String, value: &Value, schema: &Value, kind: &Fault, fallback:
         }
         (Fault::Minimum { limit }, _) if expects.is_none() => format!("{shown} is below the smallest value, {limit}"),
         (Fault::Maximum { limit }, _) if expects.is_none() => format!("{shown} is above the largest value, {limit}"),
-        (Fault::MinItems { limit }, _) => format!("the list needs at least {limit} entries"),
-        (Fault::MaxItems { limit }, _) => format!("the list has more than {limit} entries"),
+        (Fault::MinItems { limit }, _) => format!("the list needs at least {}", plural(*limit, "entry")),
+        (Fault::MaxItems { limit }, _) => format!("the list has more than {}", plural(*limit, "entry")),
         (_, _) if value.is_null() => "a value is missing".to_owned(),
         _ => match (expects, schema["type"].as_str()) {
             (Some(expects), _) => format!("{shown} is not {expects}"),
@@ -385,6 +388,10 @@ fn hint(value: &Value, schema: &Value) -> Option<String> {
             _ => None,
         },
         Value::Bool(_) if wanted == "string" && expects.is_empty() => Some(format!("quote it: \"{value}\"")),
+        _ if wanted == "object" => {
+            let fields: Vec<&String> = schema["properties"].as_object()?.keys().collect();
+            Some(format!("write a mapping; its fields are {}", listed(&fields, 8)))
+        }
         _ if wanted == "array" && !value.is_array() => {
             Some(format!("write it as a list: [{}]", show(value).trim_matches('`')))
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::units::{Name, Span};
+use crate::units::{Family, Name, Span};
 
 /// A test of failover rules on a virtual clock, for `patronus test`. Routers pass it over.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -47,6 +47,22 @@ pub struct SeriesSpec {
     pub carrier: Option<String>,
     /// How much of its endpoint's bandwidth is in use, such as `10% x30 95% x30`. Not known without.
     pub load: Option<String>,
+    /// What is other for its IPv4 targets, where both families are probed.
+    pub ipv4: Option<FamilySpec>,
+    /// What is other for its IPv6 targets, where both families are probed.
+    pub ipv6: Option<FamilySpec>,
+}
+
+/// How one family of a path behaves. What is not written is as of the path.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FamilySpec {
+    /// Round-trip time, such as `20ms x60 400ms x30`.
+    pub rtt: Option<String>,
+    /// By how much every other answer comes later.
+    pub jitter: Option<String>,
+    /// Lost probes, evenly spread, such as `0% x60 100% x30 0%`.
+    pub loss: Option<String>,
 }
 
 /// What somebody does by hand: exactly one of `failover`, `failback`, `drain` and `undrain`.
@@ -93,6 +109,10 @@ pub struct ExpectSpec {
     /// The paths that share, all of them and no other.
     #[serde(default)]
     pub paths: Vec<Name>,
+    /// The family that alone is meant, `ipv4` or `ipv6`: the path that its traffic takes, or its state of the path.
+    #[serde(default)]
+    #[schemars(schema_with = "families")]
+    pub family: Option<String>,
     /// The state of the path: `unknown`, `up`, `degraded`, `down`; with `rule` also `held`, `damped`, `drained`, `disabled`.
     #[serde(default)]
     #[schemars(schema_with = "states")]
@@ -109,8 +129,24 @@ pub struct ExpectSpec {
     pub flows: Option<String>,
 }
 
+impl ExpectSpec {
+    /// The family that alone is meant.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        match self.family.as_deref() {
+            Some("ipv4") => Some(Family::V4),
+            Some("ipv6") => Some(Family::V6),
+            _ => None,
+        }
+    }
+}
+
 fn words(words: &[&str]) -> schemars::Schema {
     schemars::json_schema!({"type": "string", "enum": words})
+}
+
+fn families(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words(&["ipv4", "ipv6"])
 }
 
 fn states(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

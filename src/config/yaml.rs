@@ -26,6 +26,8 @@ const MAX_FAULTS: usize = 20;
 const MAX_FOUND: usize = 100;
 
 const TOO_DEEP: &str = "no object of the language nests deeper than 8 levels: is a bracket left open?";
+const HALF_MERGED: &str =
+    "the marks of a merge (`<<<<<<<`, `>>>>>>>`) are still in this file: settle it and delete them";
 
 /// What one file may cost.
 #[derive(Debug, Clone, Copy)]
@@ -280,6 +282,12 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether somebody committed the marks of a merge.
+    fn is_half_merged(&self) -> bool {
+        let mark = |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+        self.text.lines().any(mark)
+    }
+
     fn syntax(&mut self, error: &granit_parser::ScanError) -> Range<usize> {
         let at = error.marker().byte_offset().unwrap_or(0).min(self.text.len());
         let info = error.info();
@@ -287,6 +295,8 @@ impl Reader<'_> {
         let code = if limit { Code::Limit } else { Code::Syntax };
         let (message, help) = match code {
             Code::Limit => (info.clone(), TOO_DEEP),
+            _ if self.is_half_merged() => (format!("not YAML: {info}"), HALF_MERGED),
+            _ if info.contains("tab") => (format!("not YAML: {info}"), "indent with spaces: YAML takes no tabs there"),
             _ if info.contains("flow") => (format!("not YAML: {info}"), "a `{` or `[` here or above is not closed"),
             _ => (format!("not YAML: {info}"), ""),
         };

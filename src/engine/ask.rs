@@ -53,8 +53,8 @@ impl Engine {
             return Err(format!("{}; confirm it or undo it first", change.line()));
         }
         let found = self.router.ledger.generation_at(number);
-        let (found, files) =
-            found.ok_or_else(|| format!("there is no generation {number}: `patronus history` lists them"))?;
+        let (found, files) = found
+            .ok_or_else(|| format!("there is no generation {number}: `patronus history --generations` lists them"))?;
         let snapshot = Snapshot { revision: found.revision.clone(), files, commit: None };
         let active = activate(snapshot, Some(&self.origin.site), &self.origin.options)
             .map_err(|error| format!("generation {number} is not valid any more: {}", error.lines().join("; ")))?;
@@ -80,4 +80,4 @@ impl Engine {
 
 const NOTHING_WAITS: &str = "nothing waits for a confirmation: `patronus history` tells what became of the last change";
 const NOTHING_TO_UNDO: &str = "nothing waits for a confirmation. To go back further, name a generation: \
-    `patronus rollback --to N`; `patronus history` lists them";
+    `patronus rollback --to N`; `patronus history --generations` lists them";

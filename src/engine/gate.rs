@@ -27,29 +27,20 @@ use crate::{
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
         doubt::Doubt,
-        gate::{Baseline, Judgement, Rounds, Silent, measured, works},
+        gate::{Baseline, Judgement, Rounds, Silent},
         patience,
         rails::{self, Change, Refusal},
-        window,
     },
     health::Sample,
     revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
-    units::Name,
-    validate::intent::{Path, Site},
+    units::{Name, PathPart},
+    validate::intent::Site,
 };
 
 /// The evidence is looked at so often.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
-/// After a start the paths get so long to be measured before a new revision is tried: without figures nothing could
-/// be compared.
-const MEASURING: Duration = Duration::from_secs(10);
-
-/// After a change was undone, the paths that it may have cut get so long to answer again before the next revision is
-/// tried: otherwise that one, with the same fault in it perhaps, would find nothing that it could be blamed for.
-const RECOVERING: Duration = Duration::from_secs(60);
-
 /// Everything about new revisions.
 pub(super) struct Gate {
     pub rules: Rules,
@@ -59,8 +50,8 @@ pub(super) struct Gate {
     /// The revision that has to wait, and why.
     pub held: Option<(Box<Proposal>, String)>,
     pub started: Instant,
-    /// Paths that were up before the change that was undone last, and how long they are waited for.
-    pub recovering: Option<(BTreeSet<Name>, Instant)>,
+    /// Paths and families that were up before the change that was undone last, and how long they are waited for.
+    pub recovering: Option<(BTreeSet<PathPart>, Instant)>,
     /// A change that was undone and may not have been the cause.
     pub doubt: Option<Doubt>,
     /// Services that are asked although nothing is on trial.
@@ -274,57 +265,6 @@ impl Engine {
             self.gate.told = Some(told);
         }
         self.gate.held = Some((Box::new(proposal), why));
-    }
-
-    /// Why a proposal has to wait, if it has to.
-    fn not_now(&self, proposal: &Proposal) -> Option<String> {
-        let now = clock::now();
-        if let Some((change, _)) = self.gate.waiting() {
-            return Some(change.line());
-        }
-        if self.gate.is_going_back() {
-            return Some("the revision before is being put in force again".into());
-        }
-        if !proposal.who.is_person()
-            && let Err(closed) = window::decide(&self.gate.rules.windows, clock::wall())
-        {
-            return Some(closed.to_string());
-        }
-        if !proposal.who.is_person()
-            && let Some(path) = self.recovers(now)
-        {
-            return Some(format!("path {path} was up before the change that was undone, and is not yet again"));
-        }
-        if let Some(again) = self.gate.again.as_ref().filter(|again| again.waits(&proposal.active.content, now)) {
-            return Some(again.to_string());
-        }
-        let measuring = now.since(self.gate.started) < MEASURING
-            && self.active.as_ref().is_some_and(|a| !a.site.paths.values().all(|path| self.is_measured(path)));
-        measuring.then(|| "its paths are not measured yet".into())
-    }
-
-    fn is_measured(&self, path: &Path) -> bool {
-        let seen = self.gate.seen.get(&path.name).copied().unwrap_or_default();
-        measured(path, self.monitor.healths().get(&path.name), seen)
-    }
-
-    /// From here on the paths that were up before the change that was undone are waited for.
-    pub(super) fn wait_for_paths(&mut self, undone: &Unconfirmed) {
-        let Some(active) = &self.active else { return };
-        let rounds = |path: &std::sync::Arc<Path>| {
-            (path.probe.interval * (path.probe.up_after + 2)).saturating_add(path.probe.timeout)
-        };
-        let up = active.site.paths.values().filter(|path| undone.baseline.up.contains(&path.name));
-        let longest = up.clone().map(rounds).fold(RECOVERING, Duration::max);
-        let up = up.map(|path| path.name.clone()).collect();
-        self.gate.recovering = Some((up, clock::now() + longest));
-    }
-
-    /// A path that has not recovered yet from the change that was undone.
-    pub(super) fn recovers(&self, now: Instant) -> Option<&Name> {
-        let (up, _) = self.gate.recovering.as_ref().filter(|(_, until)| now < *until)?;
-        let lost = |path: &&Name| self.monitor.healths().get(*path).is_some_and(|h| !works(h) && h.carrier);
-        up.iter().find(lost)
     }
 
     /// Looks again at the revision that waits.

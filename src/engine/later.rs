@@ -16,11 +16,11 @@ use crate::{
     guard::{
         Unconfirmed,
         doubt::{Doubt, Suspect, Verdict},
-        gate::{Silent, works},
+        gate::{Silent, part_works},
     },
     revision::{AttemptOutcome, Awaited, Fault},
     store::Standing,
-    units::Name,
+    units::PathPart,
 };
 
 /// So often a proposal is put off before it is quarantined.
@@ -111,9 +111,10 @@ impl Engine {
 
     /// A change was undone because this was silent: whether it is so without it has to be seen.
     pub(super) fn doubt_it(&mut self, change: &Unconfirmed, silent: Silent) {
-        let still = |path: &&Name| self.active.as_ref().is_some_and(|active| active.site.paths.contains_key(*path));
-        let up: BTreeSet<Name> = change.baseline.up.iter().filter(still).cloned().collect();
-        let paths: BTreeSet<Name> = silent.paths.into_iter().filter(|path| up.contains(path)).collect();
+        let paths = self.active.as_ref().map(|active| &active.site.paths);
+        let still = |part: &&PathPart| paths.is_some_and(|paths| paths.contains_key(&part.path));
+        let up: BTreeSet<PathPart> = change.baseline.up.iter().filter(still).cloned().collect();
+        let paths = silent.paths.into_iter().filter(|part| up.contains(part)).collect::<BTreeSet<_>>();
         if paths.is_empty() && silent.services.is_empty() {
             return;
         }
@@ -160,7 +161,7 @@ impl Engine {
                 self.end_doubt();
             }
         }
-        let path = |path: &str| self.monitor.healths().iter().any(|(name, h)| name.as_str() == path && works(h));
+        let path = |part: &PathPart| part_works(self.monitor.healths(), part);
         let service = |service: &str| self.gate.services.answer.contains(service);
         if let Some(note) = self.revisions.silence_ended(path, service) {
             self.gate.services = Services::default();

@@ -15,6 +15,7 @@ mod pass;
 mod publish;
 mod reach;
 mod reader;
+mod ready;
 mod record;
 mod revise;
 pub mod router;
@@ -55,6 +56,7 @@ use crate::{
     units::Name,
 };
 
+pub use self::orders::kept as kept_orders;
 pub use self::source::{Active, ConfigError, Origin, Whence, activate};
 pub use self::status::ReconcileOutcome;
 pub(crate) use self::{drift::object as drifted_object, pass::told, revise::dice, source::chain};

@@ -71,7 +71,7 @@ impl Kept {
         Self {
             left: orders.pins.iter().map(|(rule, p)| (rule.clone(), left(p))).collect(),
             pins: orders.pins.iter().map(|(rule, p)| (rule.clone(), pin(p))).collect(),
-            drains: orders.drains.iter().map(|(path, d)| (path.clone(), (wall_of(now, d.since), d.force))).collect(),
+            drains: orders.drains.iter().map(|(path, d)| (path.clone(), (d.since, d.force))).collect(),
         }
     }
 
@@ -84,7 +84,7 @@ impl Kept {
             until: later(now, until).min(most(rule)),
             reason,
         };
-        let drain = |(_, force)| Drain { since: now.0, force };
+        let drain = |(since, force)| Drain { since, force };
         Overrides {
             pins: self.pins.into_iter().map(|(rule, kept)| (rule.clone(), pin(&rule, kept))).collect(),
             drains: self.drains.into_iter().map(|(path, kept)| (path, drain(kept))).collect(),
@@ -92,24 +92,35 @@ impl Kept {
     }
 }
 
-pub(super) fn named<'n>(name: &Name, noun: &str, known: impl Iterator<Item = &'n Name>) -> Result<(), String> {
+/// Says no to a name that nothing has; `within` says where it was looked for, if not everywhere.
+pub(super) fn named<'n>(
+    name: &Name,
+    noun: &str,
+    within: &str,
+    known: impl Iterator<Item = &'n Name>,
+) -> Result<(), String> {
     let known: Vec<&str> = known.map(Name::as_str).collect();
     if known.contains(&name.as_str()) {
         return Ok(());
     }
-    Err(format!("there is no {noun} {name}; there are: {}", known.join(", ")))
+    Err(format!("there is no {noun} {name}{within}; there are: {}", known.join(", ")))
+}
+
+/// The orders that were in force when the daemon last wrote them down, for whoever cannot ask it.
+#[must_use]
+pub fn kept(ledger: &Ledger) -> Overrides {
+    let now = (clock::now(), clock::wall());
+    let mut orders = ledger.get::<Kept>(ORDERS).map(|kept| kept.back(now)).unwrap_or_default();
+    orders.expire(now.0);
+    orders
 }
 
 impl Engine {
     /// Takes over the orders and the knowledge of an earlier process.
     pub(super) fn recall_orders(&mut self) {
-        let now = (clock::now(), clock::wall());
-        if let Some(kept) = self.router.ledger.get::<Kept>(ORDERS) {
-            self.overrides = kept.back(now);
-            self.overrides.expire(now.0);
-        }
+        self.overrides = kept(&self.router.ledger);
         for (rule, pin) in &self.overrides.pins {
-            let left = Span::from(Duration::from_secs(pin.until.since(now.0).as_secs()));
+            let left = Span::from(Duration::from_secs(pin.until.since(clock::now()).as_secs()));
             self.event("manual", rule.as_str(), format!("{rule} stays pinned to {} for {left}", pin.to), json!(pin));
         }
     }
@@ -165,9 +176,9 @@ impl Engine {
         let (site, now) = (&active.site, clock::now());
         let (subject, done) = match order {
             Order::Failover { rule, to, seconds, reason } => {
-                named(&rule, "failover rule", site.rules.keys())?;
+                named(&rule, "failover rule", "", site.rules.keys())?;
                 let members = site.rules.get(&rule).map(|r| r.members.as_slice()).unwrap_or_default();
-                named(&to, "path in this rule", members.iter())?;
+                named(&to, "path", &format!(" in the rule {rule}"), members.iter())?;
                 let time = Duration::from_secs(seconds);
                 let down = self.monitor.healths().get(&to).is_some_and(|h| h.state == PathState::Down);
                 let but =
@@ -177,7 +188,7 @@ impl Engine {
                 (rule, done)
             }
             Order::Failback { rule } => {
-                named(&rule, "failover rule", site.rules.keys())?;
+                named(&rule, "failover rule", "", site.rules.keys())?;
                 let pinned = self.overrides.pins.remove(&rule).is_some();
                 let choice = self.selection.rules.get_mut(&rule);
                 let waiting = choice.is_some_and(Choice::hasten);
@@ -193,7 +204,7 @@ impl Engine {
                 (rule, done)
             }
             Order::Drain { path, force } => {
-                named(&path, "path", site.paths.keys())?;
+                named(&path, "path", "", site.paths.keys())?;
                 let last = failover::overrides::last_for(site, &path, &self.overrides, self.monitor.healths());
                 if !force && !last.is_empty() {
                     let rules: Vec<&str> = last.iter().map(|r| r.as_str()).collect();
@@ -202,7 +213,8 @@ impl Engine {
                         "{path} is the last path that works for {rules}: `--force` drains it all the same"
                     ));
                 }
-                self.overrides.drains.insert(path.clone(), Drain { since: now, force });
+                let since = self.overrides.drains.get(&path).map_or_else(clock::wall, |drain| drain.since);
+                self.overrides.drains.insert(path.clone(), Drain { since, force });
                 let how = if force { ", even as the last path" } else { "" };
                 (path.clone(), format!("{path} is drained{how} by {by}, until `patronus undrain {path}`"))
             }
@@ -249,13 +261,14 @@ mod tests {
         let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
         let mut orders = Overrides::default();
         orders.pins.insert(name("r"), Pin { to: name("lte"), until: at(500), reason: "mast".into() });
-        orders.drains.insert(name("dsl"), Drain { since: at(90), force: true });
+        orders.drains.insert(name("dsl"), Drain { since: Wall::from_micros(990_000_000), force: true });
         let kept = Kept::of(&orders, (at(100), Wall::from_micros(1_000_000_000)));
         let text = serde_json::to_string(&kept).unwrap();
         // Sixty seconds later by the wall clock, after a boot.
         let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(1_060_000_000)));
         assert_eq!(back.pins["r"].until, at(7 + 340));
-        assert!(back.drains["dsl"].force);
+        let drained = Drain { since: Wall::from_micros(990_000_000), force: true };
+        assert_eq!(back.drains["dsl"], drained, "since when it was given, also before this boot");
         // The clock is behind: not a second more than was left.
         let back = serde_json::from_str::<Kept>(&text).unwrap().back((at(7), Wall::from_micros(0)));
         assert_eq!(back.pins["r"].until, at(7 + 400));

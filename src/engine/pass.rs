@@ -21,7 +21,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
-    units::Name,
+    units::{Name, plural},
     validate::intent::{Path, Site},
 };
 
@@ -216,7 +216,7 @@ impl Engine {
     /// How a path is probed, for whoever wants to do it by hand.
     pub(super) fn spec_by_hand(&self, path: &Name) -> Result<Box<ProbeSpec>, String> {
         let site = &self.active.as_ref().ok_or("nothing is in force yet")?.site;
-        named(path, "path", site.paths.keys())?;
+        named(path, "path", "", site.paths.keys())?;
         let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
         let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
         let spec = self.spec(site, probed);
@@ -250,7 +250,7 @@ fn summary(outcome: ReconcileOutcome, steps: usize, took: Duration, message: Opt
     let because = message.map(|m| format!(": {m}")).unwrap_or_default();
     match outcome {
         ReconcileOutcome::Applied => {
-            format!("generation {generation} applied: {steps} steps in {} ms", took.as_millis())
+            format!("generation {generation} applied: {} in {} ms", plural(steps, "step"), took.as_millis())
         }
         ReconcileOutcome::RolledBack => format!("rolled back, the old state is in force{because}"),
         ReconcileOutcome::RollbackFailed => format!("ROLLBACK FAILED, look at once{because}"),

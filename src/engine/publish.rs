@@ -155,6 +155,7 @@ impl Engine {
             mos: call,
             counts,
             drained: self.overrides.drains.contains_key(name),
+            drained_since: self.overrides.drains.get(name).map(|drain| drain.since),
         })
     }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     revision::{Attempt, Condition, Held, Quarantined, Suspension, Trouble},
     state::Counter,
-    units::{IfName, Name},
+    units::{IfName, Name, plural},
 };
 
 /// Everything `patronus status` and `/metrics` show. Published whole, replaced whole.
@@ -183,8 +183,10 @@ impl FightStatus {
         let evidence = if evidence.is_empty() { evidence } else { format!(" ({evidence})") };
         let minutes = self.next_try_in.div_ceil(60);
         format!(
-            "{} was taken away {} times: left alone, tried again in {minutes} min; likely {who}{evidence}; {}",
-            self.object, self.losses, self.culprit.remedy
+            "{} was taken away {}: left alone, tried again in {minutes} min; likely {who}{evidence}; {}",
+            self.object,
+            plural(self.losses, "time"),
+            self.culprit.remedy
         )
     }
 }
@@ -297,6 +299,9 @@ pub struct PathStatus {
     /// Whether it is out of use by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Since when that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained_since: Option<Wall>,
     /// How it is probed: `icmp`, `udp` and so on.
     #[serde(default)]
     pub method: Cow<'static, str>,

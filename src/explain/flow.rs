@@ -54,6 +54,9 @@ impl Asked {
                 "dscp" => asked.dscp = Some(value("a DSCP, such as `ef`")?.parse().map_err(text_of)?),
                 "in" => asked.input = Some(value("an interface, such as lan0")?.parse().map_err(text_of)?),
                 word if asked.source.is_none() && end(word).is_ok() => (asked.source, asked.source_port) = end(word)?,
+                word if end(word).is_ok() => {
+                    return Err(format!("`{word}` is a second address: where the flow goes stands after `to`; {FORM}"));
+                }
                 word if asked.protocol.is_none() => asked.protocol = Some(word.parse().map_err(text_of)?),
                 word => return Err(format!("`{word}` is one word too many: {FORM}")),
             }

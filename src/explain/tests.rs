@@ -190,6 +190,7 @@ fn what_is_typed_wrongly_is_said_with_what_to_type() {
         ("tcp 192.168.10.5 to [2001:db8::1]:80", "source and destination are not of one family"),
         ("icmp to 2001:db8::1", "icmp is not a protocol of IPv6"),
         ("tcp 192.168.10.5 to", "after `to` comes the destination"),
+        ("192.168.10.5 1.1.1.1", "`1.1.1.1` is a second address: where the flow goes stands after `to`; write it"),
         ("tcp udp to 1.1.1.1:5", "`udp` is one word too many"),
         ("tpc to 1.1.1.1:5", "did you mean `tcp`?"),
         ("tcp to nowhere", "`nowhere` is neither an address nor one with a port"),

@@ -19,6 +19,7 @@ use super::{
     balance::{drawn, ways},
     candidate::Candidate,
     choose::Round,
+    memory::Memory,
 };
 use crate::{
     clock::Instant,
@@ -76,6 +77,16 @@ impl Choice {
         self.members.iter().find(|memory| memory.path == *path)?.lame.get(&family)
     }
 
+    /// Notes that a family left a path, as is known of an earlier moment.
+    pub fn leave(&mut self, path: &Name, family: Family, why: String) {
+        let known = self.members.iter().position(|memory| memory.path == *path);
+        let at = known.unwrap_or_else(|| {
+            self.members.push(Memory::new(path));
+            self.members.len() - 1
+        });
+        self.members[at].lame.insert(family, Lame { since: Instant::default(), why, dead: false, fit: None });
+    }
+
     /// Paths in the order for one family: those that are lame in it come last.
     #[must_use]
     pub fn in_family<'n>(&self, family: Family, mut paths: Vec<&'n Name>) -> Vec<&'n Name> {
@@ -115,6 +126,24 @@ pub fn family_ways<'n>(
 #[must_use]
 pub fn family_drawn<'n>(rule: &'n Rule, choice: &'n Choice, member: &'n Name, family: Family) -> Vec<&'n Name> {
     choice.in_family(family, drawn(rule, choice, member))
+}
+
+/// The path that a rule's first choice is for a family.
+#[must_use]
+pub fn family_path<'n>(rule: &'n Rule, choice: &'n Choice, family: Family) -> Option<&'n Name> {
+    head(rule, choice, choice.active.as_ref()?, family)
+}
+
+/// The paths that new flows of a family take now, as [`Choice::in_use`] tells it of both.
+#[must_use]
+pub fn family_used<'n>(rule: &'n Rule, choice: &'n Choice, family: Family) -> Vec<&'n Name> {
+    let mut used = Vec::new();
+    for path in choice.in_use().filter_map(|path| head(rule, choice, path, family)) {
+        if !used.contains(&path) {
+            used.push(path);
+        }
+    }
+    used
 }
 
 /// The path that a family takes in place of one that is in use.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock::Instant,
+    clock::{Instant, Wall},
     health::{Healths, PathState},
     units::Name,
     validate::intent::{Rule, Site},
@@ -37,8 +37,8 @@ pub struct Pin {
 /// A path that no rule shall use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// Since when.
-    pub since: Instant,
+    /// Since when, by the wall clock: it may have been before the last boot.
+    pub since: Wall,
     /// Not even as the last one.
     pub force: bool,
 }

@@ -10,6 +10,7 @@ use proptest::{
 
 use super::*;
 use crate::{
+    clock::Wall,
     health::{
         Figures, PathHealth, PathState, Stats,
         tests::{limits, name, path, site},
@@ -424,7 +425,7 @@ fn a_path_that_flaps_is_damped_and_used_again_when_it_was_quiet() {
 fn a_drained_path_is_left_and_used_only_as_the_last_one() {
     let mut s = Story::new(rule(&["fiber", "lte"]));
     s.step(0.0, &["100", "60"]);
-    s.overrides.drains.insert(name("fiber"), Drain { since: at(1.0), force: false });
+    s.overrides.drains.insert(name("fiber"), Drain { since: Wall::default(), force: false });
     let t = s.select(at(1.0)).unwrap();
     assert_eq!((s.active(), t.kind, t.flows), ("lte", Manual, Flows::Graceful));
     assert_eq!(t.reason, "fiber is drained by hand; lte scored 60");
@@ -434,7 +435,7 @@ fn a_drained_path_is_left_and_used_only_as_the_last_one() {
     assert_eq!(s.active(), "fiber", "the last one");
     s.step(102.0, &["100", "60"]);
     assert_eq!(s.active(), "lte");
-    s.overrides.drains.insert(name("fiber"), Drain { since: at(103.0), force: true });
+    s.overrides.drains.insert(name("fiber"), Drain { since: Wall::default(), force: true });
     let t = s.step(103.0, &["100", "0"]).unwrap();
     assert_eq!((s.active(), t.kind), ("lte", Exhausted), "by force: not even as the last one");
     assert!(s.tail().is_empty());

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::gate::Silent;
-use crate::{clock::Instant, health::Sample, units::Name};
+use crate::{clock::Instant, health::Sample, units::PathPart};
 
 /// Each path has to be silent for so many rounds.
 const ROUNDS: u32 = 5;
@@ -27,8 +27,8 @@ const SETTLING: Duration = Duration::from_secs(15);
 pub struct Suspect {
     /// Its revision.
     pub revision: String,
-    /// Paths that were up before it.
-    pub up: BTreeSet<Name>,
+    /// Paths, and families of them, that were up before it.
+    pub up: BTreeSet<PathPart>,
     /// What it may have cut off.
     pub silent: Silent,
 }
@@ -36,9 +36,9 @@ pub struct Suspect {
 impl Suspect {
     /// What has to answer before it is tried again, paths and services, so that it can be judged by the same evidence.
     #[must_use]
-    pub fn awaited(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+    pub fn awaited(&self) -> (BTreeSet<PathPart>, BTreeSet<String>) {
         let paths = self.up.iter().filter(|_| !self.silent.paths.is_empty());
-        (paths.map(ToString::to_string).collect(), self.silent.services.clone())
+        (paths.cloned().collect(), self.silent.services.clone())
     }
 }
 
@@ -47,8 +47,8 @@ impl Suspect {
 pub struct Doubt {
     /// The change.
     pub suspect: Suspect,
-    /// Rounds of the silent paths that were lost without it.
-    lost: BTreeMap<Name, u32>,
+    /// Rounds of the silent paths, and of families of them, that were lost without it.
+    lost: BTreeMap<PathPart, u32>,
     /// How often its services were asked in vain.
     asked: u32,
     /// What answered without it.
@@ -75,13 +75,14 @@ impl Doubt {
         Self { suspect, lost, asked: 0, answered: None, since }
     }
 
-    /// Takes in a round.
+    /// Takes in a round. What one family of a path answers says nothing of the other.
     pub fn add(&mut self, sample: &Sample) {
-        if sample.sent >= self.since
-            && let Some(lost) = self.lost.get_mut(&sample.path)
-        {
-            if sample.answers.iter().any(|(_, rtt)| rtt.is_some()) {
-                self.answered = Some(format!("path {}", sample.path));
+        if sample.sent < self.since {
+            return;
+        }
+        for (part, lost) in self.lost.iter_mut().filter(|(part, _)| part.path == sample.path) {
+            if sample.of(part.family).any(|(_, rtt)| rtt.is_some()) {
+                self.answered = Some(part.to_string());
             }
             *lost += 1;
         }
@@ -125,7 +126,7 @@ impl Doubt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::tests::name;
+    use crate::{health::tests::name, units::Family};
 
     const REMOTE: &str = "192.0.2.9:22";
     const STATION: &str = "10.9.0.2:22";
@@ -145,9 +146,12 @@ mod tests {
 
     /// A change that was undone after a second.
     fn doubt(paths: &[&str], services: &[&str]) -> Doubt {
-        let up = ["fiber", "lte"].map(name).into_iter().collect();
-        let (paths, services) = (paths.iter().copied().map(name).collect(), set(services));
+        let (up, paths, services) = (parts(&["fiber", "lte"]), parts(paths), set(services));
         Doubt::new(Suspect { revision: "abc".into(), up, silent: Silent { paths, services } }, at(1000))
+    }
+
+    fn parts(texts: &[&str]) -> BTreeSet<PathPart> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
     fn set(texts: &[&str]) -> BTreeSet<String> {
@@ -169,6 +173,25 @@ mod tests {
         assert_eq!(doubt.verdict(at(4000)), Verdict::Doubtful);
         doubt.add(&sample("lte", 5000, true));
         assert_eq!(doubt.verdict(at(5000)), Verdict::Guilty("path lte"));
+    }
+
+    #[test]
+    fn what_one_family_of_a_path_answers_says_nothing_of_the_other() {
+        let both = |four: bool, six: bool| {
+            let answer = |answered: bool| answered.then_some(Duration::ZERO);
+            let answers =
+                vec![("192.0.2.1".parse().unwrap(), answer(four)), ("2001:db8::1".parse().unwrap(), answer(six))];
+            Sample { answers, ..sample("fiber", 1000, true) }
+        };
+        let mut doubt = doubt(&["fiber/ipv6"], &[]);
+        (0..5).for_each(|_| doubt.add(&both(true, false)));
+        assert_eq!(doubt.verdict(at(4000)), Verdict::Doubtful, "IPv4 answered all the time");
+        assert_eq!(doubt.suspect.silent.to_string(), "IPv6 of path fiber");
+        doubt.add(&both(false, true));
+        assert_eq!(doubt.verdict(at(4000)), Verdict::Guilty("IPv6 of path fiber"));
+        let told = serde_json::to_string(&doubt.suspect).unwrap();
+        assert_eq!(serde_json::from_str::<Suspect>(&told).unwrap(), doubt.suspect, "{told}");
+        assert_eq!(doubt.suspect.silent.paths, [PathPart::family(&name("fiber"), Family::V6)].into());
     }
 
     #[test]
@@ -197,7 +220,7 @@ mod tests {
         both.asked(at(1000), &set(&[STATION]), false);
         both.asked(at(2000), &set(&[]), false);
         assert_eq!(both.verdict(at(2500)), Verdict::Guilty(STATION), "one of them was cut off");
-        assert_eq!(both.suspect.awaited(), (set(&[]), set(&[REMOTE, STATION])), "the paths were there all the time");
+        assert_eq!(both.suspect.awaited(), (parts(&[]), set(&[REMOTE, STATION])), "the paths were there all the time");
     }
 
     #[test]
@@ -207,6 +230,6 @@ mod tests {
         doubt.asked(at(1000), &set(&[REMOTE]), false);
         (0..5).for_each(|round| doubt.add(&sample("fiber", 1000 + round, false)));
         assert_eq!(doubt.verdict(at(4000)), Verdict::Doubtful, "it may have answered over another path");
-        assert_eq!(doubt.suspect.awaited(), (set(&["fiber", "lte"]), set(&[REMOTE])));
+        assert_eq!(doubt.suspect.awaited(), (parts(&["fiber", "lte"]), set(&[REMOTE])));
     }
 }

@@ -4,6 +4,10 @@
 //! all of them, each policy that had a path has one, the management networks are reached the way they were, and so
 //! are the Git remote and whatever else the settings name. What did not work before proves nothing.
 //!
+//! A family of a path is a witness like the path: one that was up before has to answer too, whatever the other does. Not
+//! if the change itself asks it no more, nor if nobody asked it before. Where the whole path is silent, its families have
+//! nothing to add.
+//!
 //! A path that lost its carrier is excused unless the change touched it: no commit pulls a cable.
 
 use std::{
@@ -16,9 +20,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    failover::Selection,
+    failover::{Selection, family_path},
     health::{Healths, PathHealth, PathState, Sample},
-    units::{Family, Name},
+    units::{Family, Name, PathPart, told},
     validate::intent::{Action, Path, Policy, Site},
 };
 
@@ -29,12 +33,14 @@ pub const ROUNDS: u32 = 2;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Baseline {
-    /// Paths that were up.
-    pub up: BTreeSet<Name>,
+    /// Paths, and families of them, that were up.
+    pub up: BTreeSet<PathPart>,
     /// Paths that the change does not touch.
     pub untouched: BTreeSet<Name>,
     /// Policies whose traffic had a path that worked.
     pub carried: BTreeSet<Name>,
+    /// The families of their traffic of which that is known.
+    pub carried_families: BTreeSet<(Name, Family)>,
     /// How each management network was reached, in words.
     pub ways: BTreeMap<IpNet, String>,
     /// What answered, such as the Git remote.
@@ -47,8 +53,21 @@ impl Baseline {
     pub fn of(old: &Site, new: &Site, healths: &Healths, selection: &Selection) -> Self {
         let works = |path: &&Name| healths.get(*path).is_some_and(works);
         let carried = |policy: &&Policy| path_of(policy, selection).is_some_and(|path| works(&path));
+        let known = |(policy, family): &(&Policy, Family)| {
+            let path = family_path_of(old, policy, selection, *family);
+            let asks =
+                |path: &Name| old.paths.get(path).is_some_and(|path| path.probe.families().any(|f| f == *family));
+            path.is_some_and(|path| asks(path) && part_works(healths, &PathPart::family(path, *family)))
+        };
+        let of = |policy| Family::ALL.map(|family| (policy, family));
+        let families = old.policies.iter().flat_map(of).filter(known);
         Self {
-            up: old.paths.keys().filter(works).cloned().collect(),
+            up: old
+                .paths
+                .values()
+                .flat_map(|path| parts(path, new.paths.get(&path.name)))
+                .filter(|part| part_works(healths, part))
+                .collect(),
             untouched: old
                 .paths
                 .values()
@@ -56,6 +75,7 @@ impl Baseline {
                 .map(|path| path.name.clone())
                 .collect(),
             carried: old.policies.iter().filter(carried).map(|policy| policy.name.clone()).collect(),
+            carried_families: families.map(|(policy, family)| (policy.name.clone(), family)).collect(),
             ..Self::default()
         }
     }
@@ -65,6 +85,21 @@ impl Baseline {
 #[must_use]
 pub fn works(health: &PathHealth) -> bool {
     !health.held && matches!(health.state, PathState::Up | PathState::Degraded)
+}
+
+/// The same of a part of a path.
+#[must_use]
+pub fn part_works(healths: &Healths, part: &PathPart) -> bool {
+    healths.get(&part.path).is_some_and(|health| works(health.of(part.family)))
+}
+
+/// A path and the families that are asked over it, if it or what `becomes` of it is asked in both: where there is only
+/// one, the path says it all.
+fn parts<'p>(path: &'p Path, becomes: Option<&Arc<Path>>) -> impl Iterator<Item = PathPart> + 'p {
+    let both = |path: &Path| path.probe.families().count() > 1;
+    let apart = both(path) || becomes.is_some_and(|path| both(path));
+    let families = path.probe.families().filter(move |_| apart).map(|family| PathPart::family(&path.name, family));
+    std::iter::once(PathPart::whole(&path.name)).chain(families)
 }
 
 /// Whether a path and the endpoint under it are what they were.
@@ -82,9 +117,35 @@ fn path_of<'a>(policy: &'a Policy, selection: &'a Selection) -> Option<&'a Name>
     }
 }
 
+/// The path that one family of a policy's traffic takes; none if it has no such traffic.
+fn family_path_of<'a>(
+    site: &'a Site,
+    policy: &'a Policy,
+    selection: &'a Selection,
+    family: Family,
+) -> Option<&'a Name> {
+    let has = |nets: &[IpNet]| nets.is_empty() || nets.iter().any(|net| Family::of_net(net) == family);
+    if !has(&policy.matches.source) || !has(&policy.matches.destination) {
+        return None;
+    }
+    match &policy.action {
+        Action::Failover(rule) => family_path(site.rules.get(rule)?, selection.rules.get(rule)?, family),
+        _ => path_of(policy, selection),
+    }
+}
+
 /// Probe rounds of one path since the change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rounds {
+    /// Of the path: of targets of both families one family is enough for it.
+    whole: Count,
+    four: Count,
+    six: Count,
+}
+
+/// Rounds, and what they came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
     /// Done.
     pub done: u32,
     /// Answered, the newest in a row.
@@ -92,9 +153,30 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Takes in a round that was sent since the change. Of targets of both families one family is enough.
+    /// Takes in a round that was sent since the change.
     pub fn add(&mut self, sample: &Sample, quorum: u32) {
-        let good = Family::ALL.into_iter().any(|family| sample.is_good(family, quorum));
+        let good = Family::ALL.map(|family| sample.is_good(family, quorum));
+        self.whole.add(good.contains(&true));
+        for ((family, good), count) in Family::ALL.into_iter().zip(good).zip([&mut self.four, &mut self.six]) {
+            if sample.of(Some(family)).next().is_some() {
+                count.add(good);
+            }
+        }
+    }
+
+    /// Those of the path, or those in which a family was asked.
+    #[must_use]
+    pub const fn of(&self, family: Option<Family>) -> Count {
+        match family {
+            None => self.whole,
+            Some(Family::V4) => self.four,
+            Some(Family::V6) => self.six,
+        }
+    }
+}
+
+impl Count {
+    const fn add(&mut self, good: bool) {
         self.done += 1;
         self.answered = if good { self.answered + 1 } else { 0 };
     }
@@ -122,16 +204,15 @@ pub struct Evidence<'a> {
 /// What fell silent during a trial.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silent {
-    /// Paths that were up.
-    pub paths: BTreeSet<Name>,
+    /// Paths that were up, and families of paths whose other family answers.
+    pub paths: BTreeSet<PathPart>,
     /// Services that took a connection.
     pub services: BTreeSet<String>,
 }
 
 impl fmt::Display for Silent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths = self.paths.iter().map(|path| format!("path {path}"));
-        f.write_str(&paths.chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
+        f.write_str(&told(&self.paths).chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -175,14 +256,17 @@ impl Judgement {
     }
 }
 
-/// Whether this process has measured a path, by the rounds that it has `seen`: what an earlier one remembered of it is
-/// no evidence of how things are now.
+/// Whether this process has measured a path, and each of its families, by the rounds that it has `seen`: what an earlier
+/// one remembered of it is no evidence of how things are now.
 #[must_use]
 pub fn measured(path: &Path, health: Option<&PathHealth>, seen: Rounds) -> bool {
     let Some(health) = health else { return false };
     let remembered = !path.probe.targets.is_empty() && health.carrier && !health.disabled;
-    (health.state != PathState::Unknown || health.held)
-        && (!remembered || seen.answered > 0 || seen.done >= path.probe.down_after)
+    let is = |health: &PathHealth, seen: Count| {
+        (health.state != PathState::Unknown || health.held)
+            && (!remembered || seen.answered > 0 || seen.done >= path.probe.down_after)
+    };
+    is(health, seen.of(None)) && health.families.iter().all(|(family, health)| is(health, seen.of(Some(*family))))
 }
 
 /// Weighs the evidence.
@@ -193,12 +277,8 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
         found.waits.push("the kernel was not read back yet".into());
     }
     probed(now.site).for_each(|path| judge_path(before, now, path, &mut found));
-    for policy in now.site.policies.iter().filter(|policy| before.carried.contains(&policy.name)) {
-        let works = |path| usable(now, path) || excused(before, now, path);
-        if steers(policy) && !path_of(policy, now.selection).is_some_and(works) {
-            found.against.push(format!("policy {} had a path before and has none that works now", policy.name));
-            found.harm = true;
-        }
+    for policy in now.site.policies.iter().filter(|policy| steers(policy)) {
+        judge_policy(before, now, policy, &mut found);
     }
     for (net, way) in &before.ways {
         if now.ways.get(net) != Some(way) {
@@ -211,7 +291,8 @@ pub fn judge(before: &Baseline, now: &Evidence<'_>) -> Judgement {
     found.harm |= !silent.is_empty();
     found.against.extend(silent.iter().map(|label| format!("{label} answered before and does not now")));
     found.silent.services = silent;
-    let dead = |path: &Path| rounds(now, &path.name).done >= ROUNDS && rounds(now, &path.name).answered == 0;
+    let rounds = |path: &Path| rounds(now, &PathPart::whole(&path.name));
+    let dead = |path: &Path| rounds(path).done >= ROUNDS && rounds(path).answered == 0;
     let mut all = probed(now.site).peekable();
     found.cut_off |= !before.up.is_empty() && all.peek().is_some() && all.all(dead);
     found
@@ -221,22 +302,54 @@ fn probed(site: &Site) -> impl Iterator<Item = &Path> {
     site.paths.values().map(Arc::as_ref).filter(|path| !path.probe.targets.is_empty())
 }
 
+/// A path that is silent, or not heard of yet, speaks for its families too.
 fn judge_path(before: &Baseline, now: &Evidence<'_>, path: &Path, found: &mut Judgement) {
-    let name = &path.name;
-    let rounds = rounds(now, name);
-    let known = rounds.done >= ROUNDS || now.healths.get(name).is_some_and(|health| health.state == PathState::Down);
-    if excused(before, now, name) {
-    } else if !known {
-        found.waits.push(format!("path {name} has done {} of {ROUNDS} probe rounds", rounds.done));
-    } else if before.up.contains(name) && rounds.answered < ROUNDS {
-        let why = now.healths.get(name).map(|health| format!(" ({})", health.reason)).unwrap_or_default();
-        found.against.push(format!("path {name} was up before and does not answer now{why}"));
-        found.silent.paths.insert(name.clone());
+    if !excused(before, now, &path.name) && judge_part(before, now, PathPart::whole(&path.name), found) {
+        for family in path.probe.families() {
+            judge_part(before, now, PathPart::family(&path.name, family), found);
+        }
     }
 }
 
-fn rounds(now: &Evidence<'_>, path: &Name) -> Rounds {
-    now.rounds.get(path).copied().unwrap_or_default()
+/// Whether nothing is to be said of a part of a path.
+fn judge_part(before: &Baseline, now: &Evidence<'_>, part: PathPart, found: &mut Judgement) -> bool {
+    let rounds = rounds(now, &part);
+    let health = now.healths.get(&part.path).map(|health| health.of(part.family));
+    if rounds.done < ROUNDS && health.is_none_or(|health| health.state != PathState::Down) {
+        found.waits.push(format!("{part} has done {} of {ROUNDS} probe rounds", rounds.done));
+        return false;
+    }
+    if !before.up.contains(&part) || rounds.answered >= ROUNDS {
+        return true;
+    }
+    let why = health.map(|health| format!(" ({})", health.reason)).unwrap_or_default();
+    found.against.push(format!("{part} was up before and does not answer now{why}"));
+    found.silent.paths.insert(part);
+    false
+}
+
+fn judge_policy(before: &Baseline, now: &Evidence<'_>, policy: &Policy, found: &mut Judgement) {
+    let works = |path: &Name, family| usable(now, path, family) || excused(before, now, path);
+    let name = &policy.name;
+    if !path_of(policy, now.selection).is_some_and(|path| works(path, None)) {
+        if before.carried.contains(name) {
+            found.against.push(format!("policy {name} had a path before and has none that works now"));
+            found.harm = true;
+        }
+        return;
+    }
+    for family in Family::ALL {
+        // Traffic that the policy does not mean any more has lost nothing.
+        let Some(path) = family_path_of(now.site, policy, now.selection, family) else { continue };
+        if before.carried_families.contains(&(name.clone(), family)) && !works(path, Some(family)) {
+            found.against.push(format!("policy {name} had a path for {family} before and has none that works now"));
+            found.harm = true;
+        }
+    }
+}
+
+fn rounds(now: &Evidence<'_>, part: &PathPart) -> Count {
+    now.rounds.get(&part.path).map(|rounds| rounds.of(part.family)).unwrap_or_default()
 }
 
 /// Whether its cable was pulled, which no change has done.
@@ -244,8 +357,8 @@ fn excused(before: &Baseline, now: &Evidence<'_>, path: &Name) -> bool {
     before.untouched.contains(path) && now.healths.get(path).is_some_and(|health| !health.carrier)
 }
 
-fn usable(now: &Evidence<'_>, path: &Name) -> bool {
-    now.healths.get(path).is_some_and(|health| health.state != PathState::Down)
+fn usable(now: &Evidence<'_>, path: &Name, family: Option<Family>) -> bool {
+    now.healths.get(path).is_some_and(|health| health.of(family).state != PathState::Down)
 }
 
 const fn steers(policy: &Policy) -> bool {
@@ -264,6 +377,16 @@ mod tests {
     };
 
     const T0: Instant = Instant::from_nanos(0);
+
+    fn part(text: &str) -> PathPart {
+        text.parse().unwrap()
+    }
+
+    /// Rounds of a path that is asked in both families: how many were done, and answered of each.
+    fn rounds_of(done: u32, four: u32, six: u32) -> Rounds {
+        let count = |answered| Count { done, answered };
+        Rounds { whole: count(four.max(six)), four: count(four), six: count(six) }
+    }
 
     fn health(state: PathState, carrier: bool) -> PathHealth {
         let (loss, reason) = (Ratio::ZERO, "3 rounds lost in a row".to_owned());
@@ -319,14 +442,14 @@ mod tests {
             before.ways.clone_from(&ways);
             before.reached.insert("the Git remote".into());
             let reached = before.reached.clone();
-            let good = Rounds { done: 2, answered: 2 };
+            let good = rounds_of(2, 2, 2);
             let rounds = [(name("fiber"), good), (name("lte"), good)].into_iter().collect();
             Self { new: old.clone(), old, healths, selection, rounds, before, ways, reached, settled: true }
         }
 
         fn fails(&mut self, path: &str, carrier: bool) {
             self.healths.insert(name(path), health(PathState::Down, carrier));
-            self.rounds.insert(name(path), Rounds { done: 2, answered: 0 });
+            self.rounds.insert(name(path), rounds_of(2, 0, 0));
         }
 
         fn judge(&self) -> Judgement {
@@ -348,7 +471,7 @@ mod tests {
     #[test]
     fn what_an_earlier_process_remembered_of_a_path_is_not_measured() {
         let fiber = path("fiber", 1, 100);
-        let rounds = |done, answered| Rounds { done, answered };
+        let rounds = |done, answered| rounds_of(done, answered, answered);
         let (up, down) = (health(PathState::Up, true), health(PathState::Down, true));
         assert!(!measured(&fiber, None, rounds(9, 9)) && !measured(&fiber, Some(&up), rounds(0, 0)));
         assert!(!measured(&fiber, Some(&up), rounds(1, 0)), "one lost round is not the end of a path");
@@ -369,7 +492,7 @@ mod tests {
     fn it_waits_for_the_read_back_and_for_two_rounds_of_every_path() {
         let mut world = World::new();
         world.settled = false;
-        world.rounds.insert(name("lte"), Rounds { done: 1, answered: 1 });
+        world.rounds.insert(name("lte"), rounds_of(1, 1, 1));
         let found = world.judge();
         assert_eq!(found.waits, ["the kernel was not read back yet", "path lte has done 1 of 2 probe rounds"]);
         assert!(found.against.is_empty() && !found.stands() && !found.cut_off);
@@ -382,12 +505,192 @@ mod tests {
         let found = world.judge();
         assert_eq!(found.against, ["path lte was up before and does not answer now (3 rounds lost in a row)"]);
         assert!(!found.cut_off && !found.harm, "the other path answers");
-        assert_eq!(found.doubtful().paths, [name("lte")].into_iter().collect());
+        assert_eq!(found.doubtful().paths, [part("lte")].into());
         world.ways.clear();
         assert_eq!(world.judge().doubtful(), Silent::default(), "no provider moves the way to a management network");
         world.ways.clone_from(&world.before.ways);
-        world.before.up.remove(&name("lte"));
+        world.before.up.remove(&part("lte"));
         assert!(world.judge().stands());
+    }
+
+    /// A path that is asked in these families: `4`, `6` or both.
+    fn asked_in(families: &str) -> Path {
+        let mut path = path("fiber", 0, 100);
+        let targets = [('4', "192.0.2.1"), ('6', "2001:db8::1")];
+        let asked = targets.iter().filter(|(family, _)| families.contains(*family));
+        Arc::make_mut(&mut path.probe).targets = asked.map(|(_, target)| target.parse().unwrap()).collect();
+        path
+    }
+
+    /// The health of such a path, whose families are in these states.
+    fn health_of(path: &Path, states: [PathState; 2]) -> PathHealth {
+        let all = Family::ALL.into_iter().zip(states).filter(|(family, _)| path.probe.families().any(|f| f == *family));
+        let families: BTreeMap<Family, PathHealth> = all.map(|(family, state)| (family, health(state, true))).collect();
+        let up = families.values().any(|family| family.state == PathState::Up);
+        let apart = if families.len() > 1 { families } else { BTreeMap::new() };
+        PathHealth { families: apart, ..health(if up { PathState::Up } else { PathState::Down }, true) }
+    }
+
+    /// What it shows; in which families a path was asked and how these were, in which it is asked since and which answer,
+    /// and what speaks against the change.
+    type Case<'a> = (&'a str, (&'a str, [PathState; 2]), &'a str, &'a str, &'a [&'a str]);
+
+    /// A path `fiber` beside the other: asked in which families, with which states, before; the same since, and which
+    /// families answer.
+    fn of_families(before: (&str, [PathState; 2]), since: &str, answers: &str) -> World {
+        let mut world = World::new();
+        let (old, new) = (asked_in(before.0), asked_in(since));
+        let known = health_of(&old, before.1);
+        world.old.paths.insert(name("fiber"), old.into());
+        world.healths.insert(name("fiber"), known);
+        let fresh = asked_in(since);
+        world.new.paths.insert(name("fiber"), fresh.into());
+        let known = Baseline::of(&world.old, &world.new, &world.healths, &world.selection);
+        world.before = Baseline { ways: world.before.ways, reached: world.before.reached, ..known };
+        let is = |family| if answers.contains(family) { PathState::Up } else { PathState::Down };
+        world.healths.insert(name("fiber"), health_of(&new, ['4', '6'].map(is)));
+        let answered = |family| if answers.contains(family) { 2 } else { 0 };
+        let asked = |family, n| if since.contains(family) { n } else { 0 };
+        world.rounds.insert(name("fiber"), rounds_of(2, asked('4', answered('4')), asked('6', answered('6'))));
+        world
+    }
+
+    #[test]
+    fn a_family_that_was_up_and_is_silent_since_speaks_against_it_and_no_other_does() {
+        use PathState::{Down, Unknown, Up};
+        let (both, four, six) = ([Up, Up], [Up, Down], [Down, Up]);
+        let table: [Case<'_>; 14] = [
+            ("both answer", ("46", both), "46", "46", &[]),
+            ("IPv6 alone is cut off", ("46", both), "46", "4", &["IPv6 of path fiber"]),
+            ("IPv4 alone is cut off", ("46", both), "46", "6", &["IPv4 of path fiber"]),
+            ("the whole path is cut off, and is told once", ("46", both), "46", "", &["path fiber"]),
+            ("IPv6 was dead before", ("46", four), "46", "4", &[]),
+            ("IPv6 was not known before", ("46", [Up, Unknown]), "46", "4", &[]),
+            (
+                "the family that worked is cut off, the other one begins",
+                ("46", six),
+                "46",
+                "4",
+                &["IPv6 of path fiber"],
+            ),
+            ("IPv6 is asked no more", ("46", both), "4", "4", &[]),
+            ("IPv6 is asked no more, and IPv4 is cut off", ("46", both), "4", "", &["path fiber"]),
+            ("IPv6 comes new and is dead", ("4", four), "46", "4", &[]),
+            ("IPv6 comes new, and IPv4 is cut off", ("4", four), "46", "6", &["IPv4 of path fiber"]),
+            ("IPv6 alone was there, and IPv4 in its place", ("6", six), "46", "4", &["IPv6 of path fiber"]),
+            ("the path was dead", ("46", [Down, Down]), "46", "", &[]),
+            ("it is asked in the other family, which is dead", ("4", four), "6", "", &["path fiber"]),
+        ];
+        for (what, before, since, answers, against) in table {
+            let world = of_families(before, since, answers);
+            let found = world.judge();
+            let mut wanted: Vec<String> = against
+                .iter()
+                .map(|part| format!("{part} was up before and does not answer now (3 rounds lost in a row)"))
+                .collect();
+            if answers.is_empty() && !wanted.is_empty() {
+                wanted.push("policy default had a path before and has none that works now".into());
+            }
+            assert_eq!(found.against, wanted, "{what}");
+            let silent: Vec<String> = found.silent.paths.iter().map(ToString::to_string).collect();
+            assert_eq!(silent, against, "{what}");
+            assert!(found.stands() == against.is_empty() && !found.cut_off, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_had_a_path_for_a_family_needs_one_still() {
+        use PathState::{Down, Up};
+        let with = |action: Action, prefix: &[&str], fiber: [PathState; 2]| {
+            let mut world = of_families(("46", [Up, Up]), "46", "46");
+            let source: Vec<IpNet> = prefix.iter().map(|p| p.parse().unwrap()).collect();
+            for site in [&mut world.old, &mut world.new] {
+                site.policies[0].action = Action::Path(name("lte"));
+                site.policies[0].matches.source.clone_from(&source);
+                let lte = Path { name: name("lte"), ..asked_in("46") };
+                site.paths.insert(name("lte"), lte.into());
+            }
+            world.healths.insert(name("lte"), health_of(&asked_in("46"), [Up, Up]));
+            world.healths.insert(name("fiber"), health_of(&asked_in("46"), fiber));
+            let known = Baseline::of(&world.old, &world.new, &world.healths, &world.selection);
+            world.before = Baseline { ways: world.before.ways, reached: world.before.reached, ..known };
+            world.new.policies[0].action = action;
+            world.judge().against
+        };
+        let onto = |path| Action::Path(name(path));
+        assert!(with(onto("fiber"), &[], [Up, Up]).is_empty());
+        let found = with(onto("fiber"), &[], [Up, Down]);
+        assert_eq!(found, ["policy default had a path for IPv6 before and has none that works now"]);
+        assert!(with(onto("fiber"), &["192.0.2.0/24"], [Up, Down]).is_empty(), "it has no such traffic");
+        assert!(with(Action::Drop, &[], [Up, Down]).is_empty(), "that is meant");
+        let found = with(onto("fiber"), &[], [Down, Down]);
+        assert_eq!(found, ["policy default had a path before and has none that works now"], "once");
+    }
+
+    #[test]
+    fn what_is_written_down_before_a_change_carries_families_and_what_was_written_without_them_is_read() {
+        let world = of_families(("46", [PathState::Up; 2]), "46", "4");
+        let told = serde_json::to_string(&world.before).unwrap();
+        assert!(told.contains(r#""up":["fiber","fiber/ipv4","fiber/ipv6","lte"]"#), "{told}");
+        let again = World { before: serde_json::from_str(&told).unwrap(), ..world };
+        assert_eq!(again.judge().doubtful().to_string(), "IPv6 of path fiber");
+        let older = World { before: serde_json::from_str(r#"{"up": ["fiber", "lte"]}"#).unwrap(), ..again };
+        assert!(older.judge().stands(), "nobody knows how its families were");
+    }
+
+    #[test]
+    fn a_pulled_cable_excuses_both_families_and_a_held_state_makes_no_witness() {
+        let mut world = of_families(("46", [PathState::Up; 2]), "46", "4");
+        world.healths.get_mut("fiber").unwrap().carrier = false;
+        assert!(world.judge().stands());
+        world.before.untouched.clear();
+        assert_eq!(
+            world.judge().reason(),
+            "IPv6 of path fiber was up before and does not answer now (3 rounds lost in a row)"
+        );
+        let dual = asked_in("46");
+        let mut known = health_of(&dual, [PathState::Up; 2]);
+        known.families.get_mut(&Family::V6).unwrap().held = true;
+        let healths: Healths = [(name("fiber"), known)].into();
+        let old = site(vec![dual]);
+        let before = Baseline::of(&old, &old, &healths, &Selection::default());
+        assert_eq!(before.up, [part("fiber"), part("fiber/ipv4")].into());
+    }
+
+    #[test]
+    fn a_path_is_measured_when_each_of_its_families_is() {
+        let dual = asked_in("46");
+        let known = |six| health_of(&dual, [PathState::Up, six]);
+        let seen = |four, six| rounds_of(1, four, six);
+        assert!(measured(&dual, Some(&known(PathState::Up)), seen(1, 1)));
+        assert!(!measured(&dual, Some(&known(PathState::Up)), seen(1, 0)), "IPv6 is remembered, and was not seen");
+        assert!(!measured(&dual, Some(&known(PathState::Unknown)), seen(1, 1)));
+        assert!(measured(&dual, Some(&known(PathState::Down)), rounds_of(9, 9, 0)));
+    }
+
+    #[test]
+    fn a_round_counts_for_the_families_that_were_asked_in_it() {
+        let of = |answers: &[(&str, bool)]| Sample {
+            path: name("fiber"),
+            round: 1,
+            sent: T0,
+            done: T0,
+            answers: answers
+                .iter()
+                .map(|(at, is)| (at.parse().unwrap(), is.then(std::time::Duration::default)))
+                .collect(),
+            notes: crate::health::Notes::default(),
+        };
+        let mut rounds = Rounds::default();
+        rounds.add(&of(&[("192.0.2.1", true), ("2001:db8::1", false)]), 1);
+        rounds.add(&of(&[("192.0.2.1", true)]), 1);
+        rounds.add(&of(&[("192.0.2.1", true), ("2001:db8::1", true)]), 2);
+        let count = |done, answered| Count { done, answered };
+        assert_eq!(
+            [None, Some(Family::V4), Some(Family::V6)].map(|family| rounds.of(family)),
+            [count(3, 3), count(3, 3), count(2, 1)],
+            "the second round is none of IPv6"
+        );
     }
 
     #[test]
@@ -435,7 +738,7 @@ mod tests {
         let remote = BTreeSet::from(["the Git remote".to_owned()]);
         assert_eq!(world.judge().doubtful(), Silent { paths: BTreeSet::new(), services: remote.clone() });
         world.fails("lte", true);
-        let both = Silent { paths: [name("lte")].into_iter().collect(), services: remote };
+        let both = Silent { paths: [part("lte")].into(), services: remote };
         assert_eq!(world.judge().doubtful(), both);
         world = World::new();
         world.reached.clear();
@@ -461,8 +764,8 @@ mod tests {
         for good in [true, false, true, true] {
             rounds.add(&sample(good), 1);
         }
-        assert_eq!(rounds, Rounds { done: 4, answered: 2 });
+        assert_eq!(rounds.of(None), Count { done: 4, answered: 2 });
         rounds.add(&sample(true), 2);
-        assert_eq!(rounds.answered, 0, "one answer is no quorum of two");
+        assert_eq!(rounds.of(None).answered, 0, "one answer is no quorum of two");
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 use super::{Breach, Figures, Link, PathHealth, PathState, Sample, Stats, estimate::Window, points, score};
 use crate::{
     clock::Instant,
-    units::{Ratio, Span},
+    units::{Ratio, Span, plural},
     validate::intent::{self, Path},
 };
 
@@ -304,9 +304,9 @@ impl Track {
             Cause::Link(Link::Disabled) => format!("interface {interface} is set down"),
             Cause::Link(_) => format!("no carrier on {interface}"),
             Cause::Unprobed => "not probed; the carrier is there".to_owned(),
-            Cause::Lost => format!("{} rounds lost in a row", self.down_after()),
+            Cause::Lost => format!("{} lost in a row", plural(self.down_after(), "round")),
             Cause::Held => "held: what it probes answers on no path".to_owned(),
-            Cause::Recovering => format!("answers again, not yet {} rounds in a row", self.need),
+            Cause::Recovering => format!("answers again, not yet {} in a row", plural(self.need, "round")),
             Cause::Score => explain(stats, &self.limits()),
             Cause::Congested => {
                 let percent = self.used.unwrap_or_default() * 100.0;
@@ -327,7 +327,7 @@ pub(crate) fn explain(stats: &Stats, limits: &intent::Health) -> String {
     };
     if worse.evident > limits.loss {
         let percent = Ratio::as_f64(worse.loss) * 100.0;
-        add(format!("loss {percent:.0}% over {} rounds above {}", worse.rounds, limits.loss));
+        add(format!("loss {percent:.0}% over {} above {}", plural(worse.rounds, "round"), limits.loss));
     }
     for (what, value, limit) in [("latency", worse.latency, limits.latency), ("jitter", worse.jitter, limits.jitter)] {
         if let Some(value) = value.filter(|v| *v > limit) {

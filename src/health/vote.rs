@@ -15,7 +15,7 @@
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    units::{Name, pack},
+    units::{Name, pack, plural},
     validate::intent::Method,
 };
 
@@ -236,7 +236,7 @@ impl Jury {
         suspects
             .filter(|(service, tally)| tally.free > 1 || witness(service))
             .map(|(service, tally)| {
-                format!("the probe target {service} fails on all {} paths and has no vote", tally.asked)
+                format!("the probe target {service} fails on all {} and has no vote", plural(tally.asked, "path"))
             })
             .collect()
     }

@@ -3,7 +3,11 @@
 use minijinja::{Environment, UndefinedBehavior, Value};
 use serde::Serialize;
 
-use crate::{engine::status::Event, units::Name};
+use super::Parcel;
+use crate::{
+    engine::status::Event,
+    units::{Name, plural},
+};
 
 /// Longest subject in characters.
 const SUBJECT: usize = 120;
@@ -21,23 +25,32 @@ pub struct Message {
     pub text: String,
     /// The events.
     pub events: Vec<Event>,
-    /// How many more there were.
+    /// How many older ones are left out.
     pub more: u64,
+    /// Whether it tells of something that is some time ago: nobody could be told at once, or so many messages were not
+    /// wanted.
+    pub late: bool,
 }
 
 impl Message {
-    /// The message of some events.
+    /// The message of what is to be told.
     #[must_use]
-    pub fn new(site: &Name, events: Vec<Event>, more: u64) -> Self {
+    pub fn new(site: &Name, parcel: &Parcel) -> Self {
+        Self::of(site, parcel.events(), parcel.more, parcel.late)
+    }
+
+    pub(super) fn of(site: &Name, events: Vec<Event>, more: u64, late: bool) -> Self {
         let line = |event: &Event| clean(&format!("{}: {}", event.kind, event.message));
         let others = events.len().saturating_sub(1) as u64 + more;
         let others = if others == 0 { String::new() } else { format!(" (and {others} more)") };
         let first = events.first().map(line).unwrap_or_default();
-        let subject = format!("[{site}] {}{others}", first.chars().take(SUBJECT).collect::<String>());
-        let mut lines: Vec<String> = events.iter().map(|event| format!("{} {}", event.at, line(event))).collect();
-        lines.extend((more > 0).then(|| format!("and {more} more")));
-        let text = lines.join("\n") + "\n";
-        Self { format_version: 1, site: site.clone(), subject, text, events, more }
+        let when =
+            events.first().filter(|_| late).map(|first| format!("late, of {:.0}: ", first.at)).unwrap_or_default();
+        let subject = format!("[{site}] {when}{}{others}", first.chars().take(SUBJECT).collect::<String>());
+        let older = (more > 0).then(|| format!("{} left out", plural(more, "older event")));
+        let lines = older.into_iter().chain(events.iter().map(|event| format!("{} {}", event.at, line(event))));
+        let text = lines.collect::<Vec<_>>().join("\n") + "\n";
+        Self { format_version: 1, site: site.clone(), subject, text, events, more, late }
     }
 
     /// The message as JSON.
@@ -52,7 +65,7 @@ impl Message {
         let message = "a test of the notifications: nothing has happened".to_owned();
         let detail = serde_json::Value::Null;
         let event = Event { id: 0, at, kind: "test".into(), subject: String::new(), message, detail };
-        Self::new(site, vec![event], 0)
+        Self::of(site, vec![event], 0, false)
     }
 }
 

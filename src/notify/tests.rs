@@ -28,15 +28,16 @@ fn what_comes_together_is_one_message_and_what_finds_no_token_joins_the_next() {
     gather.take(event("a"), at(100));
     gather.take(event("b"), at(104));
     assert_eq!((gather.due(), gather.ready(at(104))), (Some(at(105)), None));
-    assert_eq!(gather.ready(at(105)).unwrap().0.len(), 2);
+    assert_eq!(gather.ready(at(105)).unwrap().events().len(), 2);
     gather.take(event("c"), at(106));
-    assert_eq!(gather.ready(at(111)).unwrap().0.len(), 1);
+    assert_eq!(gather.ready(at(111)).unwrap().events().len(), 1);
     // Both tokens are gone: the next comes 60 s after the first went.
     gather.take(event("d"), at(112));
     (0..150).for_each(|_| gather.take(event("e"), at(130)));
     assert_eq!((gather.due(), gather.ready(at(164))), (Some(at(165)), None));
-    let (events, more) = gather.ready(at(165)).unwrap();
-    assert_eq!((events.len(), more), (100, 51));
+    let parcel = gather.ready(at(165)).unwrap();
+    assert_eq!((parcel.events().len(), parcel.more, parcel.late), (100, 51, false));
+    assert!(parcel.events().iter().all(|event| event.message == "e"), "the newest are told");
     assert_eq!(gather.due(), None);
     // And after a calm hour there are two again, not sixty.
     for (now, goes) in [(4_000, true), (4_010, true), (4_020, false)] {
@@ -45,9 +46,78 @@ fn what_comes_together_is_one_message_and_what_finds_no_token_joins_the_next() {
     }
 }
 
+/// Lets all attempts fail; when they were, in seconds, and what is told in the end.
+fn fails_until(gather: &mut Gather, first: u64, end: u64) -> (Vec<u64>, Parcel) {
+    let (mut now, mut attempts) = (first, Vec::new());
+    loop {
+        now = now.max(gather.due().unwrap().as_nanos().div_ceil(1_000_000_000));
+        let parcel = gather.ready(at(now)).unwrap();
+        if now >= end {
+            return (attempts, parcel);
+        }
+        attempts.push(now);
+        gather.back(parcel, at(now));
+    }
+}
+
+#[test]
+fn what_does_not_arrive_is_tried_again_ever_more_seldom_and_joined_by_what_comes() {
+    // One token: attempts that fail cost none.
+    let mut gather = Gather::new(Duration::ZERO, Limit { burst: 1, every: Duration::from_secs(3_600) });
+    gather.take(event("gone"), at(10_000));
+    let (attempts, parcel) = fails_until(&mut gather, 10_000, 11_000);
+    assert_eq!(attempts, [10_000, 10_001, 10_006, 10_031, 10_151, 10_451, 10_751]);
+    assert!(parcel.late, "it is told an hour after it was");
+    gather.back(parcel, at(11_051));
+    gather.take(event("back"), at(11_060));
+    assert_eq!(gather.due(), Some(at(11_351)), "no event by itself brings an attempt");
+    gather.hasten(at(11_060));
+    assert_eq!(
+        gather.due(),
+        Some(at(11_081)),
+        "something happens, so the way may be back: 30 s after the last attempt"
+    );
+    let parcel = gather.ready(at(11_081)).unwrap();
+    let texts: Vec<String> = parcel.events().into_iter().map(|event| event.message).collect();
+    assert_eq!((texts, parcel.more, gather.waiting()), (vec!["gone".to_owned(), "back".to_owned()], 0, 0));
+    gather.done();
+    gather.take(event("later"), at(11_090));
+    assert_eq!(gather.due(), Some(at(11_081 + 3_600)), "the one that arrived cost its token");
+}
+
+#[test]
+fn an_outage_costs_a_bounded_queue_and_a_day_is_the_end_of_it() {
+    let limit = Limit { burst: 5, every: Duration::from_secs(60) };
+    let mut gather = Gather::new(Duration::ZERO, limit);
+    let numbered = |n: u64| Event { id: i64::try_from(n).unwrap(), ..event("e") };
+    for n in 0..137 {
+        gather.take(numbered(n), at(10_000 + n));
+    }
+    let (_, parcel) = fails_until(&mut gather, 10_200, 13_000);
+    assert_eq!((parcel.events().len(), parcel.more, parcel.newest()), (100, 37, Some(136)));
+    assert_eq!(parcel.events()[0].id, 37, "the newest, oldest first");
+    let message = Message::new(&site(), &parcel);
+    assert!(message.subject.starts_with("[berlin] late, of 1970-01-01T00:00:00Z: failover: e (and 136 more)"));
+    assert!(message.text.starts_with("37 older events left out\n"), "{}", message.text);
+    gather.back(parcel, at(13_000));
+    // Of what is older than a day only the number is told, with what came since.
+    gather.take(numbered(137), at(10_000 + 86_400));
+    let parcel = gather.ready(at(10_120 + 86_400)).unwrap();
+    assert_eq!(gather.back(parcel, at(10_120 + 86_400)), 82);
+    let parcel = gather.ready(at(20_000 + 86_400)).unwrap();
+    assert_eq!((parcel.events().len(), parcel.more), (18, 120));
+    // What an earlier process could not tell is as old as it is, not as old as this process.
+    let wall = |seconds: i64| Wall::from_micros(seconds * 1_000_000);
+    let old = |seconds: i64| Event { at: wall(seconds), ..event("e") };
+    let mut gather = Gather::new(Duration::ZERO, limit);
+    assert_eq!(gather.restore(vec![old(0), old(86_000), old(90_000)], 3, (at(7), wall(90_000))), 1);
+    let parcel = gather.ready(at(7)).unwrap();
+    assert_eq!((parcel.events().len(), parcel.more, parcel.late), (2, 4, true));
+}
+
 #[test]
 fn a_message_is_one_line_an_event_and_a_template_makes_what_it_says() {
-    let message = Message::new(&site(), vec![event("fiber -> \"lte\"\r\nBcc: x@example.net"), event("b")], 3);
+    let message = Message::of(&site(), vec![event("fiber -> \"lte\"\r\nBcc: x@example.net"), event("b")], 3, false);
     assert_eq!(message.subject, "[berlin] failover: fiber -> \"lte\"  Bcc: x@example.net (and 4 more)");
     assert_eq!(message.text.lines().count(), 3);
     let body = render("{\"text\": {{ subject|json }}, \"n\": {{ events|length }}}", &message).unwrap();

@@ -9,7 +9,7 @@ use super::{Action, Step};
 use crate::{
     failover::{Choice, Selection},
     state::{Key, Ranges, State, Target},
-    units::Name,
+    units::{Name, plural},
     validate::intent::{self, Site},
 };
 
@@ -328,8 +328,8 @@ fn describe_path(path: &intent::Path) -> String {
         intent::Method::Gateway => return format!("{}, its gateway, {}", path.interface, cost(probe)),
         method => format!(" by {}", method.text()),
     };
-    let (count, plural) = (probe.targets.len(), if probe.targets.len() == 1 { "" } else { "s" });
-    format!("{}, {count} target{plural}{how}, {}", path.interface, cost(probe))
+    let targets = plural(probe.targets.len(), "target");
+    format!("{}, {targets}{how}, {}", path.interface, cost(probe))
 }
 
 /// When a probe finds an outage, and what it takes for that.

@@ -11,7 +11,10 @@ use super::{
     Action, Step,
     report::{Consequence, ObjectChange, Report, Route},
 };
-use crate::state::{Key, NftTable, RouteValue, RuleKey, UNKNOWN, Value};
+use crate::{
+    state::{Key, NftTable, RouteValue, RuleKey, UNKNOWN, Value},
+    units::plural,
+};
 
 /// Most lines of a ruleset's difference that are shown unless all are asked for.
 const NFT_LINES: usize = 40;
@@ -188,7 +191,7 @@ pub fn difference(wanted: Option<&Value>, found: Option<&Value>) -> Option<Strin
     match (wanted?, found?) {
         (Value::Nft(wanted), Value::Nft(found)) => {
             let (added, removed, _) = nft_difference(&wanted.canonical, &found.canonical);
-            Some(format!("{added} lines added, {removed} removed"))
+            Some(format!("{} added, {removed} removed", plural(added, "line")))
         }
         (wanted, found) => Some(format!("wanted {}, found {}", value_text(wanted), value_text(found))),
     }
@@ -223,7 +226,7 @@ fn nft_lines(sign: &str, before: Option<&Value>, after: Option<&Value>, all: boo
     };
     let (old, new) = (text(before), text(after));
     let (added, removed, body) = nft_difference(&old, &new);
-    let mut lines = vec![format!("{sign} nft    inet patronus: {added} lines added, {removed} removed")];
+    let mut lines = vec![format!("{sign} nft    inet patronus: {} added, {removed} removed", plural(added, "line"))];
     let whole = before.is_none() || after.is_none();
     let shown = if all {
         body.len()
@@ -235,7 +238,7 @@ fn nft_lines(sign: &str, before: Option<&Value>, after: Option<&Value>, all: boo
     let rest = body.len().saturating_sub(shown);
     lines.extend(body.into_iter().take(shown).map(|line| format!("      {line}")));
     if rest > 0 && !whole {
-        lines.push(format!("      … {rest} more lines (--all shows them)"));
+        lines.push(format!("      … {} (--all shows them)", plural(rest, "more line")));
     }
     lines
 }
@@ -285,15 +288,13 @@ fn consequence(c: &Consequence, width: usize) -> String {
 
 fn summary(out: &mut String, report: &Report) {
     let s = &report.summary;
-    let plural = |n: usize| if n == 1 { "" } else { "s" };
     let _ = writeln!(
         out,
-        "\n{BOLD}Plan: {} to add, {} to change, {} to remove. {} drifted. {} risk{}.{BOLD:#}",
+        "\n{BOLD}Plan: {} to add, {} to change, {} to remove. {} drifted. {}.{BOLD:#}",
         s.add,
         s.change,
         s.remove,
         s.drifted,
-        s.risks,
-        plural(s.risks)
+        plural(s.risks, "risk")
     );
 }

@@ -11,14 +11,14 @@ use super::{
     Group, Preview, SiteChange,
     deletion::Deletion,
     groups,
-    text::{self, counted, deleted, details},
+    text::{self, deleted, details},
 };
 use crate::{
     plan::{
         Action,
         report::{Consequence, Route},
     },
-    units::Name,
+    units::{Name, plural},
 };
 
 /// Most characters of a comment: GitHub takes 65,536, GitLab more.
@@ -59,7 +59,7 @@ pub fn render(preview: &Preview) -> String {
 #[must_use]
 pub fn refused(base: &str, head: &str, errors: usize, left: &[String], shown: &str) -> String {
     let mut out = String::from("## Patronus: this change is not valid\n\n");
-    let _ = writeln!(out, "**{}; no router would take it**", counted(errors, "error"));
+    let _ = writeln!(out, "**{}; no router would take it**", plural(errors, "error"));
     let _ = writeln!(out, "{} → {}\n", code(base), code(head));
     out.push_str(&list("Deleted, and still referred to", &left.iter().map(|l| code(l)).collect::<Vec<_>>()));
     out.push_str(&fence("text", shown, MOST - out.len() - FOOT));
@@ -84,13 +84,13 @@ impl Cut {
         let all = format!("`patronus diff {} {}`", inert(&preview.base), inert(&preview.head));
         let whole = code(&all.replace('`', ""));
         if self.rows > 0 {
-            let _ = writeln!(out, "\n**{} left out of the table.** {whole} shows all.", counted(self.rows, "site"));
+            let _ = writeln!(out, "\n**{} left out of the table.** {whole} shows all.", plural(self.rows, "site"));
         }
         if self.details > 0 {
             let _ = writeln!(
                 out,
                 "\n**The details of {} are left out:** a comment has room for {MOST} characters. {whole} shows all.",
-                counted(self.details, "site")
+                plural(self.details, "site")
             );
         }
     }
@@ -114,9 +114,9 @@ fn deletion_row(deletion: &Deletion) -> String {
     let gone = if prefixes.is_empty() { String::new() } else { format!("{} reachable nowhere", some(&prefixes)) };
     let risk = match (deletion.elsewhere.len(), deletion.left.len()) {
         (0, 0) => String::new(),
-        (taken, 0) => format!("takes {} of other sites along", counted(taken, "object")),
+        (taken, 0) => format!("takes {} of other sites along", plural(taken, "object")),
         (taken, left) => {
-            format!("takes {} of other sites along, {left} still name its networks", counted(taken, "object"))
+            format!("takes {} of other sites along, {left} still name its networks", plural(taken, "object"))
         }
     };
     format!("| {} | **deleted** | {gone} | {risk} | |\n", code(deletion.site.as_str()))
@@ -183,7 +183,7 @@ fn folds<'a>(preview: &'a Preview, groups: &'a [Group<'a>]) -> impl Iterator<Ite
 fn title(change: &SiteChange) -> String {
     let risks = risks(change).len();
     let what = if change.action == Action::Add { "new" } else { "changes" };
-    if risks > 0 { format!("{what}, {}", counted(risks, "risk")) } else { what.to_owned() }
+    if risks > 0 { format!("{what}, {}", plural(risks, "risk")) } else { what.to_owned() }
 }
 
 fn fold(title: &str, sites: Option<&[&Name]>, details: &str) -> String {

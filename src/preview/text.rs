@@ -15,7 +15,7 @@ use crate::{
         Action,
         text::{consequences, kernel, objects, section},
     },
-    units::Name,
+    units::{Name, plural},
 };
 
 const BOLD: Style = Style::new().bold();
@@ -52,29 +52,24 @@ pub fn headline(preview: &Preview) -> String {
     let change = s.added + s.changed;
     if change > 0 {
         let new = if s.added > 0 { format!(" ({} new)", s.added) } else { String::new() };
-        parts.push(format!("{change} of {} change{}{new}", counted(s.sites, "site"), verb(change)));
+        parts.push(format!("{change} of {} change{}{new}", plural(s.sites, "site"), verb(change)));
     }
     if s.worse > 0 {
         parts.push(format!("{} get{} worse", s.worse, verb(s.worse)));
     }
     if s.removed > 0 {
         let taken = if s.taken > 0 {
-            format!(" and take{} {} of others along", verb(s.removed), counted(s.taken, "object"))
+            format!(" and take{} {} of others along", verb(s.removed), plural(s.taken, "object"))
         } else {
             String::new()
         };
-        parts.push(format!("{} deleted{taken}", counted(s.removed, "site")));
+        parts.push(format!("{} deleted{taken}", plural(s.removed, "site")));
     }
     parts.join(", ")
 }
 
 const fn verb(n: usize) -> &'static str {
     if n == 1 { "s" } else { "" }
-}
-
-/// A number with its noun.
-pub(super) fn counted(n: usize, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 fn heading(group: &Group<'_>) -> String {
@@ -136,10 +131,10 @@ pub(super) fn deleted(deletion: &Deletion) -> String {
     section(&mut out, Some("Networks that no site has any more"), networks);
     let own = deletion.own;
     let own = [
-        counted(own.endpoints, "uplink"),
-        counted(own.paths, "path"),
-        counted(own.failover, "failover rule"),
-        counted(own.policies, "policy").replace("policys", "policies"),
+        plural(own.endpoints, "uplink"),
+        plural(own.paths, "path"),
+        plural(own.failover, "failover rule"),
+        plural(own.policies, "policy"),
     ];
     let itself = format!("{}; its router keeps its last state until `patronus teardown`", own.join(", "));
     section(&mut out, Some("Its own"), std::iter::once(itself));

@@ -10,6 +10,7 @@
 pub mod failures;
 pub mod replay;
 mod series;
+mod sky;
 mod story;
 pub mod trial;
 mod verdict;

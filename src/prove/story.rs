@@ -1,13 +1,13 @@
 //! What happened in a world: which path each rule used when, how the paths were, and every change with its record.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     clock::Instant,
     failover::{self, Choice, Decision, Inputs, Selection, Standing, Transition},
     health::PathState,
-    units::Name,
-    validate::intent::Site,
+    units::{Family, Name, PathPart},
+    validate::intent::{Path, Site},
 };
 
 /// Values with the time from which each holds.
@@ -52,10 +52,15 @@ fn lines<T>(names: &[Name]) -> BTreeMap<Name, Line<T>> {
 pub struct Story {
     begin: Instant,
     active: BTreeMap<Name, Line<Vec<Name>>>,
-    states: BTreeMap<Name, Line<(PathState, String)>>,
+    /// The same of each family.
+    of_families: BTreeMap<(Name, Family), Line<Vec<Name>>>,
+    /// Of paths, and of families that are measured apart.
+    states: BTreeMap<PathPart, Line<(PathState, String)>>,
     standings: BTreeMap<Name, BTreeMap<Name, Line<Standing>>>,
     /// Every change of a rule's path.
     pub transitions: Vec<(Duration, Transition)>,
+    /// Every family that left a path alone, and that came back.
+    family_transitions: Vec<(Duration, Transition)>,
     /// Flows that were forgotten: rule and path.
     pub forgotten: Vec<(Duration, Name, Name)>,
     /// Decisions taken.
@@ -64,12 +69,21 @@ pub struct Story {
 
 impl Story {
     pub(super) fn new(site: &Site, begin: Instant) -> Self {
+        let rules = site.rules.keys();
+        let families = |name: &Name| Family::ALL.map(|family| ((name.clone(), family), Line::default()));
+        let parts = |path: &Arc<Path>| {
+            let families = path.probe.families().map(|family| PathPart::family(&path.name, family));
+            let apart = families.filter(|_| path.probe.families().count() > 1);
+            std::iter::once(PathPart::whole(&path.name)).chain(apart).collect::<Vec<_>>()
+        };
         Self {
             begin,
-            active: site.rules.keys().map(|name| (name.clone(), Line::default())).collect(),
-            states: site.paths.keys().map(|name| (name.clone(), Line::default())).collect(),
+            active: rules.clone().map(|name| (name.clone(), Line::default())).collect(),
+            of_families: rules.flat_map(families).collect(),
+            states: site.paths.values().flat_map(parts).map(|part| (part, Line::default())).collect(),
             standings: site.rules.iter().map(|(name, rule)| (name.clone(), lines(&rule.members))).collect(),
             transitions: Vec::new(),
+            family_transitions: Vec::new(),
             forgotten: Vec::new(),
             decisions: 0,
         }
@@ -78,8 +92,8 @@ impl Story {
     pub(super) fn note(&mut self, inputs: &Inputs<'_>, selection: &Selection, decision: &Decision, now: Instant) {
         let at = now.since(self.begin);
         self.decisions += 1;
-        for (name, line) in &mut self.states {
-            if let Some(health) = inputs.healths.get(name)
+        for (part, line) in &mut self.states {
+            if let Some(health) = inputs.healths.get(&part.path).map(|health| health.of(part.family))
                 && line.0.last().is_none_or(|(_, (state, _))| *state != health.state)
             {
                 line.note(at, (health.state, health.reason.clone()));
@@ -91,9 +105,23 @@ impl Story {
                 line.note(at, used().cloned().collect());
             }
         }
+        self.note_families(inputs.site, selection, at);
         self.note_standings(inputs, selection, now);
-        self.transitions.extend(decision.transitions.iter().filter(|t| t.family.is_none()).map(|t| (at, t.clone())));
+        let (whole, of_families): (Vec<_>, Vec<_>) =
+            decision.transitions.iter().map(|t| (at, t.clone())).partition(|(_, t)| t.family.is_none());
+        self.transitions.extend(whole);
+        self.family_transitions.extend(of_families);
         self.forgotten.extend(decision.forget.iter().map(|(rule, path, _)| (at, rule.clone(), path.clone())));
+    }
+
+    fn note_families(&mut self, site: &Site, selection: &Selection, at: Duration) {
+        for ((name, family), line) in &mut self.of_families {
+            let (Some(rule), Some(choice)) = (site.rules.get(name), selection.rules.get(name)) else { continue };
+            let used = failover::family_used(rule, choice, *family);
+            if line.0.last().is_none_or(|(_, last)| !last.iter().eq(used.iter().copied())) {
+                line.note(at, used.into_iter().cloned().collect());
+            }
+        }
     }
 
     fn note_standings(&mut self, inputs: &Inputs<'_>, selection: &Selection, now: Instant) {
@@ -116,16 +144,26 @@ impl Story {
         self.active.get(rule).and_then(|line| line.at(at)).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The same from a time to another.
+    /// The same from a time to another, of one family or of both.
     #[must_use]
-    pub fn used_between(&self, rule: &Name, from: Duration, to: Duration) -> &[(Duration, Vec<Name>)] {
-        self.active.get(rule).map(|line| line.between(from, to)).unwrap_or_default()
+    pub fn used_between(
+        &self,
+        rule: &Name,
+        family: Option<Family>,
+        from: Duration,
+        to: Duration,
+    ) -> &[(Duration, Vec<Name>)] {
+        let line = match family {
+            Some(family) => self.of_families.get(&(rule.clone(), family)),
+            None => self.active.get(rule),
+        };
+        line.map(|line| line.between(from, to)).unwrap_or_default()
     }
 
-    /// The states that a path had from a time to another, with why.
+    /// The states that a path, or a family of it that is measured apart, had from a time to another, with why.
     #[must_use]
-    pub fn states_between(&self, path: &Name, from: Duration, to: Duration) -> &[(Duration, (PathState, String))] {
-        self.states.get(path).map(|line| line.between(from, to)).unwrap_or_default()
+    pub fn states_between(&self, part: &PathPart, from: Duration, to: Duration) -> &[(Duration, (PathState, String))] {
+        self.states.get(part).map(|line| line.between(from, to)).unwrap_or_default()
     }
 
     /// How a rule regarded a path from a time to another.
@@ -136,6 +174,13 @@ impl Story {
             .and_then(|lines| lines.get(path))
             .map(|line| line.between(from, to))
             .unwrap_or_default()
+    }
+
+    /// The last time up to a moment that a family of a rule left a path alone, or came back.
+    #[must_use]
+    pub fn last_parting(&self, rule: &Name, family: Family, at: Duration) -> Option<&(Duration, Transition)> {
+        let of = |(when, t): &&(Duration, Transition)| *when <= at && t.rule == *rule && t.family == Some(family);
+        self.family_transitions.iter().rev().find(of)
     }
 
     /// The last change of a rule's path up to a time.

@@ -5,28 +5,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Duration,
 };
 
 use serde::Deserialize as _;
 
 use super::{
-    Series, SeriesError, Weather, World,
+    World,
+    sky::{Sky, apart},
     verdict::{self, Place},
 };
 use crate::{
-    clock::Instant,
+    clock::{Instant, Wall},
     config::{
         Config,
         schema::{self, Kind},
-        trial::{DeedSpec, ExpectSpec, SeriesSpec, TestSpec},
+        trial::{DeedSpec, ExpectSpec, TestSpec},
         yaml::Document,
     },
     diag::{self, Code, Diagnostic, suggest},
     failover::{Drain, Pin, overrides},
-    health::Link,
-    units::{Name, Ratio, Span},
+    units::{Name, Span},
     validate::intent::{Intent, Site},
 };
 
@@ -101,12 +100,17 @@ struct Trial<'a> {
     ends: Duration,
 }
 
-fn bad(at: diag::Span, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
+pub(super) fn bad(at: diag::Span, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
     Diagnostic::error(Code::BrokenTest, message).at(at).help(help)
 }
 
 /// A finding about a name that is not there.
-fn no_such<'n>(at: diag::Span, noun: &str, name: &Name, known: impl Iterator<Item = &'n Name>) -> Diagnostic {
+pub(super) fn no_such<'n>(
+    at: diag::Span,
+    noun: &str,
+    name: &Name,
+    known: impl Iterator<Item = &'n Name>,
+) -> Diagnostic {
     let known: Vec<&str> = known.map(Name::as_str).collect();
     let help = match suggest(name.as_str(), known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
@@ -201,7 +205,7 @@ fn act(world: &mut World<'_, Sky<'_>>, deed: &DeedSpec) {
         }
     }
     if let Some(path) = &deed.drain {
-        world.overrides.drains.insert(path.clone(), Drain { since: now, force: deed.force });
+        world.overrides.drains.insert(path.clone(), Drain { since: Wall::default(), force: deed.force });
     }
     if let Some(path) = &deed.undrain {
         world.overrides.drains.remove(path);
@@ -257,6 +261,8 @@ fn expectations(document: &Document, site: &Site, all: &[ExpectSpec], found: &mu
         for (i, path) in e.paths.iter().enumerate().filter(|(_, path)| !site.paths.contains_key(*path)) {
             found.push(no_such(at(&format!("/paths/{i}")), "path", path, site.paths.keys()));
         }
+        let path = e.path.as_ref().filter(|_| e.family.is_some() && e.state.is_some());
+        found.extend(path.and_then(|path| apart(at("/family"), site.paths.get(path)?)));
         if let Some((message, help)) = senseless(e) {
             found.push(bad(at(""), message, help));
         }
@@ -282,6 +288,12 @@ fn senseless(e: &ExpectSpec) -> Option<(&'static str, &'static str)> {
     if e.rule.is_none() && e.state.as_ref().is_some_and(|state| of_rules.contains(&state.as_str())) {
         return Some(("this state is how a rule regards a path, and no rule is named", "name it beside: `rule: RULE`"));
     }
+    if e.family.is_some() && (e.event.is_some() || e.rule.is_some() && e.state.is_some()) {
+        return Some((
+            "a `family` goes with the path that is used, or with the state of a path",
+            "leave it out: events and standings are of the whole rule",
+        ));
+    }
     match (&e.event, &e.state) {
         (Some(_), Some(_)) => Some(("`event` and `state` exclude each other", "write two expectations")),
         (Some(_), None) if e.rule.is_none() => Some(("an event is one of a `rule`", "name the rule")),
@@ -300,164 +312,5 @@ fn senseless(e: &ExpectSpec) -> Option<(&'static str, &'static str)> {
             Some(("`count` and `flows` belong to an `event`", "name the event"))
         }
         _ => None,
-    }
-}
-
-/// The weather that a test describes.
-struct Sky<'a> {
-    site: &'a Site,
-    step: Duration,
-    paths: BTreeMap<&'a Name, PathSky>,
-}
-
-struct PathSky {
-    rtt: Series<Span>,
-    jitter: Series<Span>,
-    loss: Series<Ratio>,
-    carrier: Series<Link>,
-    load: Option<Series<Ratio>>,
-    /// Loss that is due, in parts per million; a probe is lost when it reaches a whole one.
-    due: u32,
-    round: Option<(Duration, bool)>,
-    late: bool,
-}
-
-impl Default for PathSky {
-    fn default() -> Self {
-        Self {
-            rtt: Series::constant(Span::from_millis(20)),
-            jitter: Series::constant(Span::from_millis(0)),
-            loss: Series::constant(Ratio::ZERO),
-            carrier: Series::constant(Link::Ready),
-            load: None,
-            due: 0,
-            round: None,
-            late: false,
-        }
-    }
-}
-
-/// Takes over a series where one is given.
-fn set<T>(
-    text: Option<&str>,
-    series: &mut Series<T>,
-    read: impl Fn(&str) -> Result<Series<T>, SeriesError>,
-) -> Result<(), SeriesError> {
-    if let Some(text) = text {
-        *series = read(text)?;
-    }
-    Ok(())
-}
-
-fn link(word: &str) -> Result<Link, SeriesError> {
-    match word {
-        "up" => Ok(Link::Ready),
-        "down" => Ok(Link::NoCarrier),
-        "disabled" => Ok(Link::Disabled),
-        "missing" => Ok(Link::Missing),
-        _ => Err(SeriesError(format!("`{word}` is no state of a carrier: `up`, `down`, `disabled` or `missing`"))),
-    }
-}
-
-impl<'a> Sky<'a> {
-    fn read(document: &Document, site: &'a Site, spec: &TestSpec, found: &mut Vec<Diagnostic>) -> Self {
-        let step = spec.step.map_or(Duration::from_secs(1), Span::get);
-        if step.is_zero() {
-            found.push(bad(document.value_at("/spec/step"), "a step takes time", "write `step: 1s`"));
-        }
-        let mut paths = BTreeMap::new();
-        for (name, series) in &spec.paths {
-            let pointer = format!("/spec/paths/{name}");
-            match site.paths.get_key_value(name) {
-                Some((name, path)) => {
-                    found.extend(unweighable(document, &pointer, series, site, &path.from));
-                    paths.insert(name, PathSky::read(document, &pointer, series, found));
-                }
-                None => found.push(no_such(document.key_at(&pointer), "path", name, site.paths.keys())),
-            }
-        }
-        for name in site.paths.keys() {
-            paths.entry(name).or_default();
-        }
-        Self { site, step: step.max(Duration::from_millis(1)), paths }
-    }
-
-    fn step_at(&self, at: Duration) -> u64 {
-        u64::try_from(at.as_nanos() / self.step.as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-/// A load that no router could know.
-fn unweighable(
-    document: &Document,
-    pointer: &str,
-    series: &SeriesSpec,
-    site: &Site,
-    endpoint: &Name,
-) -> Option<Diagnostic> {
-    let fast = site.endpoints.get(endpoint).is_some_and(|e| e.down.is_some() || e.up.is_some());
-    (series.load.is_some() && !fast).then(|| {
-        let at = document.value_at(&format!("{pointer}/load"));
-        let message = format!("nobody could know this: the endpoint `{endpoint}` does not say how fast it is");
-        bad(at, message, "add its `bandwidth: {down: 50Mbit, up: 10Mbit}`, or delete this")
-    })
-}
-
-impl PathSky {
-    fn read(document: &Document, pointer: &str, spec: &SeriesSpec, found: &mut Vec<Diagnostic>) -> Self {
-        let mut sky = Self::default();
-        let mut read = |field: &str, result: Result<(), SeriesError>, help: &str| {
-            if let Err(error) = result {
-                found.push(bad(document.value_at(&format!("{pointer}/{field}")), error.to_string(), help));
-            }
-        };
-        let help = "write values and how many steps each lasts: `20ms x60 400ms x30`";
-        read("rtt", set(spec.rtt.as_deref(), &mut sky.rtt, Series::parse), help);
-        read("jitter", set(spec.jitter.as_deref(), &mut sky.jitter, Series::parse), help);
-        let help = "write values and how many steps each lasts: `0% x10 40% x20`";
-        read("loss", set(spec.loss.as_deref(), &mut sky.loss, Series::parse), help);
-        let load = spec.load.as_deref().map_or(Ok(None), |text| Series::parse(text).map(Some));
-        read("load", load.map(|load| sky.load = load), "write values and steps: `10% x30 95% x30`");
-        let links = |text: &str| Series::parse_with(text, link);
-        read("carrier", set(spec.carrier.as_deref(), &mut sky.carrier, links), "write `up x30 down x5 up`");
-        sky
-    }
-}
-
-impl Weather for Sky<'_> {
-    fn answer(&mut self, path: &Name, _: IpAddr, at: Duration) -> Option<Duration> {
-        let step = self.step_at(at);
-        let name = self.site.paths.get_key_value(path)?.0;
-        let sky = self.paths.get_mut(name)?;
-        // What is lost is lost for all targets of a round.
-        let lost = match sky.round {
-            Some((when, lost)) if when == at => lost,
-            _ => {
-                sky.due += sky.loss.at(step).ppm();
-                sky.late = !sky.late;
-                let lost = sky.due >= Ratio::ONE.ppm();
-                sky.due -= if lost { Ratio::ONE.ppm() } else { 0 };
-                sky.round = Some((at, lost));
-                lost
-            }
-        };
-        let late = if sky.late { sky.jitter.at(step).get() } else { Duration::ZERO };
-        (!lost).then(|| sky.rtt.at(step).get() + late)
-    }
-
-    /// All paths over an endpoint have its load.
-    fn load(&self, path: &Name, at: Duration) -> Option<Ratio> {
-        let from = &self.site.paths.get(path)?.from;
-        let beside = self.site.paths.values().filter(|p| p.from == *from).map(|p| &p.name);
-        let load = std::iter::once(path).chain(beside).find_map(|p| self.paths.get(p)?.load.as_ref())?;
-        Some(load.at(self.step_at(at)))
-    }
-
-    fn links(&self, path: &Name) -> Vec<(Duration, Link)> {
-        let Some(sky) = self.paths.get(path) else { return Vec::new() };
-        let first = (Duration::ZERO, sky.carrier.at(0));
-        let at = |step: u64| self.step.saturating_mul(u32::try_from(step).unwrap_or(u32::MAX));
-        let changes = sky.carrier.changes().map(|(step, link)| (at(step), link));
-        std::iter::once(first).chain(changes).filter(|(at, link)| !at.is_zero() || *link != Link::Ready).collect()
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, Scope, trial::ExpectSpec, yaml::Document},
     diag::{Code, Diagnostic, Span},
     failover::Transition,
-    units::{Name, Span as Length},
+    units::{Family, Name, PathPart, Span as Length, plural},
     validate::intent::{Action, Intent, Site},
 };
 
@@ -115,6 +115,11 @@ fn rule_of<'a>(place: &'a Place<'_>, e: &'a ExpectSpec) -> Result<&'a Name, Opti
 }
 
 fn user(e: &ExpectSpec) -> String {
+    let user = whose(e);
+    e.family().map_or_else(|| user.clone(), |family| format!("{family} of {user}"))
+}
+
+fn whose(e: &ExpectSpec) -> String {
     match (&e.policy, &e.rule) {
         (Some(policy), _) => format!("policy `{policy}`"),
         (_, Some(rule)) => format!("rule `{rule}`"),
@@ -150,7 +155,7 @@ fn used(
             return (!right(&fixed)).then(|| unmet(message, at).help("its action names no failover rule"));
         }
     };
-    let (since, got) = window.wrong(story.used_between(rule, window.from, window.to), |got| right(got))?;
+    let (since, got) = window.wrong(story.used_between(rule, e.family(), window.from, window.to), |got| right(got))?;
     let moment = if window.throughout { (*since).max(window.from) } else { window.to };
     let message = format!(
         "{} {} uses {}, expected {}",
@@ -160,7 +165,7 @@ fn used(
         names_of(wanted)
     );
     let missing = wanted.iter().find(|path| !got.contains(path)).or_else(|| wanted.first());
-    Some(explained(place, story, unmet(message, at), rule, moment, missing))
+    Some(explained(place, story, unmet(message, at), (rule, e.family()), moment, missing))
 }
 
 /// Adds what the rule itself says, and where it stands.
@@ -168,17 +173,23 @@ fn explained(
     place: &Place<'_>,
     story: &Story,
     found: Diagnostic,
-    rule: &Name,
+    (rule, family): (&Name, Option<Family>),
     moment: Duration,
     wanted: Option<&Name>,
 ) -> Diagnostic {
+    let condition = |path: &Name| condition(story, &PathPart { path: path.clone(), family }, moment);
     let mut lines = Vec::new();
+    if let Some(family) = family
+        && let Some((when, t)) = story.last_parting(rule, family, moment)
+    {
+        lines.push(format!("{family} by {} since {}: {}", name_of(t.to.as_ref()), shown(*when), t.reason));
+    }
     if let Some((when, t)) = story.last_change(rule, moment) {
         lines.push(format!("{} since {}: {}", name_of(t.to.as_ref()), shown(*when), t.reason));
         lines.extend(lost(t, wanted));
-        lines.extend(t.to.as_ref().and_then(|path| condition(story, path, moment)));
+        lines.extend(t.to.as_ref().and_then(condition));
     }
-    lines.extend(wanted.and_then(|path| condition(story, path, moment)));
+    lines.extend(wanted.and_then(condition));
     let next = story.transitions.iter().find(|(when, t)| *when > moment && t.rule == *rule);
     if let Some((when, t)) = next {
         lines.push(format!("at {} it moves to {}: {}", shown(*when), name_of(t.to.as_ref()), t.reason));
@@ -187,6 +198,7 @@ fn explained(
         Some(at) => found.note(at, "decided by this rule"),
         None => found,
     };
+    lines.dedup();
     found.help(format!("why: {}", lines.join("\n")))
 }
 
@@ -196,24 +208,32 @@ fn lost(t: &Transition, wanted: Option<&Name>) -> Option<String> {
     Some(format!("`{}` was not taken then: {}", other.path, other.lost))
 }
 
-fn condition(story: &Story, path: &Name, at: Duration) -> Option<String> {
-    let (since, (state, reason)) = story.states_between(path, at, at).last()?;
-    Some(format!("`{path}` is {state} since {}: {reason}", shown(*since)))
+/// How a path is; of a family that is not measured apart, how the path is.
+fn condition(story: &Story, part: &PathPart, at: Duration) -> Option<String> {
+    let of = |part: &PathPart| story.states_between(part, at, at).last();
+    let (part, (since, (state, reason))) = match of(part) {
+        Some(found) => (part.clone(), found),
+        None => (PathPart::whole(&part.path), of(&PathPart::whole(&part.path))?),
+    };
+    let family = part.family.map(|family| format!("{family} of ")).unwrap_or_default();
+    Some(format!("{family}`{}` is {state} since {}: {reason}", part.path, shown(*since)))
 }
 
 fn was(story: &Story, e: &ExpectSpec, (path, state): (&Name, &String), window: Window, at: Span) -> Option<Diagnostic> {
+    let part = PathPart { path: path.clone(), family: e.family() };
     let (since, got) = if let Some(rule) = &e.rule {
         let values = story.standings_between(rule, path, window.from, window.to);
         window.wrong(values, |s| s.word() == state).map(|(at, s)| (*at, s.word().to_owned()))?
     } else {
-        let values = story.states_between(path, window.from, window.to);
+        let values = story.states_between(&part, window.from, window.to);
         window.wrong(values, |(s, _)| s.to_string() == *state).map(|(at, (s, _))| (*at, s.to_string()))?
     };
     let moment = if window.throughout { since.max(window.from) } else { window.to };
     let under = e.rule.as_ref().map(|rule| format!(" under the rule `{rule}`")).unwrap_or_default();
     let when = if window.throughout { format!("at {}", shown(moment)) } else { window.told() };
-    let message = format!("{when} path `{path}` is {got}{under}, expected {state}");
-    let why = condition(story, path, moment).unwrap_or_else(|| format!("`{path}` is not known then"));
+    let family = e.family().map(|family| format!("{family} of ")).unwrap_or_default();
+    let message = format!("{when} {family}path `{path}` is {got}{under}, expected {state}");
+    let why = condition(story, &part, moment).unwrap_or_else(|| format!("`{path}` is not known then"));
     Some(unmet(message, at).help(format!("why: {why}")))
 }
 
@@ -248,8 +268,9 @@ fn happened(
     let target = e.path.as_ref().map(|path| format!(" to {}", name_of(Some(path)))).unwrap_or_default();
     let flows = e.flows.as_ref().map(|f| format!(" with flows {f}")).unwrap_or_default();
     let message = format!(
-        "{} rule `{rule}` has {count} events `{event}`{target}{flows}, expected {wanted}",
-        Window { throughout: false, ..window }.told()
+        "{} rule `{rule}` has {} `{event}`{target}{flows}, expected {wanted}",
+        Window { throughout: false, ..window }.told(),
+        plural(count, "event")
     );
     let told = |(when, t): &&(Duration, Transition)| {
         format!(

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{AttemptOutcome, Awaited, Fault, Note, Revisions, Seen, Stuck};
-use crate::clock::Wall;
+use crate::{clock::Wall, units::PathPart};
 
 /// So often a content is tried again by itself.
 const RETRIES: u32 = 2;
@@ -60,11 +60,11 @@ impl Revisions {
     }
 
     /// What the source holds is tried again if it was undone only for paths and services that all answer now.
-    pub fn silence_ended(&mut self, path: impl Fn(&str) -> bool, service: impl Fn(&str) -> bool) -> Option<Note> {
+    pub fn silence_ended(&mut self, path: impl Fn(&PathPart) -> bool, service: impl Fn(&str) -> bool) -> Option<Note> {
         let known = self.in_quarantine()?;
         let answers = match &known.fault {
-            Fault::Paths(paths) => paths.iter().all(|name| path(name)),
-            Fault::Services(on) => on.paths.iter().all(|name| path(name)) && on.services.iter().all(|at| service(at)),
+            Fault::Paths(paths) => paths.iter().all(path),
+            Fault::Services(on) => on.paths.iter().all(path) && on.services.iter().all(|at| service(at)),
             Fault::Own | Fault::TooLarge => false,
         };
         if !answers {

@@ -183,7 +183,7 @@ fn what_was_undone_for_paths_that_are_silent_without_it_is_tried_again_when_they
         assert!(router.sees(&good, Ok("good")), "round {round}");
         router.fails("path fiber was up before and does not answer now");
         assert_eq!(router.stalled(), (Truth::True, "Quarantined".into()), "nothing is known yet of the cause");
-        let awaited = Awaited { paths: [String::from("fiber")].into(), ..Awaited::default() };
+        let awaited = Awaited { paths: ["fiber".parse().unwrap()].into(), ..Awaited::default() };
         let note = router.revisions.acquit("bbbbbbbb", awaited).unwrap();
         assert!(note.text.contains("without it there is no answer either"), "{}", note.text);
         assert!(router.revisions.silence_ended(|_| false, |_| true).is_none() && !router.sees(&good, Ok("good")));
@@ -191,7 +191,7 @@ fn what_was_undone_for_paths_that_are_silent_without_it_is_tried_again_when_they
         assert!(!router.sees(&good, Ok("good")), "a restart is no answer");
         if round < 2 {
             assert_eq!(router.condition(ConditionType::Reconciling).reason, "AwaitingPaths");
-            assert!(router.revisions.silence_ended(|path| path == "fiber", |_| false).is_some());
+            assert!(router.revisions.silence_ended(|part| part.to_string() == "path fiber", |_| false).is_some());
         }
     }
     assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "that was often enough");
@@ -213,7 +213,7 @@ fn what_was_undone_for_a_service_that_is_silent_without_it_is_tried_again_when_i
         assert!(router.revisions.convict("cccccccc", remote).is_none(), "another one");
         assert!(router.revisions.convict("bbbbbbbb", remote).unwrap().text.contains("192.0.2.9:22 answers without it"));
         assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "who is guilty is not tried again");
-        let awaited = Awaited { services: [remote.to_owned()].into(), paths: [String::from("fiber")].into() };
+        let awaited = Awaited { services: [remote.to_owned()].into(), paths: ["fiber".parse().unwrap()].into() };
         router.revisions.acquit("bbbbbbbb", awaited).unwrap();
         router.restarts();
         assert!(!router.sees(&good, Ok("good")), "a restart is no answer");
@@ -228,7 +228,9 @@ fn what_was_undone_for_a_service_that_is_silent_without_it_is_tried_again_when_i
             assert_eq!(router.revisions.awaited_services(), Some(&[remote.to_owned()].into()));
             assert!(router.revisions.silence_ended(|_| true, |_| false).is_none(), "the service is silent");
             assert!(router.revisions.silence_ended(|_| false, |_| true).is_none(), "the path is silent");
-            assert!(router.revisions.silence_ended(|path| path == "fiber", |at| at == remote).is_some());
+            assert!(
+                router.revisions.silence_ended(|part| part.to_string() == "path fiber", |at| at == remote).is_some()
+            );
         }
     }
     assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "that was often enough");

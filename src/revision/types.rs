@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Wall, config::commit::Commit};
+use crate::{
+    clock::Wall,
+    config::commit::Commit,
+    units::{PathPart, told},
+};
 
 /// A revision and when it was seen or came in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,8 +163,9 @@ pub enum Fault {
     Own,
     /// It is larger than a commit may be that does not say so.
     TooLarge,
-    /// These paths fell silent during its trial and stayed so without it: it is tried again by itself once all answer.
-    Paths(BTreeSet<String>),
+    /// Paths, or families of them, fell silent during its trial and stayed so without it: it is tried again by itself once
+    /// all of these answer.
+    Paths(BTreeSet<PathPart>),
     /// The same of services, and of paths besides.
     Services(Awaited),
 }
@@ -171,14 +176,13 @@ pub enum Fault {
 pub struct Awaited {
     /// Services, as `HOST:PORT`.
     pub services: BTreeSet<String>,
-    /// Paths.
-    pub paths: BTreeSet<String>,
+    /// Paths and families of paths.
+    pub paths: BTreeSet<PathPart>,
 }
 
 impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths = self.paths.iter().map(|path| format!("path {path}"));
-        f.write_str(&paths.chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
+        f.write_str(&told(&self.paths).chain(self.services.iter().cloned()).collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -184,9 +184,12 @@ impl Ledger {
         self.add_generation(&new, change);
     }
 
-    /// The generation that a number means, with its files.
+    /// The generation that a number means, with its files; one that is still to come means none.
     #[must_use]
     pub fn generation_at(&self, number: u64) -> Option<(Generation, BTreeMap<String, Vec<u8>>)> {
+        if number > self.generation() {
+            return None;
+        }
         let found = self.read(|j| j.generation_at(number)).flatten()?;
         let files = self.read(|j| j.generation_files(found.record))?;
         Some((found, files))

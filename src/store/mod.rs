@@ -61,6 +61,12 @@ pub enum StoreError {
         /// The newest that this program knows.
         known: u32,
     },
+    /// The file is a database of somebody else.
+    #[error("{} is a database, but none that Patronus wrote", file.display())]
+    Foreign {
+        /// The database.
+        file: PathBuf,
+    },
     /// A value did not have the shape that this version writes.
     #[error("{doing}: a stored value is not readable")]
     Value {

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, named_params, params, types::Type};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     Aggregate, AuditRow, Generation, HealthSample, LastGood, Run, StoreError, TransitionRecord, aggregates, chunks,
-    from_word, generations, journal_file, records_file, uint,
+    from_word, generations, int, journal_file, records_file, schema, uint,
 };
 use crate::{clock::Wall, engine::status::Event, units::Name};
 
@@ -34,8 +38,11 @@ impl Default for Wanted {
 }
 
 fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
-    if !file.exists() {
-        return Ok(None);
+    // Not by opening it: to close a file again would end the locks that `SQLite` has on it in this process.
+    match access(file, AccessFlags::R_OK) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(errno) => return Err(StoreError::File { doing: "read", file: file.to_owned(), source: errno.into() }),
+        Ok(()) => {}
     }
     let err = || StoreError::database("read", file);
     let db = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(err())?;
@@ -43,9 +50,23 @@ fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
     Ok(Some(db))
 }
 
+/// Opens a database of ours; none too if nothing was ever written into it.
+fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
+    let Some(db) = open(file)? else { return Ok(None) };
+    let version: u32 =
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(StoreError::database("read", file))?;
+    Ok((version > 0).then_some(db))
+}
+
 /// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
 /// nobody writes there. A log that lies beside it belongs to it and is not passed over.
-fn open_anywhere(file: &Path) -> Result<Connection, StoreError> {
+fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
+    let db = connect_anywhere(file)?;
+    schema::check(&db, file, migrations)?;
+    Ok(db)
+}
+
+fn connect_anywhere(file: &Path) -> Result<Connection, StoreError> {
     let err = || StoreError::database("read", file);
     let missing = || StoreError::Missing { dir: file.parent().unwrap_or(file).to_owned() };
     let db = open(file)?.ok_or_else(missing)?;
@@ -70,7 +91,7 @@ fn open_anywhere(file: &Path) -> Result<Connection, StoreError> {
 /// The times of the oldest and the newest sample of a file of records; none without samples.
 pub fn span(file: &Path) -> Result<Option<(Wall, Wall)>, StoreError> {
     let err = || StoreError::database("read", file);
-    let db = open_anywhere(file)?;
+    let db = open_anywhere(file, schema::RECORDS)?;
     let sql =
         "SELECT name, data FROM samples JOIN paths ON paths.id = path WHERE slot = (SELECT {}(slot) FROM samples)";
     let times = |which: &str| -> Result<Vec<Wall>, StoreError> {
@@ -92,7 +113,7 @@ pub fn slots(
     mut each: impl FnMut(&[(Name, Vec<HealthSample>)], Wall),
 ) -> Result<(), StoreError> {
     let err = || StoreError::database("read", file);
-    let db = open_anywhere(file)?;
+    let db = open_anywhere(file, schema::RECORDS)?;
     let mut statement = db
         .prepare("SELECT slot, name, data FROM samples JOIN paths ON paths.id = path WHERE slot BETWEEN ? AND ? ORDER BY slot, path")
         .map_err(err())?;
@@ -119,16 +140,61 @@ pub fn slots(
 pub fn events(dir: &Path, wanted: &Wanted) -> Result<Vec<Event>, StoreError> {
     let sql = "SELECT id, at, kind, subject, message, detail FROM events
         WHERE at BETWEEN :since AND :until AND (:only IS NULL OR kind = :only) ORDER BY id DESC LIMIT :limit";
-    newest(dir, sql, wanted, |row| {
-        Ok(Event {
-            id: row.get(0)?,
-            at: Wall::from_micros(row.get(1)?),
-            kind: row.get(2)?,
-            subject: row.get(3)?,
-            message: row.get(4)?,
-            detail: serde_json::from_str(&row.get::<_, String>(5)?).unwrap_or_default(),
-        })
+    newest(dir, sql, wanted, event)
+}
+
+/// The newest event about a subject, of one of these kinds and up to a moment, that fits.
+pub fn last_event(
+    dir: &Path,
+    kinds: &[&str],
+    subject: &Name,
+    until: Wall,
+    fits: impl Fn(&Event) -> bool,
+) -> Result<Option<Event>, StoreError> {
+    let (db, file) = (open_dir(dir)?, records_file(dir));
+    let newest = |kind: &&str| -> rusqlite::Result<Option<Event>> {
+        let sql = "SELECT id, at, kind, subject, message, detail FROM events
+            WHERE kind = ? AND subject = ? AND at <= ? ORDER BY id DESC";
+        let mut statement = db.prepare_cached(sql)?;
+        let mut rows = statement.query_map(params![kind, subject.as_str(), until.as_micros()], event)?;
+        rows.find(|row| row.as_ref().map_or(true, &fits)).transpose()
+    };
+    let all: rusqlite::Result<Vec<Option<Event>>> = kinds.iter().map(newest).collect();
+    let all = all.map_err(StoreError::database("read", &file))?;
+    Ok(all.into_iter().flatten().max_by_key(|event| event.id))
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        id: row.get(0)?,
+        at: Wall::from_micros(row.get(1)?),
+        kind: row.get(2)?,
+        subject: row.get(3)?,
+        message: row.get(4)?,
+        detail: serde_json::from_str(&row.get::<_, String>(5)?).unwrap_or_default(),
     })
+}
+
+/// The events that a channel of notifications has still to tell, the newest `limit` of them, oldest first, and how many
+/// older ones there are.
+pub fn untold(dir: &Path, channel: &Name, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
+    let file = records_file(dir);
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let read = || -> rusqlite::Result<(Vec<Event>, u64)> {
+        let all: u64 = db.query_row("SELECT COUNT(*) FROM untold WHERE channel = ?", [channel.as_str()], |row| {
+            row.get::<_, i64>(0).map(uint)
+        })?;
+        let mut statement = db.prepare(
+            "SELECT events.id, at, kind, subject, message, detail FROM untold JOIN events ON events.id = event
+             WHERE channel = ? ORDER BY untold.id DESC LIMIT ?",
+        )?;
+        let rows = statement.query_map(params![channel.as_str(), int(limit)], event)?;
+        let mut events: Vec<Event> = rows.collect::<Result<_, _>>()?;
+        events.reverse();
+        let more = all.saturating_sub(events.len() as u64);
+        Ok((events, more))
+    };
+    read().map_err(StoreError::database("read", &file))
 }
 
 /// Health samples, oldest first.
@@ -175,7 +241,7 @@ fn each_row(
 ) -> Result<(), StoreError> {
     let file = records_file(dir);
     let err = || StoreError::database("read", &file);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let mut statement = db.prepare(sql).map_err(err())?;
     let mut rows = statement.query(params![first, last, wanted.only]).map_err(err())?;
     while let Some(row) = rows.next().map_err(err())? {
@@ -195,7 +261,7 @@ pub fn transitions(dir: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>,
 
 /// Transitions of a file of records, oldest first.
 pub fn transitions_in(file: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
-    transitions_of(&open_anywhere(file)?, file, wanted)
+    transitions_of(&open_anywhere(file, schema::RECORDS)?, file, wanted)
 }
 
 fn transitions_of(db: &Connection, file: &Path, wanted: &Wanted) -> Result<Vec<TransitionRecord>, StoreError> {
@@ -261,7 +327,7 @@ fn from<T>(
     wanted: &Wanted,
     read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<Vec<T>>, StoreError> {
-    open(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
+    open_written(file)?.map(|db| rows(&db, file, sql, wanted, read)).transpose()
 }
 
 fn rows<T>(
@@ -284,7 +350,7 @@ fn rows<T>(
 }
 
 fn open_dir(dir: &Path) -> Result<Connection, StoreError> {
-    open(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
+    open_written(&records_file(dir))?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })
 }
 
 fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
@@ -313,7 +379,7 @@ pub fn audit(dir: &Path, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
 
 fn journal<T>(dir: &Path, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
     let file = journal_file(dir);
-    let db = open(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
+    let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     read(&db).map_err(StoreError::database("read", &file))
 }
 
@@ -323,7 +389,7 @@ pub fn last_good(dir: &Path) -> Result<Option<LastGood>, StoreError> {
     if !file.exists() {
         return Ok(None);
     }
-    let db = open_anywhere(&file)?;
+    let db = open_anywhere(&file, schema::JOURNAL)?;
     let read = || -> rusqlite::Result<Option<LastGood>> {
         let mut files = db.prepare("SELECT path, content FROM last_good_files")?;
         let files = files.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;

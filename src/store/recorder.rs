@@ -14,7 +14,10 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{Batch, HealthSample, Run, TransitionRecord, writer};
-use crate::engine::status::Event;
+use crate::{
+    engine::status::Event,
+    units::{Name, plural},
+};
 
 /// Messages between the engine and the writer; a busy site makes a few per second.
 const QUEUE: usize = 1_024;
@@ -61,6 +64,10 @@ pub(super) enum Row {
     Event(Event),
     Transition(TransitionRecord),
     Run(Run),
+    /// A channel has this event to tell.
+    Untold(Name, i64),
+    /// It told this event, and all that it took in before.
+    Told(Name, i64),
 }
 
 /// A message to the writer. Small, since the queue's places are allocated beforehand.
@@ -195,6 +202,16 @@ impl Recorder {
         event
     }
 
+    /// Records that a channel has an event to tell, for the next start.
+    pub fn untold(&self, channel: &Name, event: i64) {
+        self.row(Row::Untold(channel.clone(), event));
+    }
+
+    /// Records that it has told an event, and all that it had to tell before that one.
+    pub fn told(&self, channel: &Name, event: i64) {
+        self.row(Row::Told(channel.clone(), event));
+    }
+
     /// Records a transition.
     pub fn transition(&self, transition: TransitionRecord) {
         self.row(Row::Transition(transition));
@@ -225,8 +242,10 @@ impl Recorder {
     pub fn alarms(&self) -> Vec<String> {
         let Alarms { failing, replaced } = lock(&self.shared.alarms).clone();
         // A disk that hangs reports no error; the rows that found the queue full do.
-        let lost =
-            Some(self.lost()).filter(|n| *n > 0).map(|n| format!("{n} rows of the records were lost since the start"));
+        let lost = Some(self.lost()).filter(|n| *n > 0).map(|n| {
+            let were = if n == 1 { "was" } else { "were" };
+            format!("{} of the records {were} lost since the start", plural(n, "row"))
+        });
         failing.into_iter().chain(replaced).chain(lost).collect()
     }
 

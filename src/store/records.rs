@@ -34,6 +34,8 @@ pub(super) fn insert<'a>(
             Row::Event(row) => event(&work, row),
             Row::Transition(row) => transition(&work, row),
             Row::Run(row) => run(&work, row),
+            Row::Untold(channel, event) => untold(&work, channel, *event),
+            Row::Told(channel, event) => told(&work, channel, *event),
         }
         .map_err(err())?;
     }
@@ -91,6 +93,18 @@ fn event(db: &Connection, row: &Event) -> rusqlite::Result<usize> {
         .execute(params![row.id, row.at.as_micros(), row.kind, row.subject, row.message, detail])
 }
 
+fn untold(db: &Connection, channel: &Name, event: i64) -> rusqlite::Result<usize> {
+    let sql = "INSERT INTO untold (channel, event) VALUES (?, ?)";
+    db.prepare_cached(sql)?.execute(params![channel.as_str(), event])
+}
+
+/// The numbers of events do not rise where the clock was set back; those of the rows do.
+fn told(db: &Connection, channel: &Name, event: i64) -> rusqlite::Result<usize> {
+    let sql = "DELETE FROM untold WHERE channel = ?1
+        AND id <= (SELECT MAX(id) FROM untold WHERE channel = ?1 AND event = ?2)";
+    db.prepare_cached(sql)?.execute(params![channel.as_str(), event])
+}
+
 fn transition(db: &Connection, row: &TransitionRecord) -> rusqlite::Result<usize> {
     let (from, to) = (row.from.as_ref().map(ToString::to_string), row.to.as_ref().map(ToString::to_string));
     db.prepare_cached("INSERT INTO transitions (at, rule, from_path, to_path, kind, reason) VALUES (?, ?, ?, ?, ?, ?)")?
@@ -123,6 +137,8 @@ pub(super) fn prune(db: &Connection, file: &Path, now: Wall, limits: &Limits) ->
         "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY id LIMIT ?)",
         "DELETE FROM transitions WHERE id IN (SELECT id FROM transitions WHERE at < ? ORDER BY at LIMIT ?)",
         "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started < ? ORDER BY started LIMIT ?)",
+        // Of channels that are gone from the settings too.
+        "DELETE FROM untold WHERE id IN (SELECT id FROM untold WHERE event NOT IN (SELECT id FROM events WHERE at >= ?) LIMIT ?)",
     ] {
         while db.execute(sql, [oldest.as_micros(), SLICE]).map_err(err())? > 0 {}
     }

@@ -98,7 +98,20 @@ pub(super) const RECORDS: &[&str] = &[
     CREATE TABLE aggregates (day INTEGER NOT NULL, path INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (day, path));
     CREATE TABLE aggregated (only INTEGER PRIMARY KEY CHECK (only = 1), slot INTEGER NOT NULL);
 ",
+    "CREATE TABLE untold (id INTEGER PRIMARY KEY AUTOINCREMENT, channel TEXT NOT NULL, event INTEGER NOT NULL);",
 ];
+
+/// Whether a file that is only read is one that this program understands.
+pub(super) fn check(db: &Connection, file: &Path, migrations: &[&str]) -> Result<(), StoreError> {
+    let err = StoreError::database("read", file);
+    let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(err)?;
+    let known = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    match found {
+        0 => Err(StoreError::Foreign { file: file.to_owned() }),
+        _ if found > known => Err(StoreError::Newer { file: file.to_owned(), found, known }),
+        _ => Ok(()),
+    }
+}
 
 /// Runs the migrations that this file has not seen, all in one transaction.
 pub(super) fn migrate(db: &mut Connection, file: &Path, migrations: &[&str]) -> Result<(), StoreError> {

@@ -107,7 +107,13 @@ impl Writer {
             Err(error) => {
                 self.open = None;
                 self.policy.failed(clock::now());
-                self.shared.alarm(|a| a.failing = Some(format!("nothing is recorded: {}", error.chain())));
+                let text = format!("nothing is recorded: {}", error.chain());
+                self.shared.alarm(|a| {
+                    if a.failing.is_none() {
+                        tracing::warn!("{text}");
+                    }
+                    a.failing = Some(text);
+                });
             }
         }
     }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::probe::{MethodName, ProbeSpec, RecordType, WhenBusy},
     diag::Code,
-    units::{Family, Span as Length},
+    units::{Family, Span as Length, plural},
 };
 
 /// A silent failure that takes longer to notice is worth a warning.
@@ -60,7 +60,7 @@ pub(super) fn check(
     timing(subject, &probe, report);
     let count = probe.targets.len();
     if count > 0 && probe.quorum as usize > count {
-        let message = format!("{} answers are required of {count} targets", probe.quorum);
+        let message = format!("{} answers are required of {}", probe.quorum, plural(count, "target"));
         let help = format!("write a `quorum` of at most {count}, or add targets");
         subject.advise(report, Code::Quorum, "/probe/quorum", message, &help);
     }
@@ -267,7 +267,7 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
     let (most, field) =
         if probe.up_after > probe.down_after { (probe.up_after, "upAfter") } else { (probe.down_after, "downAfter") };
     if probe.window < most {
-        let message = format!("a window of {} rounds cannot hold the {most} of `{field}`", probe.window);
+        let message = format!("a window of {} cannot hold the {most} of `{field}`", plural(probe.window, "round"));
         let help = format!("write `window: {most}` or more");
         subject.advise(report, Code::ProbeTiming, "/probe/window", message, &help);
     }
@@ -277,9 +277,9 @@ fn timing(subject: &Subject<'_>, probe: &Probe, report: &mut Report) {
         let message = format!("a silent failure of path `{name}` may go unnoticed for {seconds:.1} s");
         let field = if probe.interval > Duration::from_secs(1) { "/probe/interval" } else { "/probe/downAfter" };
         let help = format!(
-            "worst case of interval {}, {} rounds lost, timeout {}; while a round is lost the next ones follow after {}",
+            "worst case of interval {}, {} lost, timeout {}; while a round is lost the next ones follow after {}",
             shown(probe.interval),
-            probe.down_after,
+            plural(probe.down_after, "round"),
             shown(probe.timeout),
             shown(probe.doubt_interval())
         );

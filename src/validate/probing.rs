@@ -65,6 +65,12 @@ impl Default for Probe {
 const DOUBT: Duration = Duration::from_millis(250);
 
 impl Probe {
+    /// The families of its targets.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        let asks = |family: &Family| self.targets.iter().any(|target| Family::of(target) == *family);
+        Family::ALL.into_iter().filter(asks)
+    }
+
     /// The same for the targets of one family alone; none unless there are targets of both.
     #[must_use]
     pub fn of_family(&self, family: Family) -> Option<Self> {

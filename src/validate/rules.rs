@@ -7,6 +7,7 @@ use super::{
     fleet::{Fleet, View, with_suggestion},
     intent::{self, Balance, Damping, Endpoint, FlowAction, Metric, NoPath, Sticky, Strategy},
     paths::sla_missing,
+    warning,
 };
 use crate::{
     config::{
@@ -226,6 +227,7 @@ impl Subject<'_> {
                 self.report(report, error(Code::Combination, self.at("/strategy"), message).help(help));
             }
         }
+        self.of_one_line(members, report);
         let mark = spec.overflow_at.or_else(|| Ratio::from_ppm(FULL).ok())?;
         if mark == Ratio::ZERO || mark == Ratio::ONE {
             let never = if mark == Ratio::ZERO { "any use would be too much" } else { "no line is used above that" };
@@ -233,6 +235,23 @@ impl Subject<'_> {
             self.report(report, found.help("write the share above which new flows go on, such as 80%"));
         }
         Some(mark)
+    }
+
+    /// Paths over one endpoint are full at the same moment: the later one takes nothing over.
+    fn of_one_line(&self, members: &[Name], report: &mut Report) {
+        let mut lines: BTreeMap<&Name, &Name> = BTreeMap::new();
+        for path in members {
+            let Some(from) = self.view.paths.get(path).map(|path| &path.spec.from) else { continue };
+            let Some(first) = lines.get(from) else {
+                lines.insert(from, path);
+                continue;
+            };
+            let message = format!("`{path}` goes over the endpoint `{from}`, as `{first}` does: they fill together");
+            let help = "name one of them in this rule; new flows go on only to another line";
+            let backups = self.object.spec.backups.iter();
+            let n = backups.take_while(|backup| *backup != path).count();
+            self.report(report, warning(Code::OneLine, self.at(&format!("/backups/{n}")), message).help(help));
+        }
     }
 
     /// Weights of paths that are not in the rule.

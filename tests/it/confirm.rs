@@ -2,6 +2,7 @@
 //! stays.
 
 mod daemon;
+mod families;
 mod person;
 
 use std::{
@@ -138,7 +139,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let repository = Repository::new(&[("site.yaml", SITE)]);
+        Self::of(SITE)
+    }
+
+    fn of(site: &str) -> Self {
+        let repository = Repository::new(&[("site.yaml", site)]);
         let lab = repository.lab();
         let berlin = &lab.topology().sites[&name("berlin")];
         let station = berlin.lans.iter().find(|(lan, _)| lan.as_str() == "mgmt0").unwrap().1.host[0].addr();

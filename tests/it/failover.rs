@@ -714,12 +714,23 @@ fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
     let explained = world.daemon.tells(&["explain", &flow]).1;
     println!("{explained}");
     assert!(explained.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{explained}");
+    let then = patronus::clock::wall().to_string();
     without_six(&world, false);
     wait_parted(&world, false);
     for address in [FOUR, SIX] {
         assert_eq!(all_by(&world.flow(address).finish().unwrap()), ["fiber"], "{address}");
     }
     world.daemon.wait_event("family-back", |_| true);
+    // Afterwards it is told of then, and that the other family stayed.
+    let (_, six_then) = world.daemon.tells(&["explain", &flow, "--at", &then]);
+    println!("{six_then}");
+    assert!(six_then.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{six_then}");
+    assert!(six_then.contains("lte, out by wwan0"), "{six_then}");
+    assert!(six_then.contains("fiber: IPv4 up, IPv6 down (3 rounds lost in a row)"), "{six_then}");
+    let (_, four_then) = world.daemon.tells(&["explain", &format!("udp 192.168.10.5 to {FOUR}:9"), "--at", &then]);
+    assert!(four_then.contains("fiber, out by wan0"), "{four_then}");
+    let (_, now) = world.daemon.tells(&["explain", &flow, "--at", "0s"]);
+    assert!(now.contains("fiber, out by wan0") && now.contains("fiber: IPv4 up, IPv6 up"), "{now}");
     let told = |kind| world.daemon.events(Some(kind)).into_iter().map(|e| e.message).collect::<Vec<_>>();
     let (left, back) = (told("family-left"), told("family-back"));
     assert_eq!((left.len(), back.len()), (1, 1), "{left:?} {back:?}");
@@ -843,11 +854,28 @@ fn orders_by_hand_are_obeyed_seen_kept_across_a_restart_and_ended() {
     let told = world.daemon.says(&pin);
     assert!(told.starts_with("critical is pinned to lte for 10m by "), "{told}");
     world.daemon.wait_active("critical", "lte");
+    let why = |w: &World| w.daemon.tells(&["explain", "udp 192.168.10.5:4711 to 203.0.113.9:5060"]).1;
+    let pinned = "why        by hand: critical is pinned to lte for 9m more: work on the mast (`patronus failback critical` ends it)";
+    let text = why(&world);
+    assert!(text.contains(pinned), "{text}");
     let refused = |w: &World| w.daemon.sh("nft list table inet patronus").contains("chain refuse {");
     world.daemon.wait("bound flows to be refused", |_| refused(&world));
+    world.daemon.says(&["drain", "fiber"]);
+    let drained = |s: &Status| s.paths["fiber"].drained_since;
+    let since = drained(&world.daemon.wait("the drain to be shown", |s| drained(s).is_some()));
     world.daemon.terminate();
+    let text = why(&world);
+    assert!(
+        text.contains("by hand: critical is pinned to lte for 9m more: work on the mast"),
+        "without a daemon: {text}"
+    );
     world.daemon.settle();
     world.all_up();
+    let status = world.daemon.wait("the orders to be there again", |s| drained(s).is_some());
+    assert_eq!(drained(&status), since, "as it was given");
+    let text = why(&world);
+    assert!(text.contains("by hand: fiber is drained since 20") && text.contains("(`patronus undrain fiber` ends it)"));
+    world.daemon.says(&["undrain", "fiber"]);
     let status = world.daemon.wait("the order to be shown", |s| s.rules["critical"].pinned.is_some());
     assert_eq!(active(&status, "critical"), Some("lte"), "it holds, and nothing moved");
     let text = world.daemon.says(&["status"]);

@@ -150,6 +150,10 @@ fn wrong_words_settings_and_configurations() {
         place.says("run-without-a-site", 78, &["env", "-u", "PATRONUS_CONFIG"], "run --dir %/conf");
         place.says("run-without-a-configuration", 78, &[], "run");
         place.says("a-daemon-that-does-not-run", 1, &[], "status --socket %/run/patronus.sock");
+        place.says("a-kind-of-event-that-there-is-not", 64, &[], "events --kind failovers");
+        let elsewhere = ["env", "PATRONUS_SOCKET=/nowhere/patronus.sock"];
+        place.says("nothing-to-confirm", 1, &elsewhere, "confirm");
+        place.says("nothing-to-undo", 1, &[], "rollback --socket /nowhere/patronus.sock");
         place.finish();
     });
 }
@@ -208,6 +212,7 @@ fn plan_apply_and_teardown_in_turn() {
         assert_eq!(data_plane(), before, "a refusal changed something");
         place.says("apply", 0, &[], "apply %/conf --yes");
         place.says("a-plan-with-nothing-to-do", 0, &[], "plan %/conf --detailed-exitcode");
+        place.says("a-generation-that-is-to-come", 1, &[], "rollback --to 9 --yes");
         place.says("apply-with-nothing-to-do", 0, &[], "apply %/conf");
         ip("rule add pref 20001 from 10.0.0.1 lookup main");
         ip("route add blackhole 10.0.0.0/8 table 20001");

@@ -56,7 +56,11 @@ fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 /// Answers each request with the next of these statuses, the last one for ever; gives the requests.
 fn server(statuses: &'static [&'static str]) -> (u16, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, (told, requests)) = (listener.local_addr().unwrap().port(), mpsc::channel());
+    (listener.local_addr().unwrap().port(), serve(listener, statuses))
+}
+
+fn serve(listener: TcpListener, statuses: &'static [&'static str]) -> mpsc::Receiver<String> {
+    let (told, requests) = mpsc::channel();
     thread::spawn(move || {
         let mut left = statuses.iter();
         let mut status = "";
@@ -83,7 +87,7 @@ fn server(statuses: &'static [&'static str]) -> (u16, mpsc::Receiver<String>) {
             let _ = told.send(text);
         }
     });
-    (port, requests)
+    requests
 }
 
 /// A conversation of a mail server; gives all that the client said.
@@ -263,13 +267,73 @@ async fn events_are_grouped_filtered_tried_again_and_counted() {
     assert_eq!(first, second, "tried again");
     let texts: Vec<&str> = first["events"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
     assert_eq!(texts, ["fiber -> lte", "look"]);
-    let end = tokio::time::Instant::now() + PATIENCE;
     let wanted = [("retried".to_owned(), 1), ("sent".to_owned(), 1)].into();
-    while counts.results().get(&name("chat")) != Some(&wanted) {
+    counted(&counts, |results| *results == wanted).await;
+    assert!(counts.alarms().is_empty());
+}
+
+/// Waits on the runtime until the channel's results are as they should be.
+async fn counted(counts: &Notices, holds: impl Fn(&std::collections::BTreeMap<String, u64>) -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !counts.results().get(&name("chat")).is_some_and(&holds) {
         assert!(tokio::time::Instant::now() < end, "{counts:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(counts.alarms().is_empty());
+}
+
+/// A router that can tell nobody while `events` happen, and is restarted meanwhile; what its receiver hears when it is
+/// there, and whether anything waits after that. `meddle` happens between the two processes.
+async fn cut_off(events: u32, meddle: impl FnOnce(&Path)) -> (Option<Value>, bool) {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody listens yet.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let notify = json!([{"name": "chat", "webhook": {"url": format!("http://127.0.0.1:{port}/")}, "group": "50ms"}]);
+    let (site, channels) = (name("berlin"), channels(&notify));
+    {
+        let (recorder, counts) = (Recorder::start(dir.path(), Limits::default()), Arc::new(Notices::default()));
+        let notifier = Notifier::start(&site, &channels, &recorder, &counts);
+        for n in 0..events {
+            recorder.event(Event { at: patronus::clock::wall(), ..event("exhausted", &format!("no path is up: {n}")) });
+        }
+        counted(&counts, |results| results.contains_key("retried")).await;
+        let alarm = counts.alarms().remove(0);
+        assert!(alarm.contains(&format!("told when it works again: {events} event")), "{alarm}");
+        drop(notifier);
+        assert!(recorder.flush(PATIENCE));
+    }
+    meddle(dir.path());
+    let (recorder, counts) = (Recorder::start(dir.path(), Limits::default()), Arc::new(Notices::default()));
+    let (chat, requests) = (name("chat"), serve(TcpListener::bind(("127.0.0.1", port)).unwrap(), &["200 OK"]));
+    let _notifier = Notifier::start(&site, &channels, &recorder, &counts);
+    // Whatever waits goes first, and this with it.
+    recorder.event(event("failback", "lte -> fiber"));
+    let heard = tokio::task::spawn_blocking(move || requests.recv_timeout(PATIENCE).unwrap()).await.unwrap();
+    counted(&counts, |results| results.get("sent") == Some(&1)).await;
+    assert!(recorder.flush(PATIENCE));
+    let waits = !patronus::store::read::untold(dir.path(), &chat, 1).unwrap().0.is_empty();
+    let message = serde_json::from_str::<Value>(heard.rsplit("\r\n\r\n").next().unwrap()).unwrap();
+    let about = |event: &Value| event["kind"] == "exhausted";
+    (message["events"].as_array().unwrap().iter().any(about).then_some(message), waits)
+}
+
+#[tokio::test]
+async fn a_router_that_was_cut_off_tells_of_it_in_one_message_when_it_is_back_also_after_a_restart() {
+    let (message, waits) = cut_off(137, |_| ()).await;
+    let message = message.expect("it tells of what was before the restart");
+    let events = message["events"].as_array().unwrap();
+    assert_eq!((events.len(), &message["more"], waits), (100, &38.into(), false), "{message:#}");
+    assert_eq!(events[98]["message"], "no path is up: 136");
+    assert_eq!(events[99]["message"], "lte -> fiber");
+    assert!(message["text"].as_str().unwrap().starts_with("38 older events left out\n"), "{message:#}");
+}
+
+#[tokio::test]
+async fn the_checker_sees_a_channel_that_forgets_what_it_could_not_tell() {
+    let forget = |dir: &Path| {
+        let records = rusqlite::Connection::open(dir.join("records.db")).unwrap();
+        assert_eq!(records.execute("DELETE FROM untold", []).unwrap(), 2);
+    };
+    assert_eq!(cut_off(2, forget).await, (None, false));
 }
 
 #[test]

@@ -270,3 +270,33 @@ fn what_cannot_be_replayed_is_said() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!((output.status.code(), error.contains("name one with --config or --base")), (Some(64), true), "{error}");
 }
+
+#[test]
+fn records_that_cannot_be_replayed_are_named_with_what_to_do() {
+    let (dir, live) = place(false, SITE);
+    drop(live);
+    let place = |name: &str| dir.path().join(name);
+    fs::create_dir(place("bare")).unwrap();
+    fs::write(place("text.db"), "no database at all, and longer than a header is").unwrap();
+    fs::write(place("empty.db"), "").unwrap();
+    fs::copy(place("state/records.db"), place("newer.db")).unwrap();
+    rusqlite::Connection::open(place("newer.db")).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    for (replay, says, help) in [
+        (
+            "none",
+            "cannot read the records none: No such file or directory",
+            "--replay takes a router's state directory",
+        ),
+        ("bare", "there are no records in bare: it has no records.db", "--replay takes a router's state directory"),
+        ("text.db", "text.db: file is not a database", "take the copy again"),
+        ("empty.db", "empty.db is a database, but none that Patronus wrote", ""),
+        ("newer.db", "newer.db has format 99 and this Patronus knows formats up to", "run the newer version"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_patronus"));
+        command.env("NO_COLOR", "1").env_remove("PATRONUS_CONFIG").env_remove("PATRONUS_SITE").current_dir(dir.path());
+        let output = command.args(["simulate", "--config", "new", "--replay", replay]).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let right = told.contains(says) && told.contains(help) && output.stdout.is_empty();
+        assert_eq!((output.status.code(), right), (Some(1), true), "{replay}: {told}");
+    }
+}

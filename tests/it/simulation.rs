@@ -15,7 +15,7 @@ use std::{
 };
 
 use patronus::{
-    clock::Instant,
+    clock::{Instant, Wall},
     failover::{self, Choice, Decision, Drain, Inputs, Overrides, Pin, Selection, Standing, TransitionKind},
     health::{Link, Monitor, Notes, PathState, Sample},
     units::{Name, Ratio},
@@ -259,7 +259,7 @@ impl Play {
                 let pin = Pin { to: path, until, reason: format!("second {second}") };
                 self.overrides.pins.insert(name("r"), pin);
             }
-            1 => drop(self.overrides.drains.insert(path, Drain { since: self.now, force: self.dice.one_in(3) })),
+            1 => drop(self.overrides.drains.insert(path, Drain { since: Wall::default(), force: self.dice.one_in(3) })),
             2 | 3 => drop(self.overrides.drains.pop_first()),
             _ => {}
         }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use super::{Chosen, Report};
+use super::{ByHand, Chosen, FamilyThen, Report};
 use crate::{
-    cli::inspect::clean,
+    cli::inspect::{clean, duration, time},
     explain::{Kernel, Model, Origin, Ruleset, Steered, Verdict},
+    health::PathState,
+    units::Name,
 };
 
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -26,9 +28,12 @@ pub(super) fn report(report: &Report) -> String {
     let when = report.at.map(|at| format!(" at {at}")).unwrap_or_default();
     let _ = writeln!(out, "{HEAD}By the configuration{HEAD:#} (revision {}){when}", clean(&report.revision));
     model(&mut out, &report.model);
-    if let Some(chosen) = &report.since {
-        since(&mut out, chosen);
+    let why: Vec<String> = report.orders.iter().map(|order| by_hand(order, &report.model)).collect();
+    let why = why.into_iter().chain(report.since.iter().flat_map(since));
+    for (n, text) in why.enumerate() {
+        line(&mut out, if n == 0 { "why" } else { "" }, &text);
     }
+    families(&mut out, &report.families);
     match &report.kernel {
         Some(kernel) => {
             let _ = writeln!(out, "\n{HEAD}By the kernel{HEAD:#}");
@@ -75,7 +80,7 @@ fn steered(out: &mut String, steered: &Steered) {
         _ => line(out, "path", "none can carry it: answered with `unreachable`"),
     }
     if !steered.shares.is_empty() {
-        let names: Vec<&str> = steered.shares.iter().map(crate::units::Name::as_str).collect();
+        let names: Vec<&str> = steered.shares.iter().map(Name::as_str).collect();
         line(
             out,
             "shared",
@@ -90,20 +95,56 @@ fn steered(out: &mut String, steered: &Steered) {
     }
 }
 
-fn since(out: &mut String, chosen: &Chosen) {
+/// An order, whether it is obeyed, and what ends it.
+fn by_hand(order: &ByHand, model: &Model) -> String {
+    let used = |path: &Name| match &model.verdict {
+        Verdict::Steered(steered) => steered.path.as_ref() == Some(path) || steered.shares.contains(path),
+        _ => false,
+    };
+    match order {
+        ByHand::Pin { rule, to, seconds, reason } => {
+            let left = duration(std::time::Duration::try_from_secs_f64(*seconds).unwrap_or_default());
+            let but = if used(to) { "" } else { "; it cannot be obeyed now" };
+            format!(
+                "by hand: {rule} is pinned to {to} for {left} more: {reason}{but} (`patronus failback {rule}` ends it)"
+            )
+        }
+        ByHand::Drain { path, since } => {
+            let since = since.map(|at| format!(" since {}", time(at))).unwrap_or_default();
+            let but = if used(path) { "; it is used all the same, for want of another" } else { "" };
+            format!("by hand: {path} is drained{since}{but} (`patronus undrain {path}` ends it)")
+        }
+    }
+}
+
+/// The record of the choice, a line each.
+fn since(chosen: &Chosen) -> Vec<String> {
     let t = &chosen.transition;
-    let name = |n: &Option<crate::units::Name>| n.as_ref().map_or("none", |n| n.as_str()).to_owned();
+    let name = |n: &Option<Name>| n.as_ref().map_or("none", |n| n.as_str()).to_owned();
     let text = format!("{} since {}: {} -> {}: {}", t.kind.word(), t.at, name(&t.from), name(&t.to), t.reason);
     if let Some(path) = &chosen.missing {
         let missing =
             format!("the move to {path} is not recorded: it was just now, or the daemon was killed; before it,");
-        line(out, "why", &missing);
-        return line(out, "", &text);
+        return vec![missing, text];
     }
-    line(out, "why", &text);
-    for other in &chosen.alternatives {
+    let others = chosen.alternatives.iter().map(|other| {
         let lost = if other.lost.is_empty() { "chosen" } else { &other.lost };
-        line(out, "", &format!("{}: score {}, {}; {lost}", other.path, other.score, other.measured));
+        format!("{}: score {}, {}; {lost}", other.path, other.score, other.measured)
+    });
+    std::iter::once(text).chain(others).collect()
+}
+
+/// One line for each path whose families were measured apart.
+fn families(out: &mut String, all: &[FamilyThen]) {
+    let mut paths: Vec<&Name> = all.iter().map(|then| &then.path).collect();
+    paths.dedup();
+    for (n, path) in paths.into_iter().enumerate() {
+        let told = all.iter().filter(|then| then.path == *path).map(|then| {
+            let why = if then.state == PathState::Up { String::new() } else { format!(" ({})", then.reason) };
+            format!("{} {}{why}", then.family, then.state)
+        });
+        let told: Vec<String> = told.collect();
+        line(out, if n == 0 { "families" } else { "" }, &format!("{path}: {}", told.join(", ")));
     }
 }
 

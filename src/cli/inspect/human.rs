@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Wall;
 
 /// A duration with its two largest units: `42s`, `12m`, `5h 12m`, `11d 4h`.
-pub(super) fn duration(d: Duration) -> String {
+pub(in crate::cli) fn duration(d: Duration) -> String {
     let s = d.as_secs();
     match s {
         0..120 => format!("{s}s"),
@@ -46,7 +46,7 @@ fn scaled(n: u64, units: &[&str]) -> String {
 }
 
 /// A time to the second, in UTC and saying so.
-pub(super) fn time(at: Wall) -> String {
+pub(in crate::cli) fn time(at: Wall) -> String {
     match jiff::Timestamp::from_microsecond(at.as_micros()) {
         Ok(t) => format!("{t:.0}").replace('T', " "),
         Err(_) => at.to_string(),
@@ -56,15 +56,6 @@ pub(super) fn time(at: Wall) -> String {
 /// Time from one wall time to another; zero if the clock was set back.
 pub(super) fn between(earlier: Wall, later: Wall) -> Duration {
     Duration::from_micros(u64::try_from(later.as_micros().saturating_sub(earlier.as_micros())).unwrap_or(0))
-}
-
-/// `1 path`, `2 paths`.
-pub(super) fn plural(n: usize, noun: &str) -> String {
-    match (n, noun.strip_suffix('y')) {
-        (1, _) => format!("1 {noun}"),
-        (_, Some(stem)) => format!("{n} {stem}ies"),
-        _ => format!("{n} {noun}s"),
-    }
 }
 
 /// Foreign text on one line, without characters that could steer a terminal.
@@ -88,10 +79,6 @@ mod tests {
         assert_eq!([count(99_999), count(123_456), count(1_500_000)], ["99999", "123k", "1.5M"]);
         assert_eq!([bytes(0), bytes(999), bytes(999_999), bytes(24_500_000)], ["0 B", "999 B", "1.0 MB", "24.5 MB"]);
         assert_eq!(time(Wall::from_micros(1_700_000_000_123_456)), "2023-11-14 22:13:20Z");
-        assert_eq!(
-            [plural(1, "policy"), plural(2, "policy"), plural(0, "path")],
-            ["1 policy", "2 policies", "0 paths"]
-        );
         assert_eq!(clean("a\u{1b}[31mb\nc"), "a [31mb c");
     }
 }

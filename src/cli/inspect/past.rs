@@ -28,7 +28,8 @@ pub(super) async fn generations(args: HistoryArgs) -> Outcome {
 /// Runs `patronus history --audit`.
 pub(super) async fn audit(args: HistoryArgs) -> Outcome {
     let uri = format!("/v1/audit?limit={}", args.limit);
-    let asked = client::ask::<Audit>(&args.daemon.socket, Method::GET, &uri, PATIENCE);
+    let socket = args.daemon.socket();
+    let asked = client::ask::<Audit>(&socket, Method::GET, &uri, PATIENCE);
     let stored = || read::audit(&args.records.state_dir, args.limit);
     let rows = or_records(async { Ok(asked.await?.rows) }, stored, &args.records).await?;
     Ok(match args.daemon.output {
@@ -56,7 +57,8 @@ pub(super) async fn generation(number: Option<&str>, daemon: &Daemon, records: &
 
 async fn fetch(daemon: &Daemon, records: &Records, limit: usize) -> Result<Vec<Generation>, Failure> {
     let uri = format!("/v1/generations?limit={}", limit.min(1_000));
-    let asked = client::ask::<Generations>(&daemon.socket, Method::GET, &uri, PATIENCE);
+    let socket = daemon.socket();
+    let asked = client::ask::<Generations>(&socket, Method::GET, &uri, PATIENCE);
     let stored = || read::generations(&records.state_dir, limit.min(1_000));
     or_records(async { Ok(asked.await?.generations) }, stored, records).await
 }

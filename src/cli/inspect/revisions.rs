@@ -103,7 +103,8 @@ fn read(status: &Status) -> String {
     let ago = |at| duration(between(at, status.wall));
     let via = status.source.via.as_ref().map(|via| format!(" over {}", clean(via))).unwrap_or_default();
     let read = |at| format!("read {} ago{via}", ago(at));
-    status.source.last_success.map_or("never read without an error".into(), read)
+    let never = if status.source.errors.is_empty() { "not read yet" } else { "never read without an error" };
+    status.source.last_success.map_or(never.into(), read)
 }
 
 /// All of it, for `patronus source` and `get source`.

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use super::{
-    human::{clean, duration, latency, plural},
+    human::{clean, duration, latency},
     text::{DIM, Mark, table},
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     engine::status::{RuleStatus, Status},
     failover::{Flows, Leaving, Standing, Told, Transition, View},
     health::PathState,
-    units::Name,
+    units::{Name, plural},
 };
 
 fn seconds(seconds: f64) -> String {

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{
-    human::{between, bytes, clean, count, duration, latency, plural, time},
+    human::{between, bytes, clean, count, duration, latency, time},
     revisions, rules,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     engine::status::{Event, PathStatus, ReconcileOutcome, ReconcileStatus, Status},
     health::PathState,
     store::Run,
-    units::Name,
+    units::{Name, plural},
 };
 
 /// How bad something is; the order is the order of severity.
@@ -208,7 +208,8 @@ pub(super) fn paths(status: &Status, limit: usize) -> String {
         } else {
             no_carrier(&health.reason)
         };
-        let why = if path.drained { format!("by hand; it is {}: {why}", state(health.state)) } else { why };
+        let since = path.drained_since.map(|at| format!(" since {}", time(at))).unwrap_or_default();
+        let why = if path.drained { format!("by hand{since}; it is {}: {why}", state(health.state)) } else { why };
         (
             mark,
             vec![

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Story;
 use crate::{
     prove::replay::{Column, Side, Switch, Tally},
-    units::{Name, Span},
+    units::{Name, Span, plural},
 };
 
 /// The figures of one column.
@@ -81,7 +81,8 @@ pub(super) fn json(story: &Story<'_>) -> Value {
 }
 
 pub(super) fn table(story: &Story<'_>, switches: bool) -> String {
-    let mut text = format!("Site {}, {} to {}, {} samples\n", story.site, story.since, story.until, story.samples);
+    let mut text =
+        format!("Site {}, {} to {}, {}\n", story.site, story.since, story.until, plural(story.samples, "sample"));
     for (side, class) in &story.sides {
         let class = class.as_ref().map(|class| format!(" (class {class})")).unwrap_or_default();
         let figures: Vec<_> = side.columns.iter().map(|c| (c.name, Figures::of(c))).collect();

@@ -13,6 +13,7 @@ use super::{
     *,
 };
 use crate::{
+    clock::Wall,
     health::tests::name,
     validate::intent::{Balance, Sticky, Strategy},
 };
@@ -158,7 +159,7 @@ fn all_down_keeps_those_that_were_in_use_or_rejects() {
 fn orders_by_hand_hold_for_rules_that_share() {
     let mut s = Story::new(sharing(&["a", "b"]));
     s.shares(0.0, &["100", "100"]);
-    s.overrides.drains.insert(name("a"), Drain { since: at(1.0), force: false });
+    s.overrides.drains.insert(name("a"), Drain { since: Wall::default(), force: false });
     let (used, told) = s.shares(1.0, &["100", "100"]);
     assert_eq!((used, moves(&told)), (vec!["b"], vec![(Manual, "a", "b", Flows::Graceful)]));
     assert_eq!(s.shares(2.0, &["100", "0"]).0, ["a"], "the last one that works");

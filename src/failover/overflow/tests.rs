@@ -14,6 +14,7 @@ use super::{
     *,
 };
 use crate::{
+    clock::Wall,
     health::{PathState, tests::name},
     units::Name,
     validate::intent::{Nat, NoPath, Strategy},
@@ -145,7 +146,7 @@ fn flows_through_nat_stay_on_a_path_that_is_left_by_hand() {
         std::sync::Arc::make_mut(path).nat = Nat::Masquerade;
     }
     s.flows(0.0, &["100@0", "100@0"]);
-    s.overrides.drains.insert(name("a"), Drain { since: at(1.0), force: false });
+    s.overrides.drains.insert(name("a"), Drain { since: Wall::default(), force: false });
     let (to, told) = s.flows(1.0, &["100@0", "100@0"]);
     assert_eq!((to.as_str(), moves(&told)), ("b", moved(Manual, "a", "b", Flows::Graceful)));
     assert_eq!(s.stays("a"), Some("a"));
@@ -164,7 +165,7 @@ fn flows_that_stayed_on_a_path_are_forgotten_when_it_dies_and_no_others() {
     let mut s = Story::new(overflowing(&["a", "b", "c"]));
     let all = ["100@0", "100@0", "100@0"];
     s.flows(0.0, &all);
-    s.overrides.drains.insert(name("a"), Drain { since: at(1.0), force: false });
+    s.overrides.drains.insert(name("a"), Drain { since: Wall::default(), force: false });
     s.flows(1.0, &all);
     let mut dies = |seconds, healths: &[&str]| {
         s.set(healths);

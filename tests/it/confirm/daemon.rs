@@ -12,14 +12,14 @@ use patronus::{
 use super::{CHANGES, Change, REMOTE, SITE, World, harmless, ours};
 use crate::support::daemon::{Daemon, active};
 
-fn well(status: &Status) -> bool {
+pub(super) fn well(status: &Status) -> bool {
     status.paths.len() == 2
         && status.paths.values().all(|p| !p.health.held && p.health.state == PathState::Up)
         && active(status, "critical") == Some("fiber")
 }
 
 /// What the trial of the newest generation came to.
-fn standing(daemon: &Daemon) -> (String, Standing, String) {
+pub(super) fn standing(daemon: &Daemon) -> (String, Standing, String) {
     let newest = read::generations(&daemon.state_dir(), 1).unwrap().pop().unwrap();
     (newest.revision, newest.standing, newest.reason.unwrap_or_default())
 }
@@ -30,7 +30,7 @@ fn wait_confirmed(daemon: &Daemon) -> Status {
 }
 
 /// Why a revision is not tried again.
-fn quarantine(status: &Status, revision: &str) -> Option<String> {
+pub(super) fn quarantine(status: &Status, revision: &str) -> Option<String> {
     status.source.quarantine.iter().find(|q| q.revision == revision).map(|q| q.reason.clone())
 }
 
