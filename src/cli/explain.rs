@@ -7,6 +7,7 @@ use std::{io::Write as _, path::PathBuf};
 use hyper::Method;
 use serde::Serialize;
 
+use self::families::FamilyThen;
 use super::{
     Exit, Failure, Format, Outcome,
     context::{self, RouterArgs},
@@ -34,6 +35,7 @@ use crate::{
     validate::intent::Site,
 };
 
+mod families;
 mod text;
 
 /// Show which way a flow takes and why, and what the kernel says to it; status 1 if the two disagree
@@ -90,6 +92,8 @@ struct Report {
     orders: Vec<ByHand>,
     /// How the rule came to its path.
     since: Option<Chosen>,
+    /// How the families of the paths in question were then; empty for now.
+    families: Vec<FamilyThen>,
     /// What the kernel says; absent for the past.
     kernel: Option<Kernel>,
     #[serde(flatten)]
@@ -177,7 +181,19 @@ async fn present(
     let since = chosen(settings, &model, clock::wall());
     let orders = bearing(orders, &model, site);
     let (at, revision, kernel) = (None, active.revision, Some(kernel));
-    Ok(Report { format_version: 1, flow, origin, at, revision, model, orders, since, kernel, compared })
+    Ok(Report {
+        format_version: 1,
+        flow,
+        origin,
+        at,
+        revision,
+        model,
+        orders,
+        since,
+        families: Vec::new(),
+        kernel,
+        compared,
+    })
 }
 
 fn origin(flow: &Flow, world: &World<'_>) -> Result<Origin, Failure> {
@@ -314,7 +330,8 @@ fn past(
             let used = alternatives(settings, &record).into_iter().filter(|other| other.lost.is_empty());
             choice.sharing = used.map(|other| other.path).collect();
         }
-        choice.active = record.to;
+        choice.active.clone_from(&record.to);
+        families::part(settings, &record, choice, at);
     }
     let (numbers, site) = (Allocations::default(), &active.site);
     let facts = explain::with_carrier(&observed.facts);
@@ -322,6 +339,7 @@ fn past(
     let origin = origin(&flow, &world)?;
     let model = explain::model(&flow, &origin, &world);
     let since = chosen(settings, &model, at);
+    let families = families::then(settings, in_question(&model, site).into_iter(), at);
     let (at, revision, compared) = (Some(at), active.revision, Compared::default());
     Ok(Report {
         format_version: 1,
@@ -332,6 +350,7 @@ fn past(
         model,
         orders: Vec::new(),
         since,
+        families,
         kernel: None,
         compared,
     })
@@ -341,7 +360,9 @@ fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<
     let generation = || {
         let all = read::generations(&settings.state_dir, 1_000).ok()?;
         let stood = |g: &&Generation| g.at <= at && !matches!(g.standing, Standing::RollbackFailed);
-        let number = all.iter().rev().filter(stood).find(|g| g.ended.is_none_or(|ended| ended > at))?.generation;
+        // One that was confirmed goes on: only what was undone by then was not in force any more.
+        let undone = |g: &Generation| g.standing == Standing::RolledBack && g.ended.is_some_and(|ended| ended <= at);
+        let number = all.iter().rev().filter(stood).find(|g| !undone(g))?.generation;
         router.ledger.generation_at(number)
     };
     let snapshot = if let Some(dir) = &args.dir {
@@ -357,6 +378,13 @@ fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<
         Snapshot { revision: found.revision, files, commit: None }
     };
     context::activate(snapshot, settings).map_err(|error| Failure::new(Exit::Config, error.lines().join("\n")))
+}
+
+/// The paths that a flow could take.
+fn in_question<'a>(model: &'a Model, site: &'a Site) -> Vec<&'a Name> {
+    let Verdict::Steered(steered) = &model.verdict else { return Vec::new() };
+    let rule = steered.rule.as_ref().and_then(|rule| site.rules.get(rule));
+    rule.map_or_else(|| steered.path.iter().collect(), |rule| rule.members.iter().collect())
 }
 
 /// The last change of a rule's path up to a moment.

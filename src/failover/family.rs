@@ -19,6 +19,7 @@ use super::{
     balance::{drawn, ways},
     candidate::Candidate,
     choose::Round,
+    memory::Memory,
 };
 use crate::{
     clock::Instant,
@@ -74,6 +75,16 @@ impl Choice {
     #[must_use]
     pub fn lame(&self, path: &Name, family: Family) -> Option<&Lame> {
         self.members.iter().find(|memory| memory.path == *path)?.lame.get(&family)
+    }
+
+    /// Notes that a family left a path, as is known of an earlier moment.
+    pub fn leave(&mut self, path: &Name, family: Family, why: String) {
+        let known = self.members.iter().position(|memory| memory.path == *path);
+        let at = known.unwrap_or_else(|| {
+            self.members.push(Memory::new(path));
+            self.members.len() - 1
+        });
+        self.members[at].lame.insert(family, Lame { since: Instant::default(), why, dead: false, fit: None });
     }
 
     /// Paths in the order for one family: those that are lame in it come last.

@@ -143,6 +143,27 @@ pub fn events(dir: &Path, wanted: &Wanted) -> Result<Vec<Event>, StoreError> {
     newest(dir, sql, wanted, event)
 }
 
+/// The newest event about a subject, of one of these kinds and up to a moment, that fits.
+pub fn last_event(
+    dir: &Path,
+    kinds: &[&str],
+    subject: &Name,
+    until: Wall,
+    fits: impl Fn(&Event) -> bool,
+) -> Result<Option<Event>, StoreError> {
+    let (db, file) = (open_dir(dir)?, records_file(dir));
+    let newest = |kind: &&str| -> rusqlite::Result<Option<Event>> {
+        let sql = "SELECT id, at, kind, subject, message, detail FROM events
+            WHERE kind = ? AND subject = ? AND at <= ? ORDER BY id DESC";
+        let mut statement = db.prepare_cached(sql)?;
+        let mut rows = statement.query_map(params![kind, subject.as_str(), until.as_micros()], event)?;
+        rows.find(|row| row.as_ref().map_or(true, &fits)).transpose()
+    };
+    let all: rusqlite::Result<Vec<Option<Event>>> = kinds.iter().map(newest).collect();
+    let all = all.map_err(StoreError::database("read", &file))?;
+    Ok(all.into_iter().flatten().max_by_key(|event| event.id))
+}
+
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     Ok(Event {
         id: row.get(0)?,

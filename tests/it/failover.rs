@@ -714,12 +714,23 @@ fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
     let explained = world.daemon.tells(&["explain", &flow]).1;
     println!("{explained}");
     assert!(explained.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{explained}");
+    let then = patronus::clock::wall().to_string();
     without_six(&world, false);
     wait_parted(&world, false);
     for address in [FOUR, SIX] {
         assert_eq!(all_by(&world.flow(address).finish().unwrap()), ["fiber"], "{address}");
     }
     world.daemon.wait_event("family-back", |_| true);
+    // Afterwards it is told of then, and that the other family stayed.
+    let (_, six_then) = world.daemon.tells(&["explain", &flow, "--at", &then]);
+    println!("{six_then}");
+    assert!(six_then.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{six_then}");
+    assert!(six_then.contains("lte, out by wwan0"), "{six_then}");
+    assert!(six_then.contains("fiber: IPv4 up, IPv6 down (3 rounds lost in a row)"), "{six_then}");
+    let (_, four_then) = world.daemon.tells(&["explain", &format!("udp 192.168.10.5 to {FOUR}:9"), "--at", &then]);
+    assert!(four_then.contains("fiber, out by wan0"), "{four_then}");
+    let (_, now) = world.daemon.tells(&["explain", &flow, "--at", "0s"]);
+    assert!(now.contains("fiber, out by wan0") && now.contains("fiber: IPv4 up, IPv6 up"), "{now}");
     let told = |kind| world.daemon.events(Some(kind)).into_iter().map(|e| e.message).collect::<Vec<_>>();
     let (left, back) = (told("family-left"), told("family-back"));
     assert_eq!((left.len(), back.len()), (1, 1), "{left:?} {back:?}");

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use super::{ByHand, Chosen, Report};
+use super::{ByHand, Chosen, FamilyThen, Report};
 use crate::{
     cli::inspect::{clean, duration, time},
     explain::{Kernel, Model, Origin, Ruleset, Steered, Verdict},
+    health::PathState,
     units::Name,
 };
 
@@ -32,6 +33,7 @@ pub(super) fn report(report: &Report) -> String {
     for (n, text) in why.enumerate() {
         line(&mut out, if n == 0 { "why" } else { "" }, &text);
     }
+    families(&mut out, &report.families);
     match &report.kernel {
         Some(kernel) => {
             let _ = writeln!(out, "\n{HEAD}By the kernel{HEAD:#}");
@@ -130,6 +132,20 @@ fn since(chosen: &Chosen) -> Vec<String> {
         format!("{}: score {}, {}; {lost}", other.path, other.score, other.measured)
     });
     std::iter::once(text).chain(others).collect()
+}
+
+/// One line for each path whose families were measured apart.
+fn families(out: &mut String, all: &[FamilyThen]) {
+    let mut paths: Vec<&Name> = all.iter().map(|then| &then.path).collect();
+    paths.dedup();
+    for (n, path) in paths.into_iter().enumerate() {
+        let told = all.iter().filter(|then| then.path == *path).map(|then| {
+            let why = if then.state == PathState::Up { String::new() } else { format!(" ({})", then.reason) };
+            format!("{} {}{why}", then.family, then.state)
+        });
+        let told: Vec<String> = told.collect();
+        line(out, if n == 0 { "families" } else { "" }, &format!("{path}: {}", told.join(", ")));
+    }
 }
 
 fn kernel(out: &mut String, kernel: &Kernel) {
