@@ -1,6 +1,6 @@
 //! One run: forward over its steps, backward over those that ran.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use uuid::Uuid;
 
@@ -131,18 +131,48 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     async fn forward(&mut self) -> Result<(), Cause> {
         let record = self.record;
         let total = record.steps.len();
-        for (index, step) in record.steps.iter().enumerate() {
-            if self.states[index] == Some(StepState::Done) {
-                continue;
+        let mut index = 0;
+        while index < total {
+            let group = self.together(index);
+            let steps = &record.steps[index..index + group.len()];
+            if self.states[index] != Some(StepState::Done) {
+                self.mark_all(group.clone(), StepState::Started).await;
+                if let Err(error) = self.execute_all(steps).await {
+                    self.mark_all(group, StepState::Failed).await;
+                    return Err(Cause::Step { number: index + 1, total, step: in_words(&steps[0]), error });
+                }
+                self.mark_all(group.clone(), StepState::Done).await;
             }
-            self.mark(index, StepState::Started).await;
-            if let Err(error) = self.execute(step, &record.stamp).await {
-                self.mark(index, StepState::Failed).await;
-                return Err(Cause::Step { number: index + 1, total, step: in_words(step), error });
-            }
-            self.mark(index, StepState::Done).await;
+            index = group.end;
         }
         Ok(())
+    }
+
+    /// The step at `index` and those that are carried out with it: flows of many marks are forgotten in one walk.
+    fn together(&self, index: usize) -> Range<usize> {
+        let open = |at: &usize| {
+            let forgets = matches!(self.record.steps[*at], Step::Forget { .. });
+            forgets && self.states[*at] != Some(StepState::Done)
+        };
+        let more = (index..self.record.steps.len()).take_while(open).count();
+        index..index + more.max(1)
+    }
+
+    async fn execute_all(&mut self, steps: &[Step]) -> Result<(), KernelError> {
+        let stamp = &self.record.stamp;
+        if let [one] = steps {
+            return self.execute(one, stamp).await;
+        }
+        let executed = self.kernel.forget_all(steps, &self.scope.ranges, stamp).await?;
+        self.executed += steps.len();
+        self.flows += executed.flows;
+        Ok(())
+    }
+
+    async fn mark_all(&mut self, steps: Range<usize>, state: StepState) {
+        for index in steps {
+            self.mark(index, state).await;
+        }
     }
 
     /// Reads back until the goal shows. A failure is noted at the last step, so that a kill during the undo

@@ -20,6 +20,9 @@ use crate::{
 /// For how long after an interface has failed what goes with it may be found to be gone.
 const SOON: Duration = Duration::from_secs(10);
 
+/// When more interfaces than these fail within that time, any may have.
+const MANY: usize = 256;
+
 /// The books over interfaces that failed lately.
 #[derive(Debug, Default)]
 pub struct Along {
@@ -31,9 +34,17 @@ pub struct Along {
 }
 
 impl Along {
-    /// An interface was set down, or is no more.
+    /// An interface was set down, or is no more. A router of containers makes and removes thousands, whose names never come
+    /// again.
     pub fn failed(&mut self, link: &IfName, now: Instant) {
-        self.links.insert(link.clone(), now);
+        if self.links.len() >= MANY {
+            self.links.retain(|_, at| now.since(*at) < SOON);
+        }
+        if self.links.len() < MANY || self.links.contains_key(link) {
+            self.links.insert(link.clone(), now);
+        } else {
+            self.any_failed(now);
+        }
     }
 
     /// Any interface may have failed.
@@ -133,6 +144,26 @@ mod tests {
         let found = vec![changed(route(1)), Drifted { key: route(3), how: How::Extra }];
         assert_eq!(along.without(found.clone(), &wanted(), at(1)), found);
         assert_eq!(along.without(vec![missing(route(2))], &wanted(), at(2)), [], "an address has gone");
+    }
+
+    #[test]
+    fn thousands_of_interfaces_that_come_and_go_are_not_kept_and_hide_none_that_matters() {
+        let mut along = Along::default();
+        let came_and_went = |along: &mut Along, numbers: std::ops::Range<u64>, pace: u64| {
+            for n in numbers {
+                along.failed(&format!("veth{n}").parse().unwrap(), Instant::from_nanos(n * pace));
+                assert!(along.links.len() <= MANY);
+            }
+        };
+        // One in 100 ms, and nobody looks.
+        came_and_went(&mut along, 0..10_000, 100_000_000);
+        assert_eq!(along.any, None);
+        let found = || vec![missing(route(1))];
+        assert_eq!(along.without(found(), &wanted(), at(1000)), found(), "another one's doing");
+        // Ten thousand at once, and then the one that matters.
+        came_and_went(&mut along, 0..10_000, 1);
+        along.failed(&"wan0".parse().unwrap(), at(1));
+        assert_eq!(along.without(found(), &wanted(), at(2)), []);
     }
 
     /// What a person hears of an interface that fails and comes back, again and again.

@@ -7,6 +7,7 @@
 mod ask;
 pub mod captured;
 mod drift;
+mod forget;
 mod gate;
 mod later;
 mod orders;
@@ -27,7 +28,10 @@ mod ways;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     api::Command,
@@ -40,7 +44,7 @@ use crate::{
         quality::Counts,
     },
     kernel::{
-        KernelEvent,
+        Forgotten, KernelError, KernelEvent,
         linux::{Changes, Linux},
     },
     notify::Notices,
@@ -153,8 +157,9 @@ pub struct Engine {
     alarms: Alarms,
     started: clock::Wall,
     timers: Timers,
-    /// Forgetting that is repeated for flows that were born between the decision and the switch.
-    sweeps: Vec<(Instant, switch::Forget)>,
+    forgetting: forget::Forgetting,
+    /// Flows are being counted.
+    counting: Option<JoinHandle<Result<BTreeMap<u32, u64>, KernelError>>>,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -204,6 +209,7 @@ enum Wake {
     Sample(Sample),
     Source,
     Reading(reader::Reading),
+    Forgotten(Vec<forget::Forget>, Forgotten),
     Command(Command),
     Time,
 }
@@ -247,7 +253,8 @@ impl Engine {
             alarms: Alarms { start: parts.alarms, ..Alarms::default() },
             started: clock::wall(),
             timers: Timers::new(now),
-            sweeps: Vec::new(),
+            forgetting: forget::Forgetting::default(),
+            counting: None,
             status: watch::Sender::new(Arc::new(blank)),
         })
     }
@@ -281,10 +288,12 @@ impl Engine {
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
                 Wake::Reading(reading) => self.on_reading(reading, &watcher).await,
+                Wake::Forgotten(asked, forgotten) => self.forgotten(&asked, forgotten, clock::now()),
                 Wake::Command(command) => self.on_command(command).await,
                 Wake::Time => {}
             }
         }
+        self.forget_at_the_end(clock::now()).await;
         self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
         self.router.remember_selection(&self.selection);
         self.keep_health();
@@ -304,6 +313,7 @@ impl Engine {
             Some(()) = wires.reload.recv() => Wake::Source,
             Some(command) = wires.commands.recv() => Wake::Command(command),
             reading = self.reader.done() => Wake::Reading(reading),
+            (asked, forgotten) = self.forgetting.done() => Wake::Forgotten(asked, forgotten),
             () = watcher.changed() => Wake::Source,
             () = tokio::time::sleep(wait) => Wake::Time,
         }
@@ -312,9 +322,8 @@ impl Engine {
     fn next_wake(&self) -> Instant {
         let t = &self.timers;
         let health = self.monitor.poll_timeout();
-        let sweep = self.sweeps.iter().map(|(at, _)| *at).min();
         let gate = self.gate.next_wake(clock::now());
-        let optional = [t.pass, self.next_decision, health.map(|(at, _)| at), sweep, gate];
+        let optional = [t.pass, self.next_decision, health.map(|(at, _)| at), self.forgetting.next(), gate];
         optional.into_iter().flatten().fold(t.publish.min(t.count).min(t.audit).min(t.source), Instant::min)
     }
 
@@ -325,7 +334,7 @@ impl Engine {
         self.monitor.handle_timeout(now);
         self.expire_orders(now);
         self.decide(now).await;
-        self.sweep(now).await;
+        self.forgetting.begin(now);
         self.watch_trial(now);
         if self.timers.source <= now {
             watcher.refresh();
@@ -340,7 +349,7 @@ impl Engine {
         }
         if self.timers.count <= now {
             self.timers.count = now + COUNT;
-            self.count().await;
+            self.count();
         }
         if self.timers.publish <= now {
             self.look_at_sysctls(now);

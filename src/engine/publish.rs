@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures_util::FutureExt;
+
 use super::{
     Engine, Origin, PUBLISH,
     status::{
@@ -56,6 +58,7 @@ impl Engine {
     pub(super) fn publish(&mut self) {
         self.timers.publish = clock::now() + PUBLISH;
         self.recorder.samples(self.batch.take());
+        self.take_count();
         let mut status = blank(&self.origin);
         status.source = self.source_status();
         let view = View { failure: self.alarms.kernel.as_deref() };
@@ -211,8 +214,8 @@ impl Engine {
         }
     }
 
-    /// Reads counters and counts flows.
-    pub(super) async fn count(&mut self) {
+    /// Reads counters, and has flows counted: a large table of connections is long to read, and nothing waits for it.
+    pub(super) fn count(&mut self) {
         if self.active.is_none() {
             return;
         }
@@ -220,9 +223,19 @@ impl Engine {
             Ok(counters) => self.observed.counters = counters,
             Err(error) => tracing::debug!(%error, "counters cannot be read"),
         }
-        match self.router.kernel.flows_by_policy(self.router.ranges()).await {
-            Ok(flows) => self.flows = flows,
-            Err(error) => tracing::debug!(%error, "flows cannot be counted"),
+        if self.counting.is_none() {
+            self.counting = Some(tokio::spawn(self.router.kernel.flows_by_policy(self.router.ranges())));
+        }
+    }
+
+    /// Takes in the flows that were counted, if that is done.
+    fn take_count(&mut self) {
+        let counted = self.counting.take_if(|counting| counting.is_finished());
+        match counted.and_then(FutureExt::now_or_never) {
+            Some(Ok(Ok(flows))) => self.flows = flows,
+            Some(Ok(Err(error))) => tracing::debug!(%error, "flows cannot be counted"),
+            Some(Err(error)) => tracing::error!("counting flows ended without a result: {error}"),
+            None => {}
         }
     }
 }

@@ -149,6 +149,10 @@ impl Engine {
         let mut counted = std::mem::take(&mut self.probes);
         let counts = active.site.paths.keys().map(|path| (path.clone(), counted.remove(path).unwrap_or_default()));
         self.probes = counts.collect();
+        // What was renamed or removed must not pile up in a daemon that runs for years.
+        self.changes.retain(|rule, _| active.site.rules.contains_key(rule));
+        self.totals.transitions.retain(|rule, _| active.site.rules.contains_key(rule));
+        self.loads.retain(|endpoint, _| active.site.endpoints.contains_key(endpoint));
         self.active = Some(active);
         self.links_from_facts(now);
         self.timers.pass_at(now);

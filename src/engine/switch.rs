@@ -1,7 +1,5 @@
 //! The fast path: health in, path choice out, routes switched at once.
 
-use std::{collections::BTreeMap, time::Duration};
-
 use serde_json::json;
 
 use super::{Engine, status::Event};
@@ -15,31 +13,11 @@ use crate::{
     },
     kernel::Kernel as _,
     plan::{self, Step},
-    state::{Key, Stamp, State, Target},
+    state::{Key, Stamp, State},
     store::TransitionRecord,
-    units::{Family, IfName, Name},
-    validate::intent::{Nat, Path},
+    units::{IfName, Name},
+    validate::intent::Path,
 };
-
-/// The flows of a rule that are bound to a path, to be forgotten.
-#[derive(Debug, Clone)]
-pub(super) struct Forget {
-    rule: Name,
-    path: Name,
-    step: Step,
-}
-
-/// What a switch came to.
-#[derive(Default)]
-struct Switched {
-    /// When the kernel had the active routes.
-    routes: Option<Instant>,
-    /// Flows that were forgotten, by rule and path.
-    forgotten: BTreeMap<(Name, Name), u64>,
-}
-
-/// Flows that were born while the old route still stood are forgotten this long after the switch.
-const SECOND_SWEEP: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) fn take_sample(&mut self, sample: &Sample, now: Instant) {
@@ -136,16 +114,11 @@ impl Engine {
         let decided = clock::now();
         self.next_decision = decision.next.map(|(at, _)| at);
         let due = decision.routes || !decision.forget.is_empty() || !decision.forget_family.is_empty();
-        let mut done = if due { self.switch(&decision, now).await } else { Switched::default() };
+        let switched = if due { self.switch(&decision, now).await } else { None };
         for mut transition in decision.transitions {
             transition.decided_in = Some(decided.since(begun));
-            transition.switched_in = done.routes.map(|at| at.since(decided));
-            let left = transition.from.clone().map(|from| (transition.rule.clone(), from));
-            transition.forgotten = left.and_then(|left| done.forgotten.remove(&left)).unwrap_or_default();
+            transition.switched_in = switched.map(|at| at.since(decided));
             self.told(transition);
-        }
-        for ((rule, path), flows) in done.forgotten {
-            self.forgotten(&rule, &path, flows);
         }
         if decision.routes {
             self.router.remember_selection(&self.selection);
@@ -154,10 +127,11 @@ impl Engine {
         }
     }
 
-    /// Brings the routes to the new choice: the active ones first, then flows that have nothing to lose are
-    /// forgotten, then the tails. The full pass that follows must find nothing left to do here.
-    async fn switch(&mut self, decision: &Decision, now: Instant) -> Switched {
-        let Some(active) = &self.active else { return Switched::default() };
+    /// Brings the routes to the new choice: the active ones first, then it begins that flows which have nothing to lose are
+    /// forgotten, then the tails. The full pass that follows must find nothing left to do here. Says when the kernel had the
+    /// active routes.
+    async fn switch(&mut self, decision: &Decision, now: Instant) -> Option<Instant> {
+        let active = self.active.as_ref()?;
         let inputs = self.router.inputs(&self.selection, &self.observed);
         let numbers = inputs.known.clone();
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
@@ -165,19 +139,14 @@ impl Engine {
         let shown = State { objects: routes.map(|(key, value)| (key.clone(), value.clone())).collect() };
         let mut steps = plan::diff(&wanted, &shown);
         steps.retain(|step| !self.is_spared(step));
-        let forgets = self.forgets(decision);
         let first = steps.iter().take_while(|s| is_active_route(s)).count();
         let (active_steps, tails) = steps.split_at(first);
         self.execute(active_steps).await;
-        let mut done = Switched { routes: Some(clock::now()), ..Switched::default() };
-        for forget in &forgets {
-            let flows = self.execute(std::slice::from_ref(&forget.step)).await;
-            done.forgotten.insert((forget.rule.clone(), forget.path.clone()), flows);
-        }
+        let switched = clock::now();
+        self.forget(decision, switched);
         self.execute(tails).await;
-        self.sweeps.extend(forgets.into_iter().map(|forget| (now + SECOND_SWEEP, forget)));
         tracing::info!(steps = steps.len(), micros = clock::now().since(now).as_micros(), "paths switched");
-        done
+        Some(switched)
     }
 
     /// Whether a step would only put back what is left as it is.
@@ -186,42 +155,15 @@ impl Engine {
         key.is_some() && self.router.applied().is_some_and(|applied| plan::report::drifted(step, applied))
     }
 
-    /// The steps that forget flows.
-    fn forgets(&self, decision: &Decision) -> Vec<Forget> {
-        let numbers = &self.router.numbers(&self.observed).targets;
-        // Flows that are not translated go wherever their table leads.
-        let translated = |path: &Name| {
-            let path = self.active.as_ref().and_then(|a| a.site.paths.get(path));
-            path.is_none_or(|path| path.nat != Nat::None)
-        };
-        let forget = |(rule, path, why): &(Name, Name, String)| {
-            let target = Target::Member(rule.clone(), path.clone());
-            let step = plan::forget(&target, *numbers.get(&target)?, self.router.ranges(), why.as_str());
-            Some(Forget { rule: rule.clone(), path: path.clone(), step })
-        };
-        let of_family = |(rule, path, family, why): &(Name, Name, Family, String)| {
-            let mut forget = forget(&(rule.clone(), path.clone(), why.clone()))?;
-            if let Step::Forget { family: only, .. } = &mut forget.step {
-                *only = Some(*family);
-            }
-            Some(forget)
-        };
-        let all = decision.forget.iter().filter(|(_, path, _)| translated(path)).filter_map(forget);
-        let families = decision.forget_family.iter().filter(|(_, path, ..)| translated(path)).filter_map(of_family);
-        all.chain(families).collect()
-    }
-
     /// Executes steps outside a transaction. What fails is found by the full pass, which repairs or reports it.
-    /// How many flows were forgotten.
-    async fn execute(&mut self, steps: &[Step]) -> u64 {
+    async fn execute(&mut self, steps: &[Step]) {
         let stamp = self.observed.stamp.clone().unwrap_or(Stamp { generation: 0, plan: uuid::Uuid::nil() });
-        let (mut executed, mut flows) = (Vec::new(), 0);
+        let mut executed = Vec::new();
         for step in steps {
             match self.router.kernel.execute(step, self.router.ranges(), &stamp).await {
-                Ok(done) => {
-                    tracing::debug!(?step, flows = done.flows, "switched");
+                Ok(_) => {
+                    tracing::debug!(?step, "switched");
                     executed.push(step);
-                    flows += done.flows;
                 }
                 Err(error) => {
                     tracing::warn!("a switch step failed, the full pass takes over: {error}");
@@ -230,27 +172,6 @@ impl Engine {
             }
         }
         self.router.switched(&executed, &mut self.observed);
-        flows
-    }
-
-    /// The second forgetting.
-    pub(super) async fn sweep(&mut self, now: Instant) {
-        let (due, later) = std::mem::take(&mut self.sweeps).into_iter().partition(|(at, _)| *at <= now);
-        self.sweeps = later;
-        let due: Vec<(Instant, Forget)> = due;
-        for (_, Forget { rule, path, step }) in due {
-            let flows = self.execute(&[step]).await;
-            self.forgotten(&rule, &path, flows);
-        }
-    }
-
-    /// Tells of flows that were forgotten later than with the change that they belong to.
-    fn forgotten(&self, rule: &Name, path: &Name, flows: u64) {
-        if flows > 0 {
-            let noun = if flows == 1 { "flow" } else { "flows" };
-            let message = format!("{rule}: {flows} {noun} on {path} forgotten; what they send next is a new flow");
-            self.event("flows", rule.as_str(), message, json!({"path": path, "forgotten": flows}));
-        }
     }
 
     fn told(&mut self, transition: Transition) {

@@ -43,8 +43,8 @@ pub struct Transition {
     /// From the decision until the kernel had the routes.
     #[serde(default)]
     pub switched_in: Option<Duration>,
-    /// Flows that were forgotten with that.
-    #[serde(default)]
+    /// Flows that were forgotten since. That takes longer than the change, so the event of it does not tell.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub forgotten: u64,
 }
 
@@ -102,4 +102,9 @@ impl TransitionKind {
             Self::FamilyBack => "family-back",
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
 }

@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use crate::{
     foreign::programs::Touch,
     plan::Step,
-    state::{Observed, Ranges, Stamp},
-    units::IfName,
+    state::{Fwmark, Observed, Ranges, Stamp},
+    units::{Family, IfName},
 };
 
 /// What to look at.
@@ -143,6 +143,22 @@ pub trait Kernel {
         stamp: &Stamp,
     ) -> impl Future<Output = Result<Executed, KernelError>>;
 
+    /// Carries out steps that forget flows, together where the kernel allows it.
+    fn forget_all(
+        &self,
+        steps: &[Step],
+        ranges: &Ranges,
+        stamp: &Stamp,
+    ) -> impl Future<Output = Result<Executed, KernelError>> {
+        async move {
+            let mut all = Executed::default();
+            for step in steps {
+                all.flows += self.execute(step, ranges, stamp).await?.flows;
+            }
+            Ok(all)
+        }
+    }
+
     /// The canonical text of a rendered ruleset: loaded and listed in a throw-away network namespace.
     fn canonical(&self, source: &str) -> impl Future<Output = Result<String, KernelError>>;
 
@@ -157,6 +173,32 @@ pub trait Kernel {
 pub struct Executed {
     /// Conntrack entries deleted by a step that forgets flows.
     pub flows: u64,
+}
+
+/// Entries of connection tracking that are to be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doomed {
+    /// Those whose mark, under the mask, equals the value.
+    pub flows: Fwmark,
+    /// Those of this family only, if it is given.
+    pub family: Option<Family>,
+}
+
+/// What became of flows that were to be forgotten.
+#[derive(Debug, Default)]
+pub struct Forgotten {
+    /// How many entries were deleted, for each of what was asked for.
+    pub flows: Vec<u64>,
+    /// Why it ended early. What was deleted before stays deleted.
+    pub error: Option<KernelError>,
+}
+
+impl Forgotten {
+    /// Nothing was forgotten.
+    #[must_use]
+    pub const fn failed(error: KernelError) -> Self {
+        Self { flows: Vec::new(), error: Some(error) }
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd,
+    time::Duration,
 };
 
 use nix::{
@@ -26,21 +27,59 @@ use super::{
     socket::{Kind, Sockets},
 };
 use crate::{
-    clock,
+    clock::{self, Instant},
     units::{Family, IfName},
 };
 
 /// A gateway as asked: the index of its interface, and its address.
 type Asked = (u32, IpAddr);
 
-/// The sockets and what is waited for. Looked up by key, never iterated.
+/// Longer than any answer is waited for.
+const LATELY: Duration = Duration::from_secs(600);
+/// So many cost nothing.
+const FEW: usize = 256;
+
+/// What is known of gateways that were asked lately. An interface that is made anew has another index, and a provider
+/// may give another gateway with each lease: nobody asks again for what is known of the old ones.
+#[derive(Debug)]
+struct Lately<T> {
+    /// Looked up by key, and never iterated but to forget.
+    known: HashMap<Asked, (T, Instant)>,
+    /// With so many, the old ones are forgotten.
+    most: usize,
+}
+
+impl<T: Copy> Lately<T> {
+    fn new() -> Self {
+        Self { known: HashMap::new(), most: FEW }
+    }
+
+    /// Whether there was something.
+    fn put(&mut self, asked: Asked, value: T, now: Instant) -> bool {
+        if self.known.len() >= self.most {
+            self.known.retain(|_, (_, at)| now.since(*at) < LATELY);
+            self.most = (2 * self.known.len()).max(FEW);
+        }
+        self.known.insert(asked, (value, now)).is_some()
+    }
+
+    fn get(&self, asked: &Asked) -> Option<T> {
+        self.known.get(asked).map(|(value, _)| *value)
+    }
+
+    fn take(&mut self, asked: &Asked) -> Option<T> {
+        self.known.remove(asked).map(|(value, _)| value)
+    }
+}
+
+/// The sockets and what is waited for.
 #[derive(Debug)]
 pub(super) struct Links {
     /// Tokio has no type for a packet socket, and this one adds nothing but readiness.
     arp: UdpSocket,
     discovery: Option<Sockets>,
-    waiting: HashMap<Asked, (Reply, IpAddr)>,
-    known: HashMap<Asked, Mac>,
+    waiting: Lately<(Reply, IpAddr)>,
+    known: Lately<Mac>,
     ours: HashMap<IfName, LinkAddr>,
 }
 
@@ -56,7 +95,7 @@ impl Links {
             Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
             Err(e) => return Err(e),
         };
-        let (waiting, known, ours) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (waiting, known, ours) = (Lately::new(), Lately::new(), HashMap::new());
         Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, ours })
     }
 
@@ -80,9 +119,9 @@ impl Links {
         let unknown = || io::Error::new(io::ErrorKind::AddrNotAvailable, "the kernel has no default route by it");
         let gateway = gateway.ok_or_else(unknown)?;
         let index = nix::net::if_::if_nametoindex(spec.interface.as_str())?;
-        let unanswered = self.waiting.insert((index, gateway), (reply, target)).is_some();
+        let unanswered = self.waiting.put((index, gateway), (reply, target), clock::now());
         if unanswered {
-            self.known.remove(&(index, gateway));
+            self.known.take(&(index, gateway));
         }
         let link = self.link(&spec.interface, index, unanswered)?;
         match gateway {
@@ -95,7 +134,7 @@ impl Links {
     fn ask_v4(&self, spec: &ProbeSpec, link: &LinkAddr, gateway: Ipv4Addr) -> io::Result<()> {
         let own = spec.sources.iter().find_map(|s| if let IpAddr::V4(own) = s { Some(*own) } else { None });
         let from = (link.addr().unwrap_or_default(), own.unwrap_or(Ipv4Addr::UNSPECIFIED));
-        let known = u32::try_from(link.ifindex()).ok().and_then(|i| self.known.get(&(i, gateway.into())).copied());
+        let known = u32::try_from(link.ifindex()).ok().and_then(|i| self.known.get(&(i, gateway.into())));
         let frame = neighbour::arp_request(from, gateway, known);
         let data = [IoSlice::new(&frame)];
         sendmsg(self.arp.as_raw_fd(), &data, &[], MsgFlags::MSG_DONTWAIT, Some(link))?;
@@ -130,7 +169,7 @@ impl Links {
     pub fn receive(&mut self) -> Option<Arrival> {
         while let Some(found) = self.next() {
             let asked = (found.interface, found.from);
-            if let Some((reply, target)) = self.waiting.remove(&asked) {
+            if let Some((reply, target)) = self.waiting.take(&asked) {
                 return Some(Arrival { reply, from: target, ..found });
             }
         }
@@ -164,8 +203,8 @@ impl Links {
         });
         let Some((from, mac)) = neighbour::arp_reply(&bytes) else { return Ok(None) };
         let from = IpAddr::V4(from);
-        if self.waiting.contains_key(&(index, from)) {
-            self.known.insert((index, from), mac);
+        if self.waiting.get(&(index, from)).is_some() {
+            self.known.put((index, from), mac, clock::now());
         }
         let reply = Reply { sequence: 0, nonce: 0 };
         Ok(Some(Arrival { reply, from, interface: index, wall, read: clock::now(), reflection: None }))
@@ -179,3 +218,34 @@ const REPLIES: [SockFilter; 4] = [
     SockFilter::new(0x06, 0, 0, 0xffff), // take
     SockFilter::new(0x06, 0, 0, 0),      // drop
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_made_anew_ten_thousand_times_leaves_nothing_behind() {
+        let at = |second: u32| Instant::from_nanos(u64::from(second) * 1_000_000_000);
+        let gateway = IpAddr::from([192, 0, 2, 1]);
+        let (mut lately, mut most) = (Lately::new(), 0);
+        for n in 0..10_000 {
+            // One that stays, and one that has another index every second.
+            lately.put((1, gateway), n, at(n));
+            assert!(!lately.put((1000 + n, gateway), n, at(n)));
+            assert_eq!([lately.get(&(1, gateway)), lately.get(&(1000 + n, gateway))], [Some(n); 2]);
+            most = most.max(lately.known.len());
+        }
+        assert!(most <= 1300, "{most}");
+        // A burst of them is forgotten as well.
+        for n in 0..10_000 {
+            lately.put((50_000 + n, gateway), n, at(10_000));
+        }
+        assert!(lately.known.len() > 10_000, "that lately was asked is not forgotten");
+        lately.put((2, gateway), 0, at(11_000));
+        for n in 0..25_000 {
+            lately.put((100_000 + n, gateway), n, at(11_000 + n));
+        }
+        assert!(lately.known.len() <= 1300, "{}", lately.known.len());
+        assert_eq!(lately.take(&(2, gateway)), None, "not asked for hours");
+    }
+}

@@ -164,6 +164,11 @@ fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     Ok(db)
 }
 
+/// What follows the name of a damaged database, before the second in which it was moved.
+const ASIDE: &str = ".corrupt-";
+/// So many damaged databases are kept of each.
+const KEPT_ASIDE: usize = 3;
+
 /// Moves a damaged database with its write-ahead log out of the way; returns where it went.
 fn move_aside(file: &Path, now: crate::clock::Wall) -> Result<PathBuf, StoreError> {
     let suffixed = |suffix: &str| {
@@ -171,7 +176,7 @@ fn move_aside(file: &Path, now: crate::clock::Wall) -> Result<PathBuf, StoreErro
         name.push(suffix);
         PathBuf::from(name)
     };
-    let aside = suffixed(&format!(".corrupt-{}", now.as_micros() / 1_000_000));
+    let aside = suffixed(&format!("{ASIDE}{}", now.as_micros() / 1_000_000));
     let failed = |source| StoreError::File { doing: "move aside", file: file.to_owned(), source };
     std::fs::rename(file, &aside).map_err(failed)?;
     for suffix in ["-wal", "-shm"] {
@@ -179,7 +184,29 @@ fn move_aside(file: &Path, now: crate::clock::Wall) -> Result<PathBuf, StoreErro
         to.push(suffix);
         let _ = std::fs::rename(suffixed(suffix), PathBuf::from(to));
     }
+    keep_newest(file);
     Ok(aside)
+}
+
+/// A disk that dies damages one database after the other: the newest few are evidence enough, and more would fill it.
+fn keep_newest(file: &Path) {
+    let Some((dir, name)) = file.parent().zip(file.file_name().and_then(|name| name.to_str())) else { return };
+    let prefix = format!("{name}{ASIDE}");
+    let moved = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let digits = name.strip_prefix(&prefix)?.split('-').next()?;
+        Some((digits.parse::<i64>().ok()?, entry.path()))
+    });
+    let moved: Vec<(i64, PathBuf)> = moved.collect();
+    let mut times: Vec<i64> = moved.iter().map(|(at, _)| *at).collect();
+    times.sort_unstable();
+    times.dedup();
+    let old = times.len().saturating_sub(KEPT_ASIDE);
+    for (_, path) in moved.iter().filter(|(at, _)| times[..old].contains(at)) {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!(file = %path.display(), %error, "an old damaged database cannot be removed");
+        }
+    }
 }
 
 /// `SQLite` integers are signed.
@@ -201,4 +228,34 @@ fn word<T: Serialize>(value: &T) -> String {
 
 fn from_word<T: DeserializeOwned>(word: String) -> Option<T> {
     serde_json::from_value(serde_json::Value::String(word)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Wall;
+
+    #[test]
+    fn of_databases_that_were_damaged_the_newest_three_are_kept_and_nothing_else_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let others = ["other.db.corrupt-1", "journal.db.corrupt-notes", "journal.db"];
+        for second in 1..=10_i64 {
+            for name in ["journal.db", "journal.db-wal", "other.db.corrupt-1", "journal.db.corrupt-notes"] {
+                std::fs::write(file(name), name).unwrap();
+            }
+            let aside = move_aside(&file("journal.db"), Wall::from_micros(second * 1_000_000)).unwrap();
+            assert_eq!(aside, file(&format!("journal.db.corrupt-{second}")));
+        }
+        std::fs::write(file("journal.db"), "").unwrap();
+        let there = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut wanted: Vec<String> = others.map(str::to_owned).into();
+        for second in 8..=10 {
+            wanted.extend(["", "-wal"].map(|suffix| format!("journal.db.corrupt-{second}{suffix}")));
+        }
+        wanted.sort();
+        let mut there: Vec<String> = there.collect();
+        there.sort();
+        assert_eq!(there, wanted);
+    }
 }

@@ -4,6 +4,7 @@
 mod daemon;
 mod decide;
 mod detection;
+mod flows;
 mod forwarding;
 mod outage;
 mod plan;
@@ -28,12 +29,13 @@ type Group = (&'static str, fn() -> Vec<Row>);
 
 /// What can be selected, in the order in which it runs: first what measures this process, before others have filled its
 /// heap, then timing, load last.
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 13] = [
     ("probe", probe::run),
     ("outage", outage::run),
     ("detection", detection::run),
     ("decide", decide::run),
     ("switch", switch::run),
+    ("flows", flows::run),
     ("forwarding", forwarding::run),
     ("validate", validate::run),
     ("plan", plan::run),

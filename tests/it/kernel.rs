@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, os::unix::fs::PermissionsExt as _,
 
 use patronus::{
     kernel::{
-        Kernel, KernelError, KernelEvent, Scope,
+        Doomed, Forgotten, Kernel, KernelError, KernelEvent, Scope,
         linux::{Changes, Linux, has_net_admin},
         lock::{Lock, LockError},
     },
@@ -715,6 +715,34 @@ fn forgetting_deletes_the_flows_of_one_mark_of_both_families_and_no_other() {
         assert_eq!(forget_six(0x0200_0000, 0xff00_0000).await.unwrap().flows, 4);
         assert_eq!(kernel.flows_by_policy(&ranges).await.unwrap(), BTreeMap::from([(7, 4)]));
         assert_eq!(run("conntrack", &["-L", "-f", "ipv4"], "").lines().count(), 10);
+    });
+}
+
+#[test]
+fn one_walk_forgets_the_flows_of_many_marks_and_tells_how_many_each_had() {
+    in_netns(|| async {
+        let marks: Vec<(u32, usize)> = (1..=20).map(|n| (n << 24 | 7, 10)).collect();
+        flows(&marks);
+        let flows = |n: u32| Fwmark { mark: n << 24, mask: 0xff00_0000 };
+        let all = |n| Doomed { flows: flows(n), family: None };
+        let six = |n| Doomed { flows: flows(n), family: Some(Family::V6) };
+        // The same twice, one that nobody has, and every second one of the others.
+        let asked: Vec<Doomed> =
+            [all(2), six(3), all(2), all(200)].into_iter().chain((2..=10).map(|n| all(2 * n))).collect();
+        let Forgotten { flows, error } = Linux::forget(asked.clone()).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(flows, [vec![20, 10, 0, 0], vec![20; 9]].concat());
+        assert_eq!(run("conntrack", &["-L"], "").lines().count(), 400 - 210);
+        let left = |n: u32| run("conntrack", &["-L", "-m", &(n << 24 | 7).to_string()], "").lines().count();
+        assert_eq!([1, 2, 3, 4, 5, 20].map(left), [20, 0, 10, 0, 20, 0]);
+        let Forgotten { flows, error } = Linux::forget(asked).await;
+        assert!(error.is_none() && flows.iter().all(|n| *n == 0), "{flows:?} {error:?}");
+        let Forgotten { flows, error } = Linux::forget(vec![all(1), all(0)]).await;
+        assert!(
+            matches!(error, Some(KernelError::Netlink { errno: 22, .. })) && flows == [0, 0],
+            "{error:?} {flows:?}"
+        );
+        assert_eq!(left(1), 20, "nothing without a mark, and nothing with it");
     });
 }
 

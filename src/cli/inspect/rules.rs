@@ -184,6 +184,7 @@ fn change(c: &Transition, now: Instant) -> String {
         let forgotten = usize::try_from(c.forgotten).unwrap_or(usize::MAX);
         let count = match c.flows {
             Flows::Forced => format!(", {} forgotten with it", plural(forgotten, "flow")),
+            Flows::Drain | Flows::Reject if forgotten > 0 => format!(", {} forgotten since", plural(forgotten, "flow")),
             Flows::Graceful | Flows::Drain | Flows::Reject => String::new(),
         };
         lines.push(format!("its flows     {}{count}", c.flows.word()));

@@ -1,111 +1,42 @@
-//! Connection tracking: forget the flows of a mark, count the flows of each policy, look one flow up.
-//!
-//! Invariant: never a deletion without a filter that the kernel was seen to honour.
+//! Connection tracking as something to read: count the flows of each policy, look one flow up.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use netlink_packet_core::{DefaultNla, NetlinkSerializable as _};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage},
-};
 use nix::errno::Errno;
 
-use super::{
-    socket::{Channel, Refusal, Request},
-    tables::HEADER,
-    wire,
-};
-use crate::{
-    kernel::KernelError,
-    state::{Fwmark, Ranges},
-    units::Family,
-};
+use super::{socket::Channel, tables::HEADER, wire};
+use crate::{kernel::KernelError, state::Ranges};
 
 const SUBSYSTEM: u16 = 1 << 8;
-const NEW: u16 = SUBSYSTEM;
-const GET: u16 = SUBSYSTEM | 1;
-const DELETE: u16 = SUBSYSTEM | 2;
-const CTA_MARK: u16 = 8;
-const CTA_MARK_MASK: u16 = 21;
-const NESTED: u16 = 0x8000;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-
-/// Deletes the entries whose mark under the mask equals the value, of both families, and says how many.
-pub(super) fn forget(channel: &Channel, flows: Fwmark) -> Result<u64, KernelError> {
-    let doing = || format!("forget the flows with mark {flows}");
-    if flows.mask == 0 || flows.mark & flows.mask == 0 {
-        let text = "without a mark this would forget the flows of everybody".to_owned();
-        return Err(Refusal { errno: Errno::EINVAL as i32, text }.doing(doing()));
-    }
-    let marks = channel.dump(GET, &filter(flows, ConntrackMessage::Get), mark).map_err(|r| r.doing(doing()))?;
-    if marks.iter().any(|mark| mark & flows.mask != flows.mark & flows.mask) {
-        let what = "this kernel does not filter connections by mark: CONFIG_NF_CONNTRACK_MARK is needed".to_owned();
-        return Err(KernelError::Missing { what });
-    }
-    if marks.is_empty() {
-        return Ok(0);
-    }
-    let request = Request { kind: DELETE, flags: 0, payload: filter(flows, ConntrackMessage::Delete) };
-    match channel.ask(request) {
-        Err(refusal) if !refusal.is(Errno::ENOENT) => Err(refusal.doing(doing())),
-        _ => Ok(marks.len() as u64),
-    }
-}
-
-/// The same for the entries of one family. They are deleted one by one: a kernel that does not know the family of a
-/// deletion would delete those of the other one too.
-pub(super) fn forget_family(channel: &Channel, flows: Fwmark, family: Family) -> Result<u64, KernelError> {
-    let doing = || format!("forget the {family} flows with mark {flows}");
-    if flows.mask == 0 || flows.mark & flows.mask == 0 {
-        let text = "without a mark this would forget the flows of everybody".to_owned();
-        return Err(Refusal { errno: Errno::EINVAL as i32, text }.doing(doing()));
-    }
-    let code = if family == Family::V4 { AF_INET } else { AF_INET6 };
-    let one = |kind: u16, payload: &[u8]| {
-        let ours = mark(kind, payload)?.is_some_and(|mark| mark & flows.mask == flows.mark & flows.mask);
-        let tuple = wire::find(payload.get(HEADER..).unwrap_or_default(), CTA_TUPLE_ORIG);
-        let tuple = tuple.filter(|_| ours && payload.first() == Some(&code));
-        Ok(tuple.map(|tuple| {
-            let mut bytes = vec![code, 0, 0, 0];
-            wire::put(&mut bytes, NESTED | CTA_TUPLE_ORIG, tuple);
-            Request { kind: DELETE, flags: 0, payload: bytes }
-        }))
-    };
-    let requests = channel.dump(GET, &filter(flows, ConntrackMessage::Get), one).map_err(|r| r.doing(doing()))?;
-    let mut forgotten = 0;
-    for answer in channel.ask_all(requests) {
-        match answer {
-            Ok(()) => forgotten += 1,
-            // It ended meanwhile.
-            Err(refusal) if refusal.is(Errno::ENOENT) => {}
-            Err(refusal) => return Err(refusal.doing(doing())),
-        }
-    }
-    Ok(forgotten)
-}
+/// `IPCTNL_MSG_CT_NEW`: an entry.
+pub(super) const NEW: u16 = SUBSYSTEM;
+/// `IPCTNL_MSG_CT_GET`.
+pub(super) const GET: u16 = SUBSYSTEM | 1;
+/// `IPCTNL_MSG_CT_DELETE`.
+pub(super) const DELETE: u16 = SUBSYSTEM | 2;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_MARK: u16 = 8;
+pub(super) const NESTED: u16 = 0x8000;
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
 
 /// Number of entries by the policy in their mark; those without a policy are left out.
 pub(super) fn by_policy(channel: &Channel, ranges: &Ranges) -> Result<BTreeMap<u32, u64>, KernelError> {
     let mut flows = BTreeMap::new();
     let header = vec![0; HEADER];
-    let keep = |kind: u16, payload: &[u8]| {
-        let policy = mark(kind, payload)?.map(|mark| ranges.policy_mask.number(mark));
-        Ok(policy.filter(|policy| *policy != 0))
+    let count = |kind: u16, payload: &[u8]| {
+        let policy = ranges.policy_mask.number(mark(payload));
+        if kind == NEW && policy != 0 {
+            *flows.entry(policy).or_default() += 1;
+        }
     };
-    for policy in channel.dump(GET, &header, keep).map_err(|r| r.doing("count flows"))? {
-        *flows.entry(policy).or_default() += 1;
-    }
+    channel.each(GET, &header, count).map_err(|r| r.doing("count flows"))?;
     Ok(flows)
 }
 
-// The signature is that of a dump's filter.
-#[allow(clippy::unnecessary_wraps)]
-fn mark(kind: u16, payload: &[u8]) -> Result<Option<u32>, String> {
-    let attributes = payload.get(HEADER..).unwrap_or_default();
-    let mark = || wire::find(attributes, CTA_MARK).and_then(wire::be32).unwrap_or(0);
-    Ok((kind == NEW).then(mark))
+/// The mark of an entry.
+pub(super) fn mark(payload: &[u8]) -> u32 {
+    wire::find(payload.get(HEADER..).unwrap_or_default(), CTA_MARK).and_then(wire::be32).unwrap_or(0)
 }
 
 /// Mark and translated source of the entry of one flow, if there is one. The kernel finds it by its first direction or
@@ -124,11 +55,9 @@ pub(super) fn find(channel: &Channel, flow: &Tuple) -> Result<Option<(u32, Optio
     if address(CTA_TUPLE_ORIG, SOURCES) != Some(flow.source) {
         return Ok(None);
     }
-    let mark = wire::find(attributes, CTA_MARK).and_then(wire::be32).unwrap_or(0);
-    Ok(Some((mark, address(CTA_TUPLE_REPLY, DESTINATIONS).filter(|to| *to != flow.source))))
+    Ok(Some((mark(&reply), address(CTA_TUPLE_REPLY, DESTINATIONS).filter(|to| *to != flow.source))))
 }
 
-const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -147,7 +76,7 @@ pub(super) struct Tuple {
 }
 
 impl Tuple {
-    fn question(&self) -> Vec<u8> {
+    pub(super) fn question(&self) -> Vec<u8> {
         const CTA_PROTO_NUM: u16 = 1;
         const CTA_PROTO_SRC_PORT: u16 = 2;
         const CTA_PROTO_DST_PORT: u16 = 3;
@@ -170,14 +99,4 @@ impl Tuple {
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
-}
-
-fn filter(flows: Fwmark, message: impl Fn(Vec<ConntrackAttribute>) -> ConntrackMessage) -> Vec<u8> {
-    let mask = DefaultNla::new(CTA_MARK_MASK, flows.mask.to_be_bytes().to_vec());
-    let attributes = vec![ConntrackAttribute::CtaMark(flows.mark & flows.mask), ConntrackAttribute::Other(mask)];
-    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let message = NetfilterMessage::new(header, message(attributes));
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
 }

@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod events;
+mod forget;
 mod link;
 mod neighbours;
 mod nft;
@@ -38,13 +39,13 @@ use self::{
     route::malformed,
     socket::{Channel, Refusal, Request},
 };
-use super::{Executed, Kernel, KernelError, Scope};
+use super::{Doomed, Executed, Forgotten, Kernel, KernelError, Scope};
 use crate::{
     explain::{Flow, Lookup, Origin},
     foreign::{Surroundings, programs::Touch},
     plan::Step,
-    state::{Counter, Fwmark, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
-    units::{Family, IfName, Name, pack},
+    state::{Counter, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
+    units::{IfName, Name, pack},
 };
 
 /// Tables looked into for routes of others, beyond those in use.
@@ -232,18 +233,13 @@ impl Linux {
 
     /// Active flows by policy number, as the connection marks say. The kernel cannot count by a part of the
     /// mark: this reads its whole table of connections, on a thread for such work.
-    pub async fn flows_by_policy(&self, ranges: &Ranges) -> Result<BTreeMap<u32, u64>, KernelError> {
-        let ranges = *ranges;
-        Self::with_connections(move |channel| conntrack::by_policy(channel, &ranges)).await
-    }
-
-    /// Runs a long look at the table of connections aside, on a socket that was opened in this namespace.
-    async fn with_connections<T: Send + 'static>(
-        work: impl FnOnce(&Channel) -> Result<T, KernelError> + Send + 'static,
-    ) -> Result<T, KernelError> {
-        let channel = Channel::open(NETLINK_NETFILTER, false)?;
-        let ended = |e: tokio::task::JoinError| Refusal::text(e.to_string()).doing("look at the connections");
-        tokio::task::spawn_blocking(move || work(&channel)).await.map_err(ended)?
+    pub fn flows_by_policy(
+        &self,
+        ranges: &Ranges,
+    ) -> impl Future<Output = Result<BTreeMap<u32, u64>, KernelError>> + Send + use<> {
+        let (ranges, channel) = (*ranges, Channel::open(NETLINK_NETFILTER, false));
+        let work = move || conntrack::by_policy(&channel?, &ranges);
+        async { tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(ended(&e, "count flows"))) }
     }
 
     /// Carries out steps that set routes, all in one go: one result for each, in order. A step of another
@@ -359,15 +355,6 @@ impl Linux {
         }
     }
 
-    async fn forget(flows: Fwmark, family: Option<Family>) -> Result<Executed, KernelError> {
-        let flows = Self::with_connections(move |channel| match family {
-            None => conntrack::forget(channel, flows),
-            Some(family) => conntrack::forget_family(channel, flows, family),
-        })
-        .await?;
-        Ok(Executed { flows })
-    }
-
     /// Tables in which routes of others matter: those in use, and the first ones of the range.
     fn watched_tables(ranges: &Ranges, observed: &Observed) -> Vec<u32> {
         let used = observed.state.objects.keys().filter_map(|key| match key {
@@ -404,8 +391,17 @@ impl Kernel for Linux {
     async fn execute(&self, step: &Step, ranges: &Ranges, stamp: &Stamp) -> Result<Executed, KernelError> {
         match step {
             Step::Set { .. } => self.set(step, ranges, stamp).await.map(|()| Executed::default()),
-            Step::Forget { flows, family, .. } => Self::forget(*flows, *family).await,
+            Step::Forget { .. } => self.forget_all(std::slice::from_ref(step), ranges, stamp).await,
         }
+    }
+
+    async fn forget_all(&self, steps: &[Step], _: &Ranges, _: &Stamp) -> Result<Executed, KernelError> {
+        let doomed = steps.iter().map(|step| match step {
+            Step::Forget { flows, family, .. } => Ok(Doomed { flows: *flows, family: *family }),
+            Step::Set { .. } => Err(malformed("a step that forgets flows")),
+        });
+        let Forgotten { flows, error } = Self::forget(doomed.collect::<Result<_, _>>()?).await;
+        error.map_or_else(|| Ok(Executed { flows: flows.iter().sum() }), Err)
     }
 
     async fn canonical(&self, source: &str) -> Result<String, KernelError> {
@@ -435,6 +431,11 @@ pub fn capabilities() -> u64 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default()
+}
+
+/// Work on a thread of its own that did not come to its end.
+fn ended(error: &tokio::task::JoinError, doing: &str) -> KernelError {
+    Refusal::text(error.to_string()).doing(doing)
 }
 
 fn privilege(doing: &str) -> KernelError {

@@ -27,7 +27,7 @@ use crate::kernel::KernelError;
 /// A dump that changes under our feet is taken so often before it counts as an error.
 const DUMP_ATTEMPTS: usize = 16;
 /// One acknowledgement takes under 1 KiB of the receive buffer, which holds at least 200 KiB.
-const PIPELINED: usize = 64;
+pub(super) const PIPELINED: usize = 64;
 /// The kernel never sends larger dump datagrams than 32 KiB.
 const BUFFER: usize = 64 * 1024;
 const TIMEOUT_S: i64 = 10;
@@ -144,7 +144,7 @@ impl Channel {
                 return Ok(found);
             }
         }
-        Err(Refusal { errno: Errno::EINTR as i32, text: format!("changed during each of {DUMP_ATTEMPTS} dumps") })
+        Err(changing())
     }
 
     /// One dump; nothing if it was interrupted.
@@ -153,20 +153,39 @@ impl Channel {
         request: &Request,
         keep: &mut impl FnMut(u16, &[u8]) -> Result<Option<T>, String>,
     ) -> Result<Option<Vec<T>>, Refusal> {
-        let (mut found, mut broken, mut interrupted) = (Vec::new(), None, false);
-        let end = self.inner().exchange(std::slice::from_ref(request), |_, message| {
-            interrupted |= message.flags & DUMP_INTERRUPTED != 0;
-            match keep(message.kind, message.payload) {
-                Ok(kept) => found.extend(kept),
-                Err(e) => broken = Some(e),
-            }
+        let (mut found, mut broken) = (Vec::new(), None);
+        let whole = self.walk(request, |kind, payload| match keep(kind, payload) {
+            Ok(kept) => found.extend(kept),
+            Err(e) => broken = Some(e),
         })?;
-        end.into_iter().next().unwrap_or(Ok(()))?;
         match broken {
-            _ if interrupted => Ok(None),
+            _ if !whole => Ok(None),
             Some(text) => Err(Refusal::text(format!("a reply could not be read: {text}"))),
             None => Ok(Some(found)),
         }
+    }
+
+    /// Dumps without keeping anything, however large the table: `each` gets every message while the kernel waits for the
+    /// next read. Repeated while the kernel says that the table changed, so that a message may come twice.
+    pub(super) fn each(&self, kind: u16, payload: &[u8], mut each: impl FnMut(u16, &[u8])) -> Result<(), Refusal> {
+        let request = Request { kind, flags: REQUEST | DUMP, payload: payload.to_vec() };
+        for _ in 0..DUMP_ATTEMPTS {
+            if self.walk(&request, &mut each)? {
+                return Ok(());
+            }
+        }
+        Err(changing())
+    }
+
+    /// One dump; false if it was interrupted.
+    fn walk(&self, request: &Request, mut each: impl FnMut(u16, &[u8])) -> Result<bool, Refusal> {
+        let mut interrupted = false;
+        let end = self.inner().exchange(std::slice::from_ref(request), |_, message| {
+            interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+            each(message.kind, message.payload);
+        })?;
+        end.into_iter().next().unwrap_or(Ok(()))?;
+        Ok(!interrupted)
     }
 
     /// One request that the kernel acknowledges.
@@ -191,6 +210,17 @@ impl Channel {
         answers
     }
 
+    /// At most [`PIPELINED`] requests of which the kernel tells only the failures, and that it is through: half as many
+    /// messages where there are very many requests. One answer for each, in order; an error if the answers are lost.
+    pub(super) fn tell(&self, requests: &mut [Request]) -> Result<Vec<Result<(), Refusal>>, Refusal> {
+        for request in &mut *requests {
+            request.flags = REQUEST;
+        }
+        let Some(last) = requests.last_mut() else { return Ok(Vec::new()) };
+        last.flags |= ACK;
+        self.inner().exchange(requests, |_, _| {})
+    }
+
     /// One request with one message as its answer.
     pub(super) fn get(&self, kind: u16, payload: Vec<u8>) -> Result<Vec<u8>, Refusal> {
         let mut reply = None;
@@ -206,8 +236,8 @@ impl Channel {
 }
 
 impl Inner {
-    /// Sends the requests in one datagram and reads until each has its end: an acknowledgement, an error, or
-    /// the end of a dump.
+    /// Sends the requests in one datagram and reads until the last one has its end: an acknowledgement, an error, or the
+    /// end of a dump. The kernel answers in order, so one without an end by then was not to be acknowledged, and went well.
     fn exchange(
         &mut self,
         requests: &[Request],
@@ -218,8 +248,7 @@ impl Inner {
         self.sequence = self.sequence.wrapping_add(count);
         self.send(requests, first)?;
         let mut ends: Vec<Option<Result<(), Refusal>>> = vec![None; requests.len()];
-        let mut open = requests.len();
-        while open > 0 {
+        while ends.last().is_some_and(Option::is_none) {
             let length = self.receive()?;
             for message in wire::messages(&self.buffer[..length]) {
                 // Leftovers of an exchange that timed out carry older numbers.
@@ -227,14 +256,11 @@ impl Inner {
                 let Some(end @ None) = ends.get_mut(index) else { continue };
                 match turn(&message) {
                     Turn::Go => each(index, &message),
-                    Turn::End(result) => {
-                        *end = Some(result);
-                        open -= 1;
-                    }
+                    Turn::End(result) => *end = Some(result),
                 }
             }
         }
-        Ok(ends.into_iter().flatten().collect())
+        Ok(ends.into_iter().map(|end| end.unwrap_or(Ok(()))).collect())
     }
 
     fn send(&self, requests: &[Request], first: u32) -> Result<(), Refusal> {
@@ -257,6 +283,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn changing() -> Refusal {
+    Refusal { errno: Errno::EINTR as i32, text: format!("changed during each of {DUMP_ATTEMPTS} dumps") }
 }
 
 fn turn(message: &Message<'_>) -> Turn {

@@ -1,0 +1,100 @@
+//! What it takes to forget the flows of a hub's rules when a path dies, in a full table of connections.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use patronus::{
+    kernel::{Doomed, linux::Linux},
+    state::{Fwmark, Ranges},
+};
+
+use super::row::{Bound, Row, ms};
+
+/// Entries of the table, a third of which the rules have between them.
+const ENTRIES: u32 = 100_000;
+/// Marks that share the entries.
+const MARKS: u32 = 900;
+const RULES: u32 = 300;
+const RUNS: u32 = 5;
+const MASK: u32 = 0xfff0_0000;
+
+/// One walk for all rules, against a plain dump of the table, and against the walks that each rule by itself would take.
+#[allow(clippy::cast_precision_loss)]
+pub fn run() -> Vec<Row> {
+    let (dumps, walks, alone) = thread::spawn(measure).join().expect("the measurement");
+    let ratios = walks.iter().zip(&dumps).map(|(walk, dump)| walk.as_secs_f64() / dump.as_secs_f64()).collect();
+    let third = ENTRIES / 3 / 1000;
+    let figure = format!("flows of {RULES} rules forgotten, {third},000 of {ENTRIES} entries, against one plain dump");
+    vec![
+        Row::new(figure, "times", ratios, Bound::Most(6.0)),
+        Row::new("- in one walk", "ms", walks.into_iter().map(ms).collect(), Bound::None),
+        Row::new("- one rule alone", "ms", alone.into_iter().map(ms).collect(), Bound::None),
+        Row::new("- peer: one plain dump, counting by policy", "ms", dumps.into_iter().map(ms).collect(), Bound::None),
+    ]
+}
+
+fn doomed(number: u32) -> Doomed {
+    Doomed { flows: Fwmark { mark: number << 20, mask: MASK }, family: None }
+}
+
+/// Times of plain dumps, of walks for all rules, and of walks for one.
+fn measure() -> (Vec<Duration>, Vec<Duration>, Vec<Duration>) {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this needs root");
+    prepare();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let kernel = Linux::connect().expect("the kernel");
+        let (mut dumps, mut walks, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            fill();
+            let begun = Instant::now();
+            let counted = kernel.flows_by_policy(&Ranges::default()).await.expect("a dump");
+            dumps.push(begun.elapsed());
+            assert_eq!(counted.values().sum::<u64>(), u64::from(ENTRIES), "the table is full");
+            let begun = Instant::now();
+            let forgotten = Linux::forget((1..=RULES).map(doomed).collect()).await;
+            walks.push(begun.elapsed());
+            assert!(forgotten.error.is_none(), "{:?}", forgotten.error);
+            let sum: u64 = forgotten.flows.iter().sum();
+            assert!(sum.abs_diff(u64::from(ENTRIES / 3)) <= u64::from(RULES), "{sum}");
+            let begun = Instant::now();
+            let forgotten = Linux::forget(vec![doomed(RULES + 1)]).await;
+            alone.push(begun.elapsed());
+            assert!(forgotten.error.is_none() && forgotten.flows[0] > 0, "{forgotten:?}");
+        }
+        (dumps, walks, alone)
+    })
+}
+
+/// A namespace in which each packet to another address begins a flow with the next of the marks.
+fn prepare() {
+    let sh = |text: &str| {
+        let status = Command::new("sh").args(["-ec", text]).stdin(Stdio::null()).status().expect("a shell");
+        assert!(status.success(), "{text}");
+    };
+    sh("ip link set lo up");
+    sh(&format!(
+        "nft 'table ip marks {{ chain c {{ type filter hook output priority 0; meta l4proto != udp return; \
+         ct mark set numgen inc mod {MARKS} offset 1; ct mark set ct mark << 20; ct mark set ct mark | 7; }}; }}'"
+    ));
+    for (name, value) in [("udp_timeout", "600"), ("udp_timeout_stream", "600")] {
+        fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"), value).expect("a sysctl");
+    }
+}
+
+/// Fills the table anew.
+fn fill() {
+    let status = Command::new("conntrack").arg("-F").stderr(Stdio::null()).status().expect("conntrack");
+    assert!(status.success());
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    for n in 0..ENTRIES {
+        let [_, a, b, c] = (n + 256).to_be_bytes();
+        // Nobody listens, and says so now and then.
+        let _ = socket.send_to(b"x", (Ipv4Addr::new(127, a + 1, b, c), 9));
+    }
+}
