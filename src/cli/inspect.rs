@@ -68,7 +68,7 @@ impl Records {
 
     /// Those in a directory.
     #[cfg(test)]
-    pub fn of(dir: &std::path::Path) -> Self {
+    pub(super) fn of(dir: &std::path::Path) -> Self {
         Self { state_dir: Some(dir.to_owned()) }
     }
 }
