@@ -16,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod answers;
 mod band;
 pub mod estimate;
 mod family;

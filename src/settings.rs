@@ -13,7 +13,6 @@ use std::{
     io::Read as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::LazyLock,
     time::Duration,
 };
 
@@ -23,7 +22,7 @@ use serde::Deserialize;
 use crate::{
     config::{
         MAX_FILE,
-        schema::{self, Problem},
+        schema::{self, Problem, Schema},
         yaml,
     },
     diag::{self, Code, Diagnostic, Sources},
@@ -281,8 +280,6 @@ struct RangesFile {
     protocol: Option<u8>,
 }
 
-static SCHEMA: LazyLock<schema::Schema> = LazyLock::new(|| schema::Schema::new(schema::generate::<File>()));
-
 fn read(file: &str, text: &str, bytes: &[u8], sources: &mut Sources) -> (Option<Settings>, Vec<Diagnostic>) {
     let name = sources.add(file, text);
     let at = |from: usize| diag::Span::new(&name, from..from + 1);
@@ -298,7 +295,8 @@ fn read(file: &str, text: &str, bytes: &[u8], sources: &mut Sources) -> (Option<
     if let Some(second) = parsed.documents.get(1) {
         found.push(Diagnostic::error(Code::Syntax, "the settings are one document").at(second.value_at("")));
     }
-    let problems = SCHEMA.problems(&document.value);
+    // Made here and gone again: it is large, and settings are read once.
+    let problems = Schema::new(schema::generate::<File>()).problems(&document.value);
     found.extend(problems.iter().map(|problem| place(document, problem)));
     if !problems.is_empty() {
         return (None, found);

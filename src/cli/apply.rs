@@ -189,7 +189,7 @@ fn allowed(router: &Router<Linux>, settings: &Settings, made: &Made, order: &Ord
     let ways = router.kernel.ways(&settings.guard.protected.prefixes).map_err(failed)?;
     let old = context::in_force(&Memory::of(router), settings, &made.active);
     let change = rails::Change {
-        old: old.as_ref().map(|a| &a.site),
+        old: old.as_ref().map(|a| &*a.site),
         new: &made.active.site,
         facts: &made.observed.facts,
         ways: &ways,

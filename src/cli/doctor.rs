@@ -101,7 +101,7 @@ fn configuration(settings: &Settings) -> Configuration {
         },
     };
     match context::activate(snapshot, settings) {
-        Ok(active) => Configuration::Site(Box::new(active.site)),
+        Ok(active) => Configuration::Site(active.site),
         Err(error) => Configuration::Invalid(error.lines().first().cloned().unwrap_or_default()),
     }
 }

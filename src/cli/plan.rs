@@ -138,7 +138,7 @@ async fn make_with<K: Kernel>(
     let selection = context::selection(memory, &active);
     let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(failed)?;
     let old = context::in_force(memory, settings, &active);
-    forget_translated(&mut planned, old.as_ref().map(|old| &old.site), &active.site, router);
+    forget_translated(&mut planned, old.as_ref().map(|old| &*old.site), &active.site, router);
     let report = report(router, memory, old.as_ref(), (&active, &selection), &planned, &observed);
     Ok(Made { active, selection, planned, observed, report })
 }

@@ -17,7 +17,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let schema = match args.kind.as_deref() {
         None => schema::any(),
-        Some(word) => schema::of(kind(word)?).value().clone(),
+        Some(word) => schema::document(kind(word)?),
     };
     writeln!(anstream::stdout(), "{schema:#}").map_err(|error| Failure::error("cannot print the schema", &error))?;
     Ok(Exit::Done)

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -107,8 +108,8 @@ pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &U
         Err(why) => return Err(no_way_back(router, settings, change, reason, &why)),
     };
     let undone = router.ledger.in_force().and_then(|kept| context::again(settings, kept).ok()).map(|kept| kept.site);
-    let (planned, site, revision) = plan_back(router, active.as_ref(), undone.as_ref()).await?;
-    let report = router.apply(&planned, site.as_ref(), &revision).await;
+    let (planned, site, revision) = plan_back(router, active.as_ref(), undone.as_deref()).await?;
+    let report = router.apply(&planned, site.as_deref(), &revision).await;
     match told(&report.outcome) {
         (ReconcileOutcome::Applied | ReconcileOutcome::Unchanged, _) => {
             router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
@@ -154,10 +155,10 @@ async fn plan_back(
     router: &Router<Linux>,
     active: Option<&Active>,
     undone: Option<&Site>,
-) -> Result<(Planned, Option<Site>, String), Failure> {
-    let site = active.map(|active| active.site.clone());
+) -> Result<(Planned, Option<Arc<Site>>, String), Failure> {
+    let site = active.map(|active| Arc::clone(&active.site));
     let failed = |e: &dyn std::error::Error| Failure::error("cannot plan the way back", e);
-    let observed = router.observe(site.as_ref()).await.map_err(|e| failed(&e))?;
+    let observed = router.observe(site.as_deref()).await.map_err(|e| failed(&e))?;
     let Some(active) = active else { return Ok((router.plan_teardown(&observed), None, "none".into())) };
     let selection = context::selection(&context::Memory::of(router), active);
     let mut planned = router.plan(&active.site, &selection, &observed).await.map_err(|e| failed(&e))?;

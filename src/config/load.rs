@@ -1,13 +1,13 @@
 //! Reading a snapshot: which document is what, its variables, its schema, its objects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
     Config, INLINE, MAX_FILE, MAX_FILES, MAX_TREE, NAME, Object, Place, Scope, Snapshot, matches_labels,
-    schema::{self, Kind, Problem, escape},
+    schema::{self, Kind, Problem, Schemas, escape},
     types::{Metadata, SiteSpec},
     vars::{self, Vars},
     yaml,
@@ -20,7 +20,7 @@ use crate::{
 /// Reads all `*.yaml` and `*.yml` files of a snapshot.
 #[must_use]
 pub fn load(snapshot: &Snapshot) -> (Config, Vec<Diagnostic>) {
-    let mut loader = Loader::default();
+    let mut loader = Loader { schemas: Schemas::held(), ..Loader::default() };
     loader.read(snapshot);
     loader.survey();
     for number in 0..loader.config.documents.len() {
@@ -41,6 +41,7 @@ struct Loader {
     found: Vec<Diagnostic>,
     kinds: Vec<Option<Kind>>,
     vars: BTreeMap<Name, Vars>,
+    schemas: Arc<Schemas>,
 }
 
 impl Loader {
@@ -233,7 +234,7 @@ impl Loader {
 
     /// Checks a document against its schema and takes what is sound.
     fn object(&mut self, number: usize, kind: Kind, value: &Value, selected: Option<&Name>) {
-        let problems = schema::of(kind).problems(value);
+        let problems = self.schemas.of(kind).problems(value);
         for problem in &problems {
             self.problem(number, problem, selected);
         }

@@ -1,6 +1,6 @@
 //! JSON Schemas (draft 2020-12) of the kinds, made from the types, and what their errors mean to a person.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use jsonschema::{ValidationError, Validator, error::ValidationErrorKind as Fault};
 use schemars::{JsonSchema, generate::SchemaSettings, transform::RecursiveTransform};
@@ -92,13 +92,32 @@ pub struct Problem {
     pub help: Option<String>,
 }
 
-static SCHEMAS: LazyLock<BTreeMap<Kind, Schema>> =
-    LazyLock::new(|| Kind::ALL.into_iter().map(|kind| (kind, Schema::new(document(kind)))).collect());
+/// The compiled schemas of the kinds, each made when it is first asked for.
+///
+/// They are a megabyte and more, which a daemon needs when its configuration changes and never between: they live as long
+/// as somebody holds them.
+#[derive(Debug, Default)]
+pub struct Schemas([OnceLock<Schema>; Kind::ALL.len()]);
 
-/// The schema of a document of this kind.
-#[must_use]
-pub fn of(kind: Kind) -> &'static Schema {
-    &SCHEMAS[&kind]
+static HELD: Mutex<Weak<Schemas>> = Mutex::new(Weak::new());
+
+impl Schemas {
+    /// The ones that somebody holds already, or new ones.
+    #[must_use]
+    pub fn held() -> Arc<Self> {
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(Self::default());
+            *held = Arc::downgrade(&new);
+            new
+        })
+    }
+
+    /// The schema of a document of this kind.
+    #[must_use]
+    pub fn of(&self, kind: Kind) -> &Schema {
+        self.0[kind as usize].get_or_init(|| Schema::new(document(kind)))
+    }
 }
 
 /// The schema of a document of any kind.
@@ -121,7 +140,9 @@ pub fn any() -> Value {
     })
 }
 
-fn document(kind: Kind) -> Value {
+/// The schema of a document of this kind.
+#[must_use]
+pub fn document(kind: Kind) -> Value {
     let spec = match kind {
         Kind::Site => generate::<SiteSpec>(),
         Kind::Path => generate::<PathSpec>(),
@@ -219,12 +240,6 @@ impl Schema {
         let validator =
             options.build(&value).unwrap_or_else(|error| unreachable!("a generated schema is valid: {error}"));
         Self { value, validator }
-    }
-
-    /// The schema itself.
-    #[must_use]
-    pub const fn value(&self) -> &Value {
-        &self.value
     }
 
     /// All that is wrong with a value.

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
@@ -65,7 +66,7 @@ pub enum Configuration {
     /// It has errors, or not this site.
     Invalid(String),
     /// The site that this router is.
-    Site(Box<Site>),
+    Site(Arc<Site>),
 }
 
 /// A file or a directory.

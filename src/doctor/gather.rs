@@ -8,6 +8,7 @@ use std::{
     net::TcpListener,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
@@ -110,13 +111,13 @@ const CONNECTION_MARK: &str =
 /// Looks at everything.
 pub async fn gather(asked: Asked) -> Facts {
     let site = match &asked.configuration {
-        Configuration::Site(site) => Some(site.as_ref().clone()),
+        Configuration::Site(site) => Some(Arc::clone(site)),
         _ => None,
     };
-    let (kernel, nft) = look(&asked.settings.ranges, site.as_ref()).await;
+    let (kernel, nft) = look(&asked.settings.ranges, site.as_deref()).await;
     let places = places(&asked);
     Facts {
-        texts: texts(&asked, site.as_ref()),
+        texts: texts(&asked, site.as_deref()),
         places,
         kernel,
         nft,

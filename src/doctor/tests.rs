@@ -1,6 +1,6 @@
 //! Each check is fired once by a machine that is broken in one place, and is content with one that is not.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use super::{
     facts::{Configuration, Kernel, Place, Port, Trial, Trials},
@@ -139,7 +139,7 @@ fn fine() -> Facts {
         settings,
         settings_error: None,
         settings_file: "/etc/patronus/patronus.yaml".into(),
-        configuration: Configuration::Site(Box::new(site())),
+        configuration: Configuration::Site(Arc::new(site())),
         texts,
         places: places.into(),
         kernel: Ok(kernel),
@@ -336,8 +336,9 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("mtu", Verdict::Warn, |f| link(f, "wan0").mtu = 1400),
     ("mtu", Verdict::Warn, |f| {
         let Configuration::Site(site) = &mut f.configuration else { return };
+        let site = Arc::make_mut(site);
         for path in site.paths.values_mut().filter(|path| path.under().is_none()) {
-            std::sync::Arc::make_mut(path).mtu = Some(1501);
+            Arc::make_mut(path).mtu = Some(1501);
         }
     }),
 ];

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -99,7 +100,7 @@ pub(super) struct Back {
     /// What is the whole reason by its silence.
     pub silent: Silent,
     /// What it made of the site, if that is known.
-    pub undone: Option<Site>,
+    pub undone: Option<Arc<Site>>,
 }
 
 /// A configuration that the engine works with and that is not in the kernel yet.
@@ -184,8 +185,8 @@ impl Gate {
     /// The site whose place the next pass gives to another.
     pub(super) fn replaced(&self) -> Option<&Site> {
         match &self.stage {
-            Stage::Proposed(_) => self.before.as_ref().map(|before| &before.site),
-            Stage::Back(back) => back.undone.as_ref(),
+            Stage::Proposed(_) => self.before.as_ref().map(|before| &*before.site),
+            Stage::Back(back) => back.undone.as_deref(),
             Stage::Idle | Stage::Waiting(_) => None,
         }
     }
@@ -330,7 +331,7 @@ impl Engine {
     /// What the rails say to the proposal that the pass is about to carry out.
     pub(super) fn refusals(&self) -> Vec<Refusal> {
         let (Stage::Proposed(proposed), Some(new)) = (&self.gate.stage, &self.active) else { return Vec::new() };
-        let (old, ways) = (self.gate.before.as_ref().map(|a| &a.site), self.protected_ways());
+        let (old, ways) = (self.gate.before.as_ref().map(|a| &*a.site), self.protected_ways());
         let change = Change { old, new: &new.site, facts: &self.observed.facts, ways: &ways };
         rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
     }

@@ -94,8 +94,8 @@ impl Engine {
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
-        let site = self.active.as_ref().map(|a| a.site.clone());
-        let found = self.router.observe(site.as_ref()).await?;
+        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
+        let found = self.router.observe(site.as_deref()).await?;
         // Before as much is compiled again.
         self.router.take_look(&mut self.observed, found);
         let now = clock::now();
@@ -115,9 +115,9 @@ impl Engine {
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.active.as_ref().map(|a| a.site.clone());
+        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
-        self.router.apply(planned, site.as_ref(), &revision).await;
+        self.router.apply(planned, site.as_deref(), &revision).await;
         self.router.share(&mut self.observed);
         self.drift_settled();
         self.in_force();
@@ -126,10 +126,10 @@ impl Engine {
     }
 
     async fn carry_out(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.active.as_ref().map(|a| a.site.clone());
+        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         let started = clock::wall();
-        let report = self.router.apply(planned, site.as_ref(), &revision).await;
+        let report = self.router.apply(planned, site.as_deref(), &revision).await;
         self.gate.may_pass = report.outcome.may_pass();
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
         self.drift_lost(&report.outcome);

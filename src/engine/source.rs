@@ -1,6 +1,6 @@
 //! From a snapshot to the site that this router is: loaded, checked, picked.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 
@@ -94,7 +94,7 @@ pub struct Active {
     /// Its files.
     pub files: BTreeMap<String, Vec<u8>>,
     /// The site that this router is.
-    pub site: Site,
+    pub site: Arc<Site>,
 }
 
 /// A configuration that cannot be put in force.
@@ -154,7 +154,7 @@ pub fn activate(snapshot: Snapshot, site: Option<&Name>, options: &validate::Opt
             commit: snapshot.commit,
             content: content(site),
             files: snapshot.files,
-            site: site.clone(),
+            site: Arc::new(site.clone()),
         }),
         None => Err(ConfigError::NoSite(site.cloned(), intent.sites().keys().cloned().collect())),
     }

@@ -117,6 +117,15 @@ fn path_of<'a>(policy: &'a Policy, selection: &'a Selection) -> Option<&'a Name>
     }
 }
 
+/// The paths that a policy's traffic can take.
+fn ways_of<'a>(site: &'a Site, policy: &'a Policy) -> &'a [Name] {
+    match &policy.action {
+        Action::Failover(rule) => site.rules.get(rule).map(|rule| &rule.members[..]).unwrap_or_default(),
+        Action::Path(path) => std::slice::from_ref(path),
+        Action::Drop | Action::Reject => &[],
+    }
+}
+
 /// The path that one family of a policy's traffic takes; none if it has no such traffic.
 fn family_path_of<'a>(
     site: &'a Site,
@@ -338,10 +347,13 @@ fn judge_policy(before: &Baseline, now: &Evidence<'_>, policy: &Policy, found: &
         }
         return;
     }
+    // The cable of the path that carried it, perhaps: the one that the rule uses in its place may carry less.
+    let pulled = |path: &Name| before.up.contains(&PathPart::whole(path)) && excused(before, now, path);
     for family in Family::ALL {
         // Traffic that the policy does not mean any more has lost nothing.
         let Some(path) = family_path_of(now.site, policy, now.selection, family) else { continue };
-        if before.carried_families.contains(&(name.clone(), family)) && !works(path, Some(family)) {
+        let carried = before.carried_families.contains(&(name.clone(), family));
+        if carried && !works(path, Some(family)) && !ways_of(now.site, policy).iter().any(pulled) {
             found.against.push(format!("policy {name} had a path for {family} before and has none that works now"));
             found.harm = true;
         }
@@ -625,6 +637,30 @@ mod tests {
         assert!(with(Action::Drop, &[], [Up, Down]).is_empty(), "that is meant");
         let found = with(onto("fiber"), &[], [Down, Down]);
         assert_eq!(found, ["policy default had a path before and has none that works now"], "once");
+    }
+
+    #[test]
+    fn a_pulled_cable_is_no_evidence_although_the_path_in_its_place_carries_one_family_only() {
+        use PathState::{Down, Up};
+        let mut world = of_families(("46", [Up, Up]), "46", "");
+        let rule = crate::validate::intent::Rule::new(name("critical"), vec![name("fiber"), name("lte")]);
+        let lte = Path { name: name("lte"), ..asked_in("46") };
+        for site in [&mut world.old, &mut world.new] {
+            site.rules.insert(name("critical"), rule.clone());
+            site.paths.insert(name("lte"), lte.clone().into());
+        }
+        let (fiber, half) = (health_of(&asked_in("46"), [Up, Up]), health_of(&lte, [Up, Down]));
+        let healths: Healths = [(name("fiber"), fiber), (name("lte"), half.clone())].into();
+        let known = Baseline::of(&world.old, &world.new, &healths, &world.selection);
+        world.before = Baseline { ways: world.before.ways, reached: world.before.reached, ..known };
+        world.healths.insert(name("lte"), half);
+        world.rounds.insert(name("lte"), rounds_of(2, 2, 0));
+        let choice = world.selection.rules.get_mut("critical").unwrap();
+        (choice.active, choice.tail) = (Some(name("lte")), vec![name("fiber")]);
+        let lost = "policy default had a path for IPv6 before and has none that works now";
+        assert!(world.judge().against.contains(&lost.to_owned()), "{:?}", world.judge());
+        world.healths.get_mut("fiber").unwrap().carrier = false;
+        assert!(world.judge().stands(), "{:?}", world.judge());
     }
 
     #[test]

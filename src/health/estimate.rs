@@ -22,17 +22,14 @@
 //!
 //! Extra latency must be seen twice in a row by the median target: one slow answer moves only the mean.
 
-use std::{
-    collections::VecDeque,
-    net::IpAddr,
-    ops::{Deref, DerefMut},
-    slice,
-    time::Duration,
-};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
+use super::{
+    Sample,
+    answers::{Answer, Answers},
+};
 use crate::{clock::Instant, units::Ratio, validate::intent};
 
 /// Rounds of the fast view.
@@ -115,63 +112,6 @@ fn evident(p: f64, n: f64, least: f64) -> f64 {
     ((p + z2 / 2.0 - Z * ((p * (1.0 - p) + z2 / 4.0) / n).sqrt()) / (1.0 + z2)).max(0.0)
 }
 
-/// What became of one probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    Lost,
-    /// Lost while others answered, too often to be the path's fault: counts for nothing.
-    Aside,
-    After(Rtt),
-}
-
-/// A round-trip time in microseconds, as exact as the kernel's timestamps: a window has one per round and target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rtt(u32);
-
-impl Rtt {
-    fn of(rtt: Duration) -> Self {
-        Self(u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX))
-    }
-
-    const fn time(self) -> Duration {
-        Duration::from_micros(self.0 as u64)
-    }
-}
-
-/// Of one probe per target. Most paths have one target, and a window has many rounds: that one is held in place.
-#[derive(Debug)]
-enum Answers {
-    One(Answer),
-    Several(Box<[Answer]>),
-}
-
-impl FromIterator<Answer> for Answers {
-    fn from_iter<I: IntoIterator<Item = Answer>>(answers: I) -> Self {
-        let answers: Vec<Answer> = answers.into_iter().collect();
-        if let [one] = answers[..] { Self::One(one) } else { Self::Several(answers.into()) }
-    }
-}
-
-impl Deref for Answers {
-    type Target = [Answer];
-
-    fn deref(&self) -> &[Answer] {
-        match self {
-            Self::One(one) => slice::from_ref(one),
-            Self::Several(all) => all,
-        }
-    }
-}
-
-impl DerefMut for Answers {
-    fn deref_mut(&mut self) -> &mut [Answer] {
-        match self {
-            Self::One(one) => slice::from_mut(one),
-            Self::Several(all) => all,
-        }
-    }
-}
-
 /// What a round says of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Vote {
@@ -219,43 +159,50 @@ impl Jitter {
     }
 }
 
+/// What is known of one target over its rounds.
+#[derive(Debug)]
+struct Target {
+    address: IpAddr,
+    jitter: Jitter,
+    suspicion: Suspicion,
+    /// When its newest probe that was answered was sent.
+    answered: Option<Instant>,
+}
+
+impl Target {
+    fn new(address: IpAddr) -> Self {
+        Self { address, jitter: Jitter::default(), suspicion: Suspicion::No, answered: None }
+    }
+}
+
 /// The newest rounds of a path, in the order in which they were sent.
 #[derive(Debug)]
 pub(super) struct Window {
-    targets: Vec<IpAddr>,
+    targets: Box<[Target]>,
     quorum: usize,
     capacity: usize,
     rounds: VecDeque<Round>,
-    jitter: Vec<Jitter>,
-    suspicion: Vec<Suspicion>,
-    /// Per target, when its newest probe that was answered was sent.
-    answered: Vec<Option<Instant>>,
 }
 
 impl Window {
     pub fn new(probe: &intent::Probe) -> Self {
         Self {
-            targets: probe.targets.clone(),
+            targets: probe.targets.iter().map(|address| Target::new(*address)).collect(),
             quorum: (probe.quorum as usize).clamp(1, probe.targets.len().max(1)),
             capacity: (probe.window as usize).max(1),
-            rounds: VecDeque::with_capacity(probe.window as usize + 1),
-            jitter: vec![Jitter::default(); probe.targets.len()],
-            suspicion: vec![Suspicion::No; probe.targets.len()],
-            answered: vec![None; probe.targets.len()],
+            rounds: VecDeque::with_capacity((probe.window as usize).max(1)),
         }
     }
 
     pub fn clear(&mut self) {
         self.rounds.clear();
-        self.jitter.fill(Jitter::default());
-        self.suspicion.fill(Suspicion::No);
-        self.answered.fill(None);
+        self.targets.iter_mut().for_each(|target| *target = Target::new(target.address));
     }
 
     /// Takes the vote from targets, or gives it back with their next probe.
     pub fn suspect(&mut self, suspects: &[bool]) {
-        for (state, suspect) in self.suspicion.iter_mut().zip(suspects) {
-            *state = match (*state, suspect) {
+        for (target, suspect) in self.targets.iter_mut().zip(suspects) {
+            target.suspicion = match (target.suspicion, suspect) {
                 (_, true) => Suspicion::Yes,
                 (Suspicion::Yes, false) => Suspicion::Over,
                 (old, false) => old,
@@ -266,7 +213,7 @@ impl Window {
 
     /// Which targets are suspect.
     pub fn suspects(&self) -> Vec<bool> {
-        self.suspicion.iter().map(|s| *s == Suspicion::Yes).collect()
+        self.targets.iter().map(|target| target.suspicion == Suspicion::Yes).collect()
     }
 
     /// Whether the newest round said nothing, since no target had a vote.
@@ -280,25 +227,26 @@ impl Window {
 
     /// Takes in a round. One that is older than the whole window, or known already, is dropped.
     pub fn add(&mut self, sample: &Sample) {
-        let at = self.rounds.partition_point(|r| r.sent < sample.sent);
+        let mut at = self.rounds.partition_point(|r| r.sent < sample.sent);
         let known = self.rounds.get(at).is_some_and(|r| r.sent == sample.sent);
-        if known || (at == 0 && self.rounds.len() == self.capacity) {
+        let full = self.rounds.len() == self.capacity;
+        if known || (at == 0 && full) {
             return;
         }
-        let answers: Answers = self.targets.iter().map(|t| answer(sample, t)).collect();
+        let answers: Answers = self.targets.iter().map(|t| Answer::of(sample, &t.address)).collect();
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }
         let settled = self.settle(sample.sent, &answers);
-        self.rounds.insert(at, Round { sent: sample.sent, vote: Vote::Void, outage: false, answers });
-        if self.rounds.len() > self.capacity {
+        if full {
             self.rounds.pop_front();
+            at -= 1;
         }
+        let mut round = Round { sent: sample.sent, vote: Vote::Void, outage: false, answers };
+        round.vote = self.vote(&round);
+        self.rounds.insert(at, round);
         if settled {
             self.vote_anew();
-        } else if let Some(vote) = self.rounds.get(at.min(self.rounds.len() - 1)).map(|r| self.vote(r)) {
-            let at = at.min(self.rounds.len() - 1);
-            self.rounds[at].vote = vote;
         }
         self.set_aside();
     }
@@ -309,19 +257,20 @@ impl Window {
         let mut changed = false;
         for (t, answer) in answers.iter().enumerate() {
             let answered = matches!(answer, Answer::After(_));
-            if answered && self.suspicion[t] != Suspicion::No {
-                let silent_since = self.answered[t];
+            let target = &mut self.targets[t];
+            if answered && target.suspicion != Suspicion::No {
+                let silent_since = target.answered;
                 let silent = |r: &&mut Round| silent_since.is_none_or(|last| r.sent > last);
                 for round in self.rounds.iter_mut().rev().take_while(silent) {
                     round.answers[t] = Answer::Aside;
                 }
             }
-            if answered || self.suspicion[t] == Suspicion::Over {
-                changed |= self.suspicion[t] != Suspicion::No;
-                self.suspicion[t] = Suspicion::No;
+            if answered || target.suspicion == Suspicion::Over {
+                changed |= target.suspicion != Suspicion::No;
+                target.suspicion = Suspicion::No;
             }
             if answered {
-                self.answered[t] = self.answered[t].max(Some(sent));
+                target.answered = target.answered.max(Some(sent));
             }
         }
         changed
@@ -347,8 +296,8 @@ impl Window {
 
     /// Whether a target has a vote in a round: it was not set aside, and is not under suspicion since before it.
     fn votes(&self, target: usize, round: &Round) -> bool {
-        let masked =
-            || self.suspicion[target] != Suspicion::No && self.answered[target].is_none_or(|last| round.sent > last);
+        let Target { suspicion, answered, .. } = &self.targets[target];
+        let masked = || *suspicion != Suspicion::No && answered.is_none_or(|last| round.sent > last);
         match round.answers[target] {
             Answer::After(_) => true,
             Answer::Aside => false,
@@ -357,9 +306,9 @@ impl Window {
     }
 
     fn add_jitter(&mut self, answers: &[Answer]) {
-        for (jitter, answer) in self.jitter.iter_mut().zip(answers) {
+        for (target, answer) in self.targets.iter_mut().zip(answers) {
             if let Answer::After(rtt) = answer {
-                jitter.add(rtt.time());
+                target.jitter.add(rtt.time());
             }
         }
     }
@@ -421,8 +370,9 @@ impl Window {
         let mut fast = self.view(FAST);
         slow.latency = median(self.targets(|t| mean(self.rtts(t, self.capacity))));
         fast.latency = median(self.targets(|t| newest_two(self.rtts(t, FAST))));
-        slow.jitter =
-            median(self.targets(|t| self.jitter[t].value.filter(|_| self.rtts(t, self.capacity).next().is_some())));
+        slow.jitter = median(
+            self.targets(|t| self.targets[t].jitter.value.filter(|_| self.rtts(t, self.capacity).next().is_some())),
+        );
         fast.jitter = slow.jitter;
         Stats { slow, fast, dead }
     }
@@ -456,11 +406,6 @@ impl Window {
         let voted = newest().count();
         (voted > 0).then(|| Ratio::of(lost, voted).as_f64())
     }
-}
-
-fn answer(sample: &Sample, target: &IpAddr) -> Answer {
-    let found = sample.answers.iter().find(|(address, _)| address == target);
-    found.and_then(|(_, rtt)| *rtt).map_or(Answer::Lost, |rtt| Answer::After(Rtt::of(rtt)))
 }
 
 fn ratio(p: f64) -> Ratio {

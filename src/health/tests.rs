@@ -326,18 +326,22 @@ fn reconfiguring_keeps_the_history_of_paths_whose_probing_is_the_same() {
     assert!(!s.monitor.healths().contains_key("fiber") && !s.monitor.measures().contains_key("fiber"));
 }
 
-#[test]
-fn samples_that_come_late_are_sorted_in_and_none_counts_twice() {
-    let mut s = Story::new(1, 100);
-    s.rounds(5, &[20]);
-    let sample = |round: u64, rtt: Option<u64>| Sample {
+/// A round of a path with one target, 100 ms after the one before.
+fn sample(round: u64, rtt: Option<u64>) -> Sample {
+    Sample {
         path: name("fiber"),
         round,
         sent: T0 + Duration::from_millis(100 * round),
         done: T0 + Duration::from_millis(100 * round + 80),
         answers: vec![(target(0), rtt.map(Duration::from_millis))],
         notes: Notes::default(),
-    };
+    }
+}
+
+#[test]
+fn samples_that_come_late_are_sorted_in_and_none_counts_twice() {
+    let mut s = Story::new(1, 100);
+    s.rounds(5, &[20]);
     let now = T0 + Duration::from_secs(1);
     s.monitor.handle_sample(&sample(9, Some(20)), now);
     for round in [6, 7, 8, 8, 7] {
@@ -345,6 +349,20 @@ fn samples_that_come_late_are_sorted_in_and_none_counts_twice() {
     }
     assert_eq!(s.health().rounds, 9);
     assert_ne!(s.health().reason, "3 rounds lost in a row", "the newest round was answered");
+}
+
+#[test]
+fn losses_that_come_late_count_in_a_full_window_too() {
+    let mut s = Story::new(1, 100);
+    s.rounds(24, &[20]);
+    let now = T0 + Duration::from_secs(3);
+    s.monitor.handle_sample(&sample(28, Some(20)), now);
+    assert_eq!(s.health().state, PathState::Up);
+    for round in [27, 26, 25] {
+        s.monitor.handle_sample(&sample(round, None), now);
+    }
+    let h = s.health();
+    assert_eq!((h.state, h.rounds), (PathState::Down, 20), "{}: 3 of the newest 10 are lost", h.reason);
 }
 
 #[test]

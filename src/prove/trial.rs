@@ -19,7 +19,7 @@ use crate::{
     clock::{Instant, Wall},
     config::{
         Config,
-        schema::{self, Kind},
+        schema::{self, Kind, Schemas},
         trial::{DeedSpec, ExpectSpec, TestSpec},
         yaml::Document,
     },
@@ -51,6 +51,8 @@ const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
 /// Runs the tests of a configuration that are in files that `wanted` takes.
 pub fn run(config: &Config, intent: &Intent, wanted: impl Fn(&str) -> bool) -> Vec<Outcome> {
+    // Compiled once for all of them.
+    let _held = Schemas::held();
     config.trials().filter(|document| wanted(&document.file)).map(|document| one(config, intent, document)).collect()
 }
 
@@ -122,7 +124,7 @@ pub(super) fn no_such<'n>(
 
 impl<'a> Trial<'a> {
     fn read(intent: &'a Intent, document: &'a Document) -> Result<Self, Vec<Diagnostic>> {
-        let problems = schema::of(Kind::FailoverTest).problems(&document.value);
+        let problems = Schemas::held().of(Kind::FailoverTest).problems(&document.value);
         if !problems.is_empty() {
             let shown = |p: &schema::Problem| {
                 let at = if p.on_key { document.key_at(&p.pointer) } else { document.value_at(&p.pointer) };

@@ -12,9 +12,8 @@ use super::{
     world::{SITE, Shape, World, left_after, random_pause, site},
 };
 
-/// Labs at once, and runs in each: default probing waits long.
+/// Labs at once.
 const LABS: usize = 3;
-const RUNS: usize = 3;
 
 struct Case {
     figure: &'static str,
@@ -27,6 +26,8 @@ struct Case {
     /// Longest time watched.
     watch: Duration,
     bound: f64,
+    /// Runs in each lab: few where default probing waits long, more where chance has a say.
+    runs: usize,
 }
 
 /// One row for each kind of fault.
@@ -42,6 +43,7 @@ pub fn run() -> Vec<Row> {
             interval: Duration::from_secs(1),
             watch: Duration::from_millis(4500),
             bound: 3500.0,
+            runs: 3,
         },
         Case {
             figure: "silent black hole until clean, 100 ms x 3 (timeout 100 ms)",
@@ -52,6 +54,7 @@ pub fn run() -> Vec<Row> {
             interval: fast,
             watch: Duration::from_millis(1200),
             bound: 400.0,
+            runs: 7,
         },
         Case {
             figure: "30 % loss until left, 100 ms probes (timeout 100 ms)",
@@ -62,6 +65,7 @@ pub fn run() -> Vec<Row> {
             interval: fast,
             watch: Duration::from_secs(4),
             bound: 1500.0,
+            runs: 7,
         },
         Case {
             figure: "+200 ms until left, 100 ms probes (timeout 100 ms)",
@@ -72,6 +76,7 @@ pub fn run() -> Vec<Row> {
             interval: fast,
             watch: Duration::from_millis(2500),
             bound: 500.0,
+            runs: 3,
         },
     ];
     cases.iter().map(measure).collect()
@@ -89,7 +94,7 @@ fn lab(case: &Case) -> Vec<f64> {
     let shape = Shape { nat: "none", probe: case.probe, health: case.health, ..Shape::default() };
     let mut world = World::new(&site(&shape));
     world.start();
-    (0..RUNS).map(|_| once(&mut world, case)).collect()
+    (0..case.runs).map(|_| once(&mut world, case)).collect()
 }
 
 fn once(world: &mut World, case: &Case) -> f64 {
