@@ -59,11 +59,19 @@ pub const SOCKET_VARIABLE: &str = "PATRONUS_SOCKET";
 /// Where the daemon of this router listens, for verbs that need nothing else of the settings. Settings that cannot be
 /// read are no reason not to ask.
 pub fn socket() -> PathBuf {
-    let settings = Settings::load(None, |name| std::env::var(name).ok()).unwrap_or_default();
     match std::env::var_os(RUNTIME_VARIABLE) {
         Some(dir) => Path::new(&dir).join(SOCKET_NAME),
-        None => settings.socket,
+        None => usual().socket,
     }
+}
+
+/// Where it keeps its records, for the same verbs.
+pub fn state_dir() -> PathBuf {
+    usual().state_dir
+}
+
+fn usual() -> Settings {
+    Settings::load(None, |name| std::env::var(name).ok()).unwrap_or_default()
 }
 
 /// Settings with what the command line says in their place; `dir` is the configuration to use instead of the

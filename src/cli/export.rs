@@ -94,7 +94,7 @@ impl From<StoreError> for Broken {
 }
 
 fn write(out: &mut impl std::io::Write, args: &Args, since: Wall, until: Wall) -> Result<(), Broken> {
-    let dir = &args.records.state_dir;
+    let dir = &args.records.dir();
     let wanted = |since, until| Wanted { since: Some(since), until: Some(until), only: None, limit: usize::MAX };
     match args.what {
         What::Events => rows(out, args.format, true, &read::events(dir, &wanted(since, until))?),
@@ -238,7 +238,7 @@ mod tests {
         recorder.event(Event { id: 0, at: at(1_000_000), kind, subject, message, detail: serde_json::Value::Null });
         assert!(recorder.flush(Duration::from_secs(10)));
         let export = |format| {
-            let records = Records { state_dir: dir.path().to_owned() };
+            let records = Records::of(dir.path());
             let args = Args { what: What::Events, format, since: None, until: None, records };
             let mut out = Vec::new();
             assert!(write(&mut out, &args, at(0), at(2_000_000)).is_ok());

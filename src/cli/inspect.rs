@@ -1,6 +1,13 @@
 //! `patronus status`, `get`, `events` and `history`: what is, and what happened.
 
-use std::{fmt::Write as _, future::Future, io::Write as _, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt::Write as _,
+    future::Future,
+    io::Write as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use hyper::Method;
 use serde_json::json;
@@ -48,9 +55,22 @@ impl Daemon {
 /// Where the records are when no daemon answers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Records {
-    /// State directory, read when the daemon is not running
-    #[arg(long, value_name = "DIR", env = "PATRONUS_STATE_DIR", default_value = "/var/lib/patronus")]
-    pub state_dir: PathBuf,
+    /// State directory, read when the daemon is not running [default: the settings' one]
+    #[arg(long, value_name = "DIR", env = "PATRONUS_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl Records {
+    /// Where they are.
+    pub fn dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(context::state_dir)
+    }
+
+    /// Those in a directory.
+    #[cfg(test)]
+    pub(super) fn of(dir: &std::path::Path) -> Self {
+        Self { state_dir: Some(dir.to_owned()) }
+    }
 }
 
 /// Show whether all is well, and what is not
@@ -276,7 +296,7 @@ async fn past_events(args: &EventsArgs) -> Result<Vec<Event>, Failure> {
     let asked = client::ask::<crate::api::Events>(&socket, Method::GET, &uri, PATIENCE);
     let (limit, since) = (args.limit, args.since.map(|s| s.0));
     let wanted = Wanted { since, until: None, only: args.kind.clone(), limit };
-    let stored = || read::events(&args.records.state_dir, &wanted);
+    let stored = |dir: &Path| read::events(dir, &wanted);
     or_records(async { Ok(asked.await?.events) }, stored, &args.records).await
 }
 
@@ -326,7 +346,7 @@ pub async fn history(args: HistoryArgs) -> Outcome {
     let uri = format!("/v1/history?limit={}", args.limit);
     let socket = args.daemon.socket();
     let asked = client::ask::<crate::api::History>(&socket, Method::GET, &uri, PATIENCE);
-    let stored = || read::history(&args.records.state_dir, args.limit);
+    let stored = |dir: &Path| read::history(dir, args.limit);
     let runs: Vec<Run> = or_records(async { Ok(asked.await?.runs) }, stored, &args.records).await?;
     Ok(match args.daemon.output {
         Format::Json => print_json(&json!({"format_version": 1, "runs": runs})),
@@ -337,18 +357,18 @@ pub async fn history(args: HistoryArgs) -> Outcome {
 /// The daemon's answer; what it left on disk if it does not run.
 async fn or_records<T>(
     asked: impl Future<Output = Result<T, ClientError>>,
-    stored: impl FnOnce() -> Result<T, StoreError>,
+    stored: impl FnOnce(&Path) -> Result<T, StoreError>,
     records: &Records,
 ) -> Result<T, Failure> {
     match asked.await {
         Ok(answer) => Ok(answer),
         Err(down @ ClientError::Down { .. }) => {
-            let found = stored().map_err(|error| match error {
+            let dir = records.dir();
+            let found = stored(&dir).map_err(|error| match error {
                 StoreError::Missing { .. } => Failure::new(Exit::Error, format!("{down}, and {error}")),
                 other => Failure::error(&down, &other),
             })?;
-            let dir = records.state_dir.display();
-            let _ = writeln!(std::io::stderr(), "patronus: {down}; this is what it recorded in {dir}");
+            let _ = writeln!(std::io::stderr(), "patronus: {down}; this is what it recorded in {}", dir.display());
             Ok(found)
         }
         Err(error) => Err(failure(&error)),

@@ -148,7 +148,7 @@ impl Engine {
         if let Some(doubt) = &self.gate.doubt {
             let note = match doubt.verdict(now) {
                 Verdict::Open => None,
-                Verdict::Guilty(who) => Some(self.revisions.convict(&doubt.suspect.revision, who)),
+                Verdict::Guilty(who) => Some(self.revisions.convict(&doubt.suspect.revision, who, doubt.in_vain())),
                 Verdict::Doubtful => {
                     let (paths, services) = doubt.suspect.awaited();
                     Some(self.revisions.acquit(&doubt.suspect.revision, Awaited { services, paths }))

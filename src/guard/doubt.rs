@@ -106,6 +106,13 @@ impl Doubt {
         }
     }
 
+    /// Whether services were silent for a while without the change too: one that answers later may have come back by
+    /// itself, or only then have been found again.
+    #[must_use]
+    pub const fn in_vain(&self) -> bool {
+        self.asked > 0
+    }
+
     /// What is known now.
     #[must_use]
     pub fn verdict(&self, now: Instant) -> Verdict<'_> {
@@ -216,6 +223,14 @@ mod tests {
             }
             assert_eq!(doubt.verdict(at(judged)), verdict, "{what}");
         }
+        let mut at_once = doubt(&[], &[REMOTE]);
+        at_once.asked(at(1000), &set(&[]), true);
+        at_once.asked(at(2000), &set(&[REMOTE]), false);
+        assert!(!at_once.in_vain(), "while paths recover, silence says nothing");
+        let mut late = doubt(&[], &[REMOTE]);
+        late.asked(at(1000), &set(&[]), false);
+        late.asked(at(3000), &set(&[REMOTE]), false);
+        assert!(late.in_vain() && late.verdict(at(3000)) == Verdict::Guilty(REMOTE));
         let mut both = doubt(&[], &[REMOTE, STATION]);
         both.asked(at(1000), &set(&[STATION]), false);
         both.asked(at(2000), &set(&[]), false);

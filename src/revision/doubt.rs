@@ -43,11 +43,17 @@ impl Revisions {
         Some(Note::warning(format!("revision {revision}: {}", known.reason)))
     }
 
-    /// The revision was undone because something fell silent, and `who` of that answers without it.
+    /// The revision was undone because something fell silent, and `who` of that answers without it; `late` if it did not
+    /// at first.
     #[must_use]
-    pub fn convict(&self, revision: &str, who: &str) -> Option<Note> {
+    pub fn convict(&self, revision: &str, who: &str, late: bool) -> Option<Note> {
         let known = self.memory.quarantine.iter().any(|q| q.revision == revision);
-        known.then(|| Note::good(format!("revision {revision} stays in quarantine: {who} answers without it")))
+        let but = if late {
+            ", though not at once: if it came back by itself, `patronus source retry` tries the revision again"
+        } else {
+            ""
+        };
+        known.then(|| Note::good(format!("revision {revision} stays in quarantine: {who} answers without it{but}")))
     }
 
     /// Services that have to answer before what the source holds is tried again.

@@ -210,8 +210,10 @@ fn what_was_undone_for_a_service_that_is_silent_without_it_is_tried_again_when_i
     for round in 0..3 {
         assert!(router.sees(&good, Ok("good")), "round {round}");
         router.fails("192.0.2.9:22 answered before and does not now");
-        assert!(router.revisions.convict("cccccccc", remote).is_none(), "another one");
-        assert!(router.revisions.convict("bbbbbbbb", remote).unwrap().text.contains("192.0.2.9:22 answers without it"));
+        assert!(router.revisions.convict("cccccccc", remote, false).is_none(), "another one");
+        let told = |late| router.revisions.convict("bbbbbbbb", remote, late).unwrap().text;
+        assert!(told(false).ends_with("192.0.2.9:22 answers without it"), "{}", told(false));
+        assert!(told(true).contains("though not at once: if it came back by itself, `patronus source retry`"));
         assert!(router.revisions.silence_ended(|_| true, |_| true).is_none(), "who is guilty is not tried again");
         let awaited = Awaited { services: [remote.to_owned()].into(), paths: ["fiber".parse().unwrap()].into() };
         router.revisions.acquit("bbbbbbbb", awaited).unwrap();

@@ -151,6 +151,11 @@ fn wrong_words_settings_and_configurations() {
         place.says("run-without-a-configuration", 78, &[], "run");
         place.says("a-daemon-that-does-not-run", 1, &[], "status --socket %/run/patronus.sock");
         place.says("a-kind-of-event-that-there-is-not", 64, &[], "events --kind failovers");
+        let (settings, at) = (place.path("placed.yaml"), place.path("elsewhere"));
+        fs::write(&settings, format!("stateDir: {0}\nruntimeDir: {0}\n", at.display())).unwrap();
+        let settings = format!("PATRONUS_CONFIG={}", settings.display());
+        let by_settings = ["env", "-u", "PATRONUS_STATE_DIR", "-u", "PATRONUS_RUNTIME_DIR", &settings];
+        place.says("events-where-the-settings-say", 1, &by_settings, "events");
         let elsewhere = ["env", "PATRONUS_SOCKET=/nowhere/patronus.sock"];
         place.says("nothing-to-confirm", 1, &elsewhere, "confirm");
         place.says("nothing-to-undo", 1, &[], "rollback --socket /nowhere/patronus.sock");

@@ -1,5 +1,7 @@
 //! What was in force, and who did what: `history --generations`, `history --audit`, `get generation N`.
 
+use std::path::Path;
+
 use hyper::Method;
 use serde_json::json;
 
@@ -13,6 +15,7 @@ use crate::{
     api::{Audit, Generations, client},
     cli::{Exit, Failure},
     engine::status::Status,
+    guard::Unconfirmed,
     store::{AuditRow, Generation, Standing, read},
 };
 
@@ -30,7 +33,7 @@ pub(super) async fn audit(args: HistoryArgs) -> Outcome {
     let uri = format!("/v1/audit?limit={}", args.limit);
     let socket = args.daemon.socket();
     let asked = client::ask::<Audit>(&socket, Method::GET, &uri, PATIENCE);
-    let stored = || read::audit(&args.records.state_dir, args.limit);
+    let stored = |dir: &Path| read::audit(dir, args.limit);
     let rows = or_records(async { Ok(asked.await?.rows) }, stored, &args.records).await?;
     Ok(match args.daemon.output {
         Format::Json => print_json(&json!({"format_version": 1, "rows": rows})),
@@ -59,7 +62,7 @@ async fn fetch(daemon: &Daemon, records: &Records, limit: usize) -> Result<Vec<G
     let uri = format!("/v1/generations?limit={}", limit.min(1_000));
     let socket = daemon.socket();
     let asked = client::ask::<Generations>(&socket, Method::GET, &uri, PATIENCE);
-    let stored = || read::generations(&records.state_dir, limit.min(1_000));
+    let stored = |dir: &Path| read::generations(dir, limit.min(1_000));
     or_records(async { Ok(asked.await?.generations) }, stored, records).await
 }
 
@@ -106,19 +109,20 @@ fn one(g: &Generation) -> String {
 pub(super) fn trial(status: &Status) -> Vec<(Mark, String)> {
     let mut lines = Vec::new();
     if let Some(trial) = &status.unconfirmed {
-        let back = trial
-            .previous
-            .as_deref()
-            .map_or_else(|| "nothing of ours".to_owned(), |r| format!("revision {}", clean(r)));
+        let (end, back) = match trial.previous.as_deref() {
+            None => ("undone", "nothing of ours comes back".to_owned()),
+            Some(Unconfirmed::LOST) => {
+                ("called failed", "it stays all the same: no journal tells what was there before".to_owned())
+            }
+            Some(revision) => ("undone", format!("revision {} comes back", clean(revision))),
+        };
         let how =
             if trial.by_hand { "unless somebody says `patronus confirm`" } else { "unless the evidence is complete" };
         let (generation, left) = (trial.generation, trial.seconds_left);
         let revision = clean(&trial.revision);
         lines.push((
             Mark::Unknown,
-            format!(
-                "generation {generation} (revision {revision}) is undone in {left} s, {how}; then {back} comes back"
-            ),
+            format!("generation {generation} (revision {revision}) is {end} in {left} s, {how}; then {back}"),
         ));
         lines.extend(trial.against.iter().map(|line| (Mark::Look, clean(line))));
         lines.extend(trial.waits.iter().map(|line| (Mark::Unknown, clean(line))));
