@@ -155,6 +155,9 @@ impl fmt::Display for Summary {
         let files = plural(self.files, "file");
         if self.valid {
             write!(f, "valid: {}, {} in {files}", plural(self.sites, "site"), plural(self.objects, "object"))?;
+            if self.sites == 0 {
+                f.write_str("; without a site no router would take any of it")?;
+            }
         } else {
             write!(f, "not valid: {} in {files}", plural(self.errors, "error"))?;
         }

@@ -27,7 +27,7 @@ const STRETCHES: usize = 5;
 const STRETCH: Duration = Duration::from_secs(4);
 
 /// How often the memory of each small daemon is measured, all at the same time.
-const SMALL: usize = 3;
+const SMALL: usize = 5;
 
 struct Figures {
     cpu: Vec<f64>,

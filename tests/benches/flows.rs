@@ -26,7 +26,7 @@ const MASK: u32 = 0xfff0_0000;
 /// One walk for all rules, against a plain dump of the table, and against the walks that each rule by itself would take.
 #[allow(clippy::cast_precision_loss)]
 pub fn run() -> Vec<Row> {
-    let (dumps, walks, alone) = thread::spawn(measure).join().expect("the measurement");
+    let (dumps, walks, alone) = measure();
     let ratios = walks.iter().zip(&dumps).map(|(walk, dump)| walk.as_secs_f64() / dump.as_secs_f64()).collect();
     let figure = format!("flows of {RULES} rules forgotten, a third of 100,000 entries, against one plain dump");
     vec![
@@ -41,32 +41,36 @@ fn doomed(number: u32) -> Doomed {
     Doomed { flows: Fwmark { mark: number << 20, mask: MASK }, family: None }
 }
 
-/// Times of plain dumps, of walks for all rules, and of walks for one.
+/// Times of plain dumps, of walks for all rules, and of walks for one. Each run has a table of its own.
 fn measure() -> (Vec<Duration>, Vec<Duration>, Vec<Duration>) {
+    let run = |_| thread::spawn(once).join().expect("the measurement");
+    let runs: Vec<[Duration; 3]> = (0..RUNS).map(run).collect();
+    let of = |which: usize| runs.iter().map(|run| run[which]).collect();
+    (of(0), of(1), of(2))
+}
+
+fn once() -> [Duration; 3] {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this needs root");
     prepare();
+    fill();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let kernel = Linux::connect().expect("the kernel");
-        let (mut dumps, mut walks, mut alone) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..RUNS {
-            fill();
-            let begun = Instant::now();
-            let counted = kernel.flows_by_policy(&Ranges::default()).await.expect("a dump");
-            dumps.push(begun.elapsed());
-            assert_eq!(counted.values().sum::<u64>(), u64::from(ENTRIES), "the table is full");
-            let begun = Instant::now();
-            let forgotten = Linux::forget((1..=RULES).map(doomed).collect()).await;
-            walks.push(begun.elapsed());
-            assert!(forgotten.error.is_none(), "{:?}", forgotten.error);
-            let sum: u64 = forgotten.flows.iter().sum();
-            assert!(sum.abs_diff(u64::from(ENTRIES / 3)) <= u64::from(RULES), "{sum}");
-            let begun = Instant::now();
-            let forgotten = Linux::forget(vec![doomed(RULES + 1)]).await;
-            alone.push(begun.elapsed());
-            assert!(forgotten.error.is_none() && forgotten.flows[0] > 0, "{forgotten:?}");
-        }
-        (dumps, walks, alone)
+        let begun = Instant::now();
+        let counted = kernel.flows_by_policy(&Ranges::default()).await.expect("a dump");
+        let dump = begun.elapsed();
+        assert_eq!(counted.values().sum::<u64>(), u64::from(ENTRIES), "the table is full");
+        let begun = Instant::now();
+        let forgotten = Linux::forget((1..=RULES).map(doomed).collect()).await;
+        let walk = begun.elapsed();
+        assert!(forgotten.error.is_none(), "{:?}", forgotten.error);
+        let sum: u64 = forgotten.flows.iter().sum();
+        assert!(sum.abs_diff(u64::from(ENTRIES / 3)) <= u64::from(RULES), "{sum}");
+        let begun = Instant::now();
+        let forgotten = Linux::forget(vec![doomed(RULES + 1)]).await;
+        let alone = begun.elapsed();
+        assert!(forgotten.error.is_none() && forgotten.flows[0] > 0, "{forgotten:?}");
+        [dump, walk, alone]
     })
 }
 
@@ -86,10 +90,8 @@ fn prepare() {
     }
 }
 
-/// Fills the table anew.
+/// Fills the table.
 fn fill() {
-    let status = Command::new("conntrack").arg("-F").stderr(Stdio::null()).status().expect("conntrack");
-    assert!(status.success());
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     for n in 0..ENTRIES {
         let [_, a, b, c] = (n + 256).to_be_bytes();

@@ -24,7 +24,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("patronus-it-").tempdir().unwrap();
-        for sub in ["conf", "several", "broken", "empty"] {
+        for sub in ["conf", "several", "broken", "empty", "siteless"] {
             fs::create_dir(dir.path().join(sub)).unwrap();
         }
         let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
@@ -38,6 +38,10 @@ impl Place {
             &SITE
                 .replace("protocol: udp", "protocol: upd")
                 .replace("{failover: critical}}\n    g", "{failover: critcal}}\n    g"),
+        );
+        write(
+            "siteless/class.yaml",
+            "apiVersion: patronus.network/v1alpha1\nkind: SlaClass\nmetadata: {name: voice}\nspec: {latency: 100ms}\n",
         );
         write("good.yaml", "site: berlin\n");
         write("bad.yaml", "site: berlin\nranges: {tableBase: 7}\nstatedir: /var\n");
@@ -145,6 +149,7 @@ fn wrong_words_settings_and_configurations() {
         place.says("a-directory-that-is-missing", 1, &[], "plan %/none");
         place.says("a-directory-without-configuration", 1, &[], "plan %/empty");
         place.says("a-configuration-with-errors", 65, &[], "apply %/broken --yes");
+        place.says("validate-without-a-site", 0, &[], "validate %/siteless");
         place.says("a-site-that-is-not-there", 78, &[], "plan %/conf --site rome");
         place.says("several-sites", 78, &["env", "-u", "PATRONUS_CONFIG"], "plan %/several");
         place.says("run-without-a-site", 78, &["env", "-u", "PATRONUS_CONFIG"], "run --dir %/conf");
