@@ -239,7 +239,9 @@ impl Jury {
     pub fn convict(&mut self, path: &Name) {
         let silent = |panel: &Panel| !Family::ALL.into_iter().any(|family| panel.answers(family));
         if self.paths.get(path).is_some_and(silent) && self.together().is_answered() {
-            Family::ALL.into_iter().for_each(|family| self.set_convicted(path, family, true));
+            for family in Family::ALL {
+                self.set_convicted(path, family, true);
+            }
         }
     }
 
