@@ -277,8 +277,17 @@ impl Monitor {
         }
         self.weigh(&sample.path, now);
         self.look(&sample.path, now);
-        if self.healths.get(&sample.path).is_some_and(|health| health.state == PathState::Down) {
-            self.jury.convict(&sample.path);
+        self.convict(&sample.path);
+    }
+
+    /// Tells the jury if a path or a family of it is down.
+    fn convict(&mut self, path: &Name) {
+        let Some(health) = self.healths.get(path) else { return };
+        if health.state == PathState::Down {
+            self.jury.convict(path);
+        }
+        for (family, _) in health.families.iter().filter(|(_, health)| health.state == PathState::Down) {
+            self.jury.convict_family(path, *family);
         }
     }
 

@@ -573,7 +573,7 @@ struct Dual {
 }
 
 impl Dual {
-    fn new(quorum: u32) -> Self {
+    fn site(quorum: u32) -> Site {
         let targets = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|t| t.parse().unwrap());
         let paths = ["fiber", "lte"].map(|p| {
             let mut path = path(p, 0, 1000);
@@ -581,7 +581,11 @@ impl Dual {
             (probe.targets, probe.quorum) = (targets.to_vec(), quorum);
             path
         });
-        let mut dual = Self { monitor: Monitor::new(&site(paths.into()), T0), round: 0 };
+        site(paths.into())
+    }
+
+    fn new(quorum: u32) -> Self {
+        let mut dual = Self { monitor: Monitor::new(&Self::site(quorum), T0), round: 0 };
         dual.rounds(5, [true; 2], [true; 2]);
         while dual.monitor.poll_event().is_some() {}
         dual
@@ -650,6 +654,43 @@ fn a_target_of_one_family_that_fails_on_every_path_is_suspect_and_its_family_is_
     assert!(s.monitor.alarms()[0].contains("2001:db8::1 (icmp) fails on all 2 paths"), "{:?}", s.monitor.alarms());
     // It answers elsewhere: here it is the path.
     assert_eq!(s.rounds(4, [true, false], [true; 2]), [PathState::Up, PathState::Up, PathState::Down]);
+}
+
+#[test]
+fn ipv6_that_has_long_been_dead_on_a_backup_does_not_keep_that_of_the_last_path_from_being_found_down() {
+    use PathState::{Down, Up};
+    const ALL: [bool; 2] = [true; 2];
+    const FOUR: [bool; 2] = [true, false];
+    for quorum in [1, 3] {
+        let mut s = Dual::new(quorum);
+        assert_eq!(s.rounds(10, ALL, FOUR), [Up; 3]);
+        assert_eq!(s.rounds(3, FOUR, FOUR), [Up, Up, Down]);
+        assert!(!s.fiber().families[&Family::V6].held && s.monitor.alarms().is_empty(), "{:?}", s.monitor.alarms());
+        // IPv4 of both is a witness as ever: when that falls silent at once too, it is the observer.
+        assert_eq!(s.rounds(10, [false; 2], [false; 2]), [Up, Up, Down]);
+        assert!(s.fiber().held && s.monitor.alarms()[0].contains("no target answers on any path"));
+        // IPv6 is back on both: when it falls silent on both at once, it is the target.
+        assert_eq!(s.rounds(30, ALL, ALL), [Up; 3]);
+        assert_eq!(s.rounds(10, FOUR, FOUR), [Up; 3]);
+        assert!(s.monitor.alarms()[0].contains("2001:db8::1 (icmp) fails on all 2 paths"), "{:?}", s.monitor.alarms());
+    }
+}
+
+#[test]
+fn ipv6_that_has_long_been_dead_on_a_backup_is_no_witness_after_a_restart_or_a_carrier_that_came_back_either() {
+    let mut s = Dual::new(1);
+    s.rounds(10, [true; 2], [true, false]);
+    let known = s.monitor.healths().clone();
+    let mut later = Dual { monitor: Monitor::new(&Dual::site(1), T0), round: 0 };
+    later.monitor.remember(&known, T0);
+    for carrier in [false, true] {
+        s.monitor.set_carrier(&name("lte"), carrier, T0 + Duration::from_secs(20));
+    }
+    for mut story in [s, later] {
+        story.monitor.reconfigure(&Dual::site(1), T0 + Duration::from_secs(20));
+        story.rounds(5, [true; 2], [true, false]);
+        assert_eq!(story.rounds(3, [true, false], [true, false]), [PathState::Up, PathState::Up, PathState::Down]);
+    }
 }
 
 #[test]

@@ -10,12 +10,14 @@
 //!
 //! A path that was found down while something answered elsewhere is *convicted* until it answers: its silence is its own
 //! and no evidence of the observer's fault, nor, without another witness, of a target's. Otherwise a backup that has
-//! been dead for a week would keep a primary that dies today from ever being left.
+//! been dead for a week would keep a primary that dies today from ever being left. Where a path asks targets of both
+//! families, each family of it is convicted by itself, on what answers of the same family elsewhere, and is a witness by
+//! itself: a backup whose IPv6 has been dead for a week says nothing of a target of IPv6, however well its IPv4 is.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    units::{Name, pack, plural},
+    units::{Family, Name, pack, plural},
     validate::intent::Method,
 };
 
@@ -55,7 +57,7 @@ struct Tally {
     silent: usize,
     /// Silent twice in a row or more.
     twice: usize,
-    /// Asked by paths that are not convicted.
+    /// Asked by families of paths that are not convicted.
     free: usize,
 }
 
@@ -75,6 +77,37 @@ impl Tally {
     const fn all_silent(self) -> bool {
         self.asked > 1 && self.silent == self.asked && self.twice > 0
     }
+
+    const fn is_answered(self) -> bool {
+        self.silent < self.asked
+    }
+
+    const fn and(self, other: Self) -> Self {
+        Self {
+            asked: self.asked + other.asked,
+            silent: self.silent + other.silent,
+            twice: self.twice + other.twice,
+            free: self.free + other.free,
+        }
+    }
+}
+
+/// Something of each family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Each<T>([T; Family::ALL.len()]);
+
+impl<T> std::ops::Index<Family> for Each<T> {
+    type Output = T;
+
+    fn index(&self, family: Family) -> &T {
+        &self.0[family as usize]
+    }
+}
+
+impl<T> std::ops::IndexMut<Family> for Each<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        &mut self.0[family as usize]
+    }
 }
 
 /// One target of one path.
@@ -85,21 +118,41 @@ struct Cell {
     run: Option<u32>,
 }
 
+impl Cell {
+    const fn family(&self) -> Family {
+        Family::of(&self.service.target)
+    }
+}
+
 /// The targets of one path.
 #[derive(Debug, Default)]
 struct Panel {
     cells: Vec<Cell>,
-    /// It was found down while something answered elsewhere, and has not answered since.
-    convicted: bool,
+    /// What of it was found down while something answered elsewhere, and has not answered since.
+    convicted: Each<bool>,
 }
 
 impl Panel {
-    fn is_heard(&self) -> bool {
-        self.cells.iter().any(|c| c.run.is_some())
+    fn of(&self, family: Family) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(move |c| c.family() == family)
     }
 
-    fn answers(&self) -> bool {
-        self.cells.iter().any(|c| c.run == Some(0))
+    fn is_heard(&self, family: Family) -> bool {
+        self.of(family).any(|c| c.run.is_some())
+    }
+
+    fn answers(&self, family: Family) -> bool {
+        self.of(family).any(|c| c.run == Some(0))
+    }
+
+    /// What is not convicted.
+    fn free(&self) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(|c| !self.convicted[c.family()])
+    }
+
+    /// Whether it has a result that counts.
+    fn is_witness(&self) -> bool {
+        self.free().any(|c| c.run.is_some())
     }
 }
 
@@ -109,9 +162,9 @@ pub(super) struct Jury {
     paths: BTreeMap<Name, Panel>,
     /// Of all paths.
     services: BTreeMap<Service, Tally>,
-    /// Of the paths that are not convicted.
-    all: Tally,
-    /// Paths with a result that are not convicted.
+    /// Of what is not convicted.
+    all: Each<Tally>,
+    /// Paths with a result in a family that is not convicted.
     heard: usize,
 }
 
@@ -120,7 +173,7 @@ impl Jury {
     pub fn begin(&mut self, path: &Name, services: impl Iterator<Item = Service>) {
         self.clear(path);
         let cells = services.map(|service| Cell { service, run: None }).collect();
-        self.paths.insert(path.clone(), Panel { cells, convicted: false });
+        self.paths.insert(path.clone(), Panel { cells, convicted: Each::default() });
     }
 
     /// All paths have begun, and no other will for a while.
@@ -137,11 +190,12 @@ impl Jury {
     /// Forgets what was answered over a path: its link is gone, which says nothing of the targets.
     pub fn clear(&mut self, path: &Name) {
         let Some(panel) = self.paths.get_mut(path) else { return };
-        let free = !std::mem::take(&mut panel.convicted);
-        self.heard -= usize::from(free && panel.is_heard());
+        self.heard -= usize::from(panel.is_witness());
+        let convicted = std::mem::take(&mut panel.convicted);
         for cell in &mut panel.cells {
+            let free = !convicted[cell.family()];
             if free {
-                self.all.count(cell.run, true, false);
+                self.all[cell.family()].count(cell.run, true, false);
             }
             if let Some(tally) = self.services.get_mut(&cell.service) {
                 tally.count(cell.run, free, false);
@@ -156,9 +210,9 @@ impl Jury {
     /// Takes in which targets of a path were answered, in the order in which it began.
     pub fn add(&mut self, path: &Name, answered: impl Iterator<Item = bool>) {
         let Some(panel) = self.paths.get_mut(path) else { return };
-        let free = !panel.convicted;
-        self.heard += usize::from(free && !panel.cells.is_empty() && !panel.is_heard());
+        self.heard -= usize::from(panel.is_witness());
         for (cell, answered) in panel.cells.iter_mut().zip(answered) {
+            let free = !panel.convicted[cell.family()];
             let run = Some(if answered { 0 } else { cell.run.unwrap_or_default().saturating_add(1) });
             let tally = match self.services.get_mut(&cell.service) {
                 Some(tally) => tally,
@@ -167,30 +221,47 @@ impl Jury {
             tally.count(cell.run, free, false);
             tally.count(run, free, true);
             if free {
-                self.all.count(cell.run, true, false);
-                self.all.count(run, true, true);
+                let all = &mut self.all[cell.family()];
+                all.count(cell.run, true, false);
+                all.count(run, true, true);
             }
             cell.run = run;
         }
-        if panel.convicted && panel.answers() {
-            self.set_convicted(path, false);
+        self.heard += usize::from(panel.is_witness());
+        for family in Family::ALL {
+            if self.paths.get(path).is_some_and(|panel| panel.answers(family)) {
+                self.set_convicted(path, family, false);
+            }
         }
     }
 
     /// Takes in that a path was found down. It is convicted if nothing answers on it and something does elsewhere.
     pub fn convict(&mut self, path: &Name) {
-        let guilty = |panel: &Panel| !panel.convicted && panel.is_heard() && !panel.answers();
-        if self.paths.get(path).is_some_and(guilty) && self.all.silent < self.all.asked {
-            self.set_convicted(path, true);
+        let silent = |panel: &Panel| !Family::ALL.into_iter().any(|family| panel.answers(family));
+        if self.paths.get(path).is_some_and(silent) && self.together().is_answered() {
+            for family in Family::ALL {
+                self.set_convicted(path, family, true);
+            }
         }
     }
 
-    fn set_convicted(&mut self, path: &Name, convicted: bool) {
-        let Some(panel) = self.paths.get_mut(path) else { return };
-        panel.convicted = convicted;
-        self.heard = if convicted { self.heard.saturating_sub(1) } else { self.heard + 1 };
-        for cell in &panel.cells {
-            self.all.count(cell.run, true, !convicted);
+    /// Takes in that a family of a path was found down. It is convicted if nothing answers on it and something of this
+    /// family does elsewhere.
+    pub fn convict_family(&mut self, path: &Name, family: Family) {
+        if self.paths.get(path).is_some_and(|panel| !panel.answers(family)) && self.all[family].is_answered() {
+            self.set_convicted(path, family, true);
+        }
+    }
+
+    /// Convicts a family of a path that was heard, or no longer.
+    fn set_convicted(&mut self, path: &Name, family: Family, convicted: bool) {
+        let changes = |panel: &&mut Panel| panel.is_heard(family) && panel.convicted[family] != convicted;
+        let Some(panel) = self.paths.get_mut(path).filter(changes) else { return };
+        self.heard -= usize::from(panel.is_witness());
+        panel.convicted[family] = convicted;
+        self.heard += usize::from(panel.is_witness());
+        for cell in panel.of(family) {
+            self.all[family].count(cell.run, true, !convicted);
             if let Some(tally) = self.services.get_mut(&cell.service) {
                 tally.count(cell.run, convicted, false);
                 tally.count(cell.run, !convicted, true);
@@ -198,9 +269,14 @@ impl Jury {
         }
     }
 
+    /// Of both families.
+    fn together(&self) -> Tally {
+        self.all[Family::V4].and(self.all[Family::V6])
+    }
+
     /// Whether nothing answers anywhere.
-    pub const fn observer_is_suspect(&self) -> bool {
-        self.heard > 1 && self.all.all_silent()
+    pub fn observer_is_suspect(&self) -> bool {
+        self.heard > 1 && self.together().all_silent()
     }
 
     /// Which targets of a path have no vote, in the order in which it began.
@@ -211,9 +287,10 @@ impl Jury {
     }
 
     /// Whether a target is at fault itself where a path asks it: nobody reaches it, and either the path reaches something
-    /// else or a second one that is not convicted asks it too.
+    /// else of its family or a second one that is not convicted in this family asks it too.
     fn is_suspect(&self, cell: &Cell, panel: &Panel) -> bool {
-        self.services.get(&cell.service).is_some_and(|t| t.all_silent() && (t.free > 1 || panel.answers()))
+        let answers = || panel.answers(cell.family());
+        self.services.get(&cell.service).is_some_and(|t| t.all_silent() && (t.free > 1 || answers()))
     }
 
     /// The paths that ask something which this path asks too, itself included.
@@ -231,7 +308,8 @@ impl Jury {
             return vec![text.to_owned()];
         }
         let asks = |panel: &Panel, service: &Service| panel.cells.iter().any(|c| c.service == *service);
-        let witness = |service| self.paths.values().any(|panel| panel.answers() && asks(panel, service));
+        let answers = |panel: &Panel, service: &Service| panel.answers(Family::of(&service.target));
+        let witness = |service| self.paths.values().any(|panel| answers(panel, service) && asks(panel, service));
         let suspects = self.services.iter().filter(|(_, tally)| tally.all_silent());
         suspects
             .filter(|(service, tally)| tally.free > 1 || witness(service))
@@ -252,6 +330,12 @@ mod tests {
         s.parse().unwrap()
     }
 
+    /// So many targets, of both families from the second on.
+    fn of_both_families(n: usize) -> impl Iterator<Item = Service> {
+        let targets = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|t| t.parse().unwrap());
+        targets.into_iter().take(n).map(|t| Service::of(&name("any"), t, &Method::Icmp))
+    }
+
     fn services(n: u8) -> impl Iterator<Item = Service> {
         (1..=n).map(|t| Service::of(&name("any"), [192, 0, 2, t].into(), &Method::Icmp))
     }
@@ -262,6 +346,24 @@ mod tests {
         jury.begin(&name("p1"), services(3));
         jury.begin(&name("p2"), services(3));
         jury
+    }
+
+    /// Two paths with a target of IPv4 and one of IPv6, which were answered.
+    fn dual_jury() -> Jury {
+        let mut jury = Jury::default();
+        for path in ["p1", "p2"] {
+            jury.begin(&name(path), of_both_families(2));
+        }
+        families(&mut jury, 1, [true; 2], [true; 2]);
+        jury
+    }
+
+    /// So many rounds on both paths: whether IPv4 and IPv6 answer on each.
+    fn families(jury: &mut Jury, n: usize, p1: [bool; 2], p2: [bool; 2]) {
+        for _ in 0..n {
+            jury.add(&name("p1"), p1.into_iter());
+            jury.add(&name("p2"), p2.into_iter());
+        }
     }
 
     /// So many rounds on both paths, with dead targets (bits) and dead paths (bits).
@@ -372,28 +474,71 @@ mod tests {
         assert_eq!(jury.heard, 2);
     }
 
+    #[test]
+    fn a_family_that_has_long_been_down_is_no_witness_against_a_target_of_its_own_and_the_other_family_is_one() {
+        let mut jury = dual_jury();
+        families(&mut jury, 3, [true, false], [true; 2]);
+        jury.convict_family(&name("p1"), Family::V6);
+        families(&mut jury, 3, [true, false], [true, false]);
+        assert_eq!(jury.suspects(&name("p2")), [false; 2], "IPv6 of p2 alone is at fault, whatever IPv4 answers");
+        assert!(jury.alarms().is_empty());
+        families(&mut jury, 3, [false; 2], [true, false]);
+        assert_eq!((jury.suspects(&name("p1")), jury.heard), (vec![false; 2], 2));
+        families(&mut jury, 3, [false; 2], [false; 2]);
+        assert!(jury.observer_is_suspect(), "IPv4 of both");
+        // When the rest of p1 is found down too, it is heard no more. What answers is a witness again, and it alone.
+        families(&mut jury, 1, [false; 2], [true, false]);
+        jury.convict(&name("p1"));
+        assert_eq!((jury.heard, jury.paths[&name("p1")].convicted), (1, Each([true; 2])));
+        families(&mut jury, 1, [false, true], [true, false]);
+        assert_eq!((jury.heard, jury.paths[&name("p1")].convicted), (2, Each([true, false])));
+    }
+
+    #[test]
+    fn the_checker_sees_a_family_that_is_convicted_only_with_its_whole_path() {
+        let mut jury = dual_jury();
+        families(&mut jury, 3, [true, false], [true; 2]);
+        jury.convict(&name("p1"));
+        families(&mut jury, 3, [true, false], [true, false]);
+        assert_eq!(jury.suspects(&name("p2")), [false, true], "the dead backup keeps IPv6 of p2 from being found down");
+    }
+
+    #[test]
+    fn a_family_is_not_convicted_on_what_the_other_one_answers() {
+        let mut jury = dual_jury();
+        families(&mut jury, 3, [true, false], [true, false]);
+        jury.convict_family(&name("p1"), Family::V6);
+        assert_eq!(jury.suspects(&name("p2")), [false, true]);
+    }
+
     proptest! {
         /// The counters are those of a plain count over all cells, whatever happened.
         #[test]
-        fn counting_as_it_goes_is_counting_at_the_end(story in proptest::collection::vec((0_usize..4, 0_u8..10), 0..200)) {
+        fn counting_as_it_goes_is_counting_at_the_end(story in proptest::collection::vec((0_usize..4, 0_u8..14), 0..200)) {
             let names = ["p0", "p1", "p2", "p3"].map(name);
             let mut jury = Jury::default();
             for (path, what) in story {
                 match what {
                     0 => jury.remove(&names[path]),
-                    1 => jury.begin(&names[path], services(u8::try_from(path).unwrap())),
+                    1 => jury.begin(&names[path], of_both_families(path)),
                     2 => jury.clear(&names[path]),
                     3 => jury.convict(&names[path]),
+                    4 => jury.convict_family(&names[path], Family::V4),
+                    5 => jury.convict_family(&names[path], Family::V6),
                     bits => jury.add(&names[path], (0..3).map(|t| bits >> t & 1 == 0)),
                 }
                 let cells = || jury.paths.values().flat_map(|p| &p.cells);
-                let free = || jury.paths.values().filter(|p| !p.convicted);
-                let at_large = || free().flat_map(|p| &p.cells);
-                let count = |least: u32| at_large().filter(|c| c.run.is_some_and(|r| r >= least)).count();
-                let all = Tally { asked: count(0), silent: count(1), twice: count(2), free: count(0) };
-                prop_assert_eq!(jury.all, all);
-                prop_assert_eq!(jury.heard, free().filter(|p| p.is_heard()).count());
-                prop_assert!(jury.paths.values().all(|p| !p.convicted || p.is_heard() && !p.answers()));
+                let at_large = || jury.paths.values().flat_map(Panel::free);
+                for family in Family::ALL {
+                    let of = |c: &&Cell, least: u32| c.family() == family && c.run.is_some_and(|r| r >= least);
+                    let count = |least| at_large().filter(|c| of(c, least)).count();
+                    let all = Tally { asked: count(0), silent: count(1), twice: count(2), free: count(0) };
+                    prop_assert_eq!(jury.all[family], all);
+                    let fits = |p: &Panel| !p.convicted[family] || p.is_heard(family) && !p.answers(family);
+                    prop_assert!(jury.paths.values().all(fits));
+                }
+                let heard = |p: &&Panel| p.free().any(|c| c.run.is_some());
+                prop_assert_eq!(jury.heard, jury.paths.values().filter(heard).count());
                 // A suspect target is one that no path has an answer of.
                 for (service, tally) in &jury.services {
                     let answered = cells().any(|c| c.service == *service && c.run == Some(0));

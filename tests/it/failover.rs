@@ -16,6 +16,7 @@ use patronus::{
     failover::TransitionKind,
     health::PathState,
     lab::{Fault, Flow, FlowSpec, Lab, Node, Report, Track},
+    units::Family,
 };
 
 use crate::support::{
@@ -670,9 +671,9 @@ fn ipv6_fails_over_and_back_as_ipv4_does() {
     }
 }
 
-/// IPv6, and nothing else, is lost at the fibre's provider.
-fn without_six(world: &World, is: bool) -> Instant {
-    let provider = Node::Provider(name("berlin"), name("fiber"));
+/// IPv6, and nothing else, is lost at an uplink's provider.
+fn without_six(world: &World, uplink: &str, is: bool) -> Instant {
+    let provider = Node::Provider(name("berlin"), name(uplink));
     let (at, table) = (Instant::now(), "table inet six");
     let drop = "{ chain c { type filter hook forward priority 0; meta nfproto ipv6 drop; }; }";
     let line = if is { format!("nft '{table} {drop}'") } else { format!("nft delete {table}") };
@@ -691,7 +692,7 @@ fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
     let world = World::of(&dual());
     wait_parted(&world, false);
     let (four, six) = (world.flow(FOUR), world.flow(SIX));
-    let broken = without_six(&world, true);
+    let broken = without_six(&world, "fiber", true);
     let left = wait_parted(&world, true);
     let parted = &left.rules["critical"].parted[0];
     assert_eq!((parted.from.as_str(), parted.to.as_str()), ("fiber", "lte"));
@@ -715,7 +716,7 @@ fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
     println!("{explained}");
     assert!(explained.contains("fiber: IPv6 alone left it (3 rounds lost in a row)"), "{explained}");
     let then = patronus::clock::wall().to_string();
-    without_six(&world, false);
+    without_six(&world, "fiber", false);
     wait_parted(&world, false);
     for address in [FOUR, SIX] {
         assert_eq!(all_by(&world.flow(address).finish().unwrap()), ["fiber"], "{address}");
@@ -736,6 +737,14 @@ fn a_dead_ipv6_leaves_alone_and_comes_back_and_ipv4_loses_nothing() {
     assert_eq!((left.len(), back.len()), (1, 1), "{left:?} {back:?}");
     assert!(left[0].contains("IPv6: fiber -> lte: IPv6 of fiber: 3 rounds lost in a row"), "{left:?}");
     assert!(back[0].contains("IPv6: lte -> fiber: IPv6 of fiber scored"), "{back:?}");
+    // One uplink's IPv6 dies after the other's: the line is dead, not the target that both ask.
+    for uplink in ["lte", "fiber"] {
+        without_six(&world, uplink, true);
+        let six = |s: &Status| s.paths[uplink].health.of(Some(Family::V6)).state;
+        let status = world.daemon.wait("IPv6 of an uplink to be down", |s| six(s) == PathState::Down);
+        assert_eq!(state(&status, uplink), PathState::Up);
+        assert!(!status.alarms.iter().any(|a| a.contains(SIX)), "{:?}", status.alarms);
+    }
 }
 
 // Inbound.
