@@ -404,20 +404,27 @@ fn segments_fit_the_paths_mtu_both_ways_and_snat_takes_its_address() {
 fn a_masqueraded_flow_loses_to_a_lost_carrier_the_one_packet_that_netfilter_drops() {
     let world = World::of(&masquerading(&[]));
     world.watch(
-        &["before", "after"],
+        &["before", "after", "line"],
         "chain b { type filter hook postrouting priority 99; oifname wwan0 udp dport 7000 counter name before; }; \
-         chain a { type filter hook postrouting priority 101; oifname wwan0 udp dport 7000 counter name after; };",
+         chain a { type filter hook postrouting priority 101; oifname wwan0 udp dport 7000 counter name after; \
+         oifname wan0 udp dport 7000 counter name line; };",
     );
     let flow = world.lab.flow(&FlowSpec { pps: 1000, ..udp(host(), 7000) }).unwrap();
     arrived(&flow, 100);
-    let at = world.lab.fault("berlin", "fiber", Fault::Carrier).unwrap();
+    world.lab.fault("berlin", "fiber", Fault::Carrier).unwrap();
     let already = flow.arrived();
     arrived(&flow, already + 300);
     let report = flow.finish().unwrap();
-    let (lost, sent) = report.there.lost_between(at, Instant::now());
-    let (before, after) = (world.seen("before"), world.seen("after"));
-    assert!(lost <= 1 && sent >= 300, "{lost} of {sent}");
-    assert_eq!(before - after, lost, "what is lost is lost between these chains, where only netfilter's NAT is");
+    let by_fiber = report
+        .there
+        .crossings()
+        .into_iter()
+        .filter(|(c, _)| c.as_ref().is_some_and(|c| c.endpoint.as_str() == "fiber"));
+    let by_fiber: u64 = by_fiber.map(|(_, packets)| packets).sum();
+    let [before, after, line] = ["before", "after", "line"].map(|name| world.seen(name));
+    assert!(before - after <= 1, "{before} packets before netfilter's NAT, {after} after it");
+    // A busy kernel takes a moment to notice that the line has no carrier; what it sends until then is on the line.
+    assert_eq!(report.there.lost(), (before - after) + (line - by_fiber), "nothing is lost elsewhere");
     assert_eq!(ways(&report), ["fiber", "lte"]);
 }
 

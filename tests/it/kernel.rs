@@ -672,12 +672,15 @@ fn flows(marks: &[(u32, usize)]) {
     nft(&format!(
         "table inet marker {{\n\tchain output {{\n\t\ttype filter hook output priority 0;\n{rules}\t}}\n}}\n"
     ));
+    // All of them stay open: the port of a closed one is given to another, and two of one mark would be the same flow.
+    let mut open = Vec::new();
     for (n, (_, count)) in marks.iter().enumerate() {
         for local in ["127.0.0.1", "::1"] {
             for _ in 0..*count {
                 let socket = std::net::UdpSocket::bind((local, 0)).unwrap();
                 let port = u16::try_from(9000 + n).unwrap();
                 let _ = socket.send_to(b"x", (local, port));
+                open.push(socket);
             }
         }
     }
