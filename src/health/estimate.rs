@@ -138,7 +138,6 @@ struct Round {
     vote: Vote,
     /// Part of an outage that is over: it says nothing of how lossy the path is.
     outage: bool,
-    answers: Answers,
 }
 
 /// Jitter of one target.
@@ -182,20 +181,25 @@ pub(super) struct Window {
     quorum: usize,
     capacity: usize,
     rounds: VecDeque<Round>,
+    /// As many rounds as there are.
+    answers: Answers,
 }
 
 impl Window {
     pub fn new(probe: &intent::Probe) -> Self {
+        let (targets, capacity) = (probe.targets.len(), (probe.window as usize).max(1));
         Self {
             targets: probe.targets.iter().map(|address| Target::new(*address)).collect(),
-            quorum: (probe.quorum as usize).clamp(1, probe.targets.len().max(1)),
-            capacity: (probe.window as usize).max(1),
-            rounds: VecDeque::with_capacity((probe.window as usize).max(1)),
+            quorum: (probe.quorum as usize).clamp(1, targets.max(1)),
+            capacity,
+            rounds: VecDeque::with_capacity(capacity),
+            answers: Answers::new(targets, capacity),
         }
     }
 
     pub fn clear(&mut self) {
         self.rounds.clear();
+        self.answers.clear();
         self.targets.iter_mut().for_each(|target| *target = Target::new(target.address));
     }
 
@@ -233,20 +237,22 @@ impl Window {
         if known || (at == 0 && full) {
             return;
         }
-        let answers: Answers = self.targets.iter().map(|t| Answer::of(sample, &t.address)).collect();
+        let answers: Vec<Answer> = self.targets.iter().map(|t| Answer::of(sample, &t.address)).collect();
         if at == self.rounds.len() {
             self.add_jitter(&answers);
         }
         let settled = self.settle(sample.sent, &answers);
         if full {
             self.rounds.pop_front();
+            self.answers.pop_front();
             at -= 1;
         }
-        let mut round = Round { sent: sample.sent, vote: Vote::Void, outage: false, answers };
-        round.vote = self.vote(&round);
-        self.rounds.insert(at, round);
+        self.rounds.insert(at, Round { sent: sample.sent, vote: Vote::Void, outage: false });
+        self.answers.insert(at, &answers);
         if settled {
             self.vote_anew();
+        } else {
+            self.rounds[at].vote = self.vote(at);
         }
         self.set_aside();
     }
@@ -256,14 +262,13 @@ impl Window {
     fn settle(&mut self, sent: Instant, answers: &[Answer]) -> bool {
         let mut changed = false;
         for (t, answer) in answers.iter().enumerate() {
-            let answered = matches!(answer, Answer::After(_));
+            let answered = answer.came();
             let target = &mut self.targets[t];
             if answered && target.suspicion != Suspicion::No {
                 let silent_since = target.answered;
-                let silent = |r: &&mut Round| silent_since.is_none_or(|last| r.sent > last);
-                for round in self.rounds.iter_mut().rev().take_while(silent) {
-                    round.answers[t] = Answer::Aside;
-                }
+                let silent = |r: &&Round| silent_since.is_none_or(|last| r.sent > last);
+                let run = self.rounds.iter().rev().take_while(silent).count();
+                self.answers.put_aside(t, run);
             }
             if answered || target.suspicion == Suspicion::Over {
                 changed |= target.suspicion != Suspicion::No;
@@ -277,14 +282,13 @@ impl Window {
     }
 
     fn vote_anew(&mut self) {
-        let votes: Vec<Vote> = self.rounds.iter().map(|r| self.vote(r)).collect();
-        for (round, vote) in self.rounds.iter_mut().zip(votes) {
-            round.vote = vote;
+        for round in 0..self.rounds.len() {
+            self.rounds[round].vote = self.vote(round);
         }
     }
 
-    fn vote(&self, round: &Round) -> Vote {
-        let answered = round.answers.iter().filter(|a| matches!(a, Answer::After(_))).count();
+    fn vote(&self, round: usize) -> Vote {
+        let answered = (0..self.targets.len()).filter(|t| self.answers.get(round, *t).came()).count();
         let voters = (0..self.targets.len()).filter(|t| self.votes(*t, round)).count();
         match voters {
             _ if answered >= self.quorum => Vote::Good,
@@ -295,10 +299,11 @@ impl Window {
     }
 
     /// Whether a target has a vote in a round: it was not set aside, and is not under suspicion since before it.
-    fn votes(&self, target: usize, round: &Round) -> bool {
+    fn votes(&self, target: usize, round: usize) -> bool {
         let Target { suspicion, answered, .. } = &self.targets[target];
-        let masked = || *suspicion != Suspicion::No && answered.is_none_or(|last| round.sent > last);
-        match round.answers[target] {
+        let sent = self.rounds[round].sent;
+        let masked = || *suspicion != Suspicion::No && answered.is_none_or(|last| sent > last);
+        match self.answers.get(round, target) {
             Answer::After(_) => true,
             Answer::Aside => false,
             Answer::Lost => !masked(),
@@ -308,7 +313,7 @@ impl Window {
     fn add_jitter(&mut self, answers: &[Answer]) {
         for (target, answer) in self.targets.iter_mut().zip(answers) {
             if let Answer::After(rtt) = answer {
-                target.jitter.add(rtt.time());
+                target.jitter.add(*rtt);
             }
         }
     }
@@ -316,12 +321,10 @@ impl Window {
     /// Takes the vote from targets that stay silent while the quorum is met without them.
     fn set_aside(&mut self) {
         for t in 0..self.targets.len() {
-            let silent = |r: &&Round| r.vote == Vote::Good && !matches!(r.answers[t], Answer::After(_));
-            let run = self.rounds.iter().rev().take_while(silent).count();
+            let silent = |round: &usize| self.rounds[*round].vote == Vote::Good && !self.answers.get(*round, t).came();
+            let run = (0..self.rounds.len()).rev().take_while(silent).count();
             if run >= ASIDE {
-                for round in self.rounds.iter_mut().rev().take(run) {
-                    round.answers[t] = Answer::Aside;
-                }
+                self.answers.put_aside(t, run);
             }
         }
     }
@@ -346,22 +349,22 @@ impl Window {
     }
 
     /// The newest rounds that count, newest first.
-    fn counted(&self, newest: usize) -> impl Iterator<Item = &Round> {
-        self.rounds.iter().rev().filter(|r| !r.outage && r.vote != Vote::Void).take(newest)
+    fn counted(&self, newest: usize) -> impl Iterator<Item = usize> + '_ {
+        let counts = |round: &usize| !self.rounds[*round].outage && self.rounds[*round].vote != Vote::Void;
+        (0..self.rounds.len()).rev().filter(counts).take(newest)
     }
 
     /// Lost probes of all targets that have a vote; all of them when nothing was answered.
     pub fn raw_loss(&self) -> Ratio {
-        let votes = || self.rounds.iter().flat_map(|r| (0..self.targets.len()).map(move |t| (t, r)));
-        let answered = votes().filter(|(t, r)| matches!(r.answers[*t], Answer::After(_))).count();
-        let lost = votes().filter(|(t, r)| r.answers[*t] == Answer::Lost && self.votes(*t, r)).count();
+        let votes = || (0..self.rounds.len()).flat_map(|r| (0..self.targets.len()).map(move |t| (t, r)));
+        let answered = self.answers.all().filter(|answer| answer.came()).count();
+        let lost = votes().filter(|(t, r)| self.answers.get(*r, *t) == Answer::Lost && self.votes(*t, *r)).count();
         if answered == 0 && !self.rounds.is_empty() { Ratio::ONE } else { Ratio::of(lost, lost + answered) }
     }
 
     /// All round-trip times, of all targets.
     pub fn all_rtts(&self) -> impl Iterator<Item = Duration> + '_ {
-        let answers = self.rounds.iter().flat_map(|r| r.answers.iter());
-        answers.filter_map(|a| if let Answer::After(rtt) = a { Some(rtt.time()) } else { None })
+        self.answers.all().filter_map(|answer| if let Answer::After(rtt) = answer { Some(rtt) } else { None })
     }
 
     /// Mean round-trip time and jitter of the median target, and the same for the newest rounds.
@@ -383,8 +386,8 @@ impl Window {
 
     /// Round-trip times of a target, newest first.
     fn rtts(&self, target: usize, newest: usize) -> impl Iterator<Item = Duration> + '_ {
-        self.counted(newest).filter_map(move |r| match r.answers[target] {
-            Answer::After(rtt) => Some(rtt.time()),
+        self.counted(newest).filter_map(move |round| match self.answers.get(round, target) {
+            Answer::After(rtt) => Some(rtt),
             Answer::Lost | Answer::Aside => None,
         })
     }
@@ -401,7 +404,8 @@ impl Window {
 
     /// Share of probes that a target lost; none when it has no vote.
     fn target_loss(&self, target: usize, newest: usize) -> Option<f64> {
-        let newest = || self.counted(newest).filter(|r| self.votes(target, r)).map(|r| r.answers[target]);
+        let votes = || self.counted(newest).filter(|round| self.votes(target, *round));
+        let newest = || votes().map(|round| self.answers.get(round, target));
         let lost = newest().filter(|a| *a == Answer::Lost).count();
         let voted = newest().count();
         (voted > 0).then(|| Ratio::of(lost, voted).as_f64())
