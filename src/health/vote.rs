@@ -576,6 +576,22 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_convicted_on_another_family_only_where_nobody_else_asks_in_its_own() {
+        for alone in [false, true] {
+            let mut jury = Jury::default();
+            jury.begin(&name("p1"), of_both_families(1));
+            jury.begin(&name("p2"), of_both_families(2).skip(alone.into()));
+            for _ in 0..3 {
+                add(&mut jury, "p1", [false].into_iter());
+                add(&mut jury, "p2", [false, true].into_iter().skip(alone.into()));
+            }
+            jury.convict(&name("p1"));
+            assert_eq!(jury.paths[&name("p1")].convicted[Family::V4], alone);
+            assert_eq!(jury.suspects(&name("p2")), if alone { vec![false] } else { vec![true, false] });
+        }
+    }
+
+    #[test]
     fn a_family_is_not_convicted_on_what_the_other_one_answers() {
         let mut jury = dual_jury();
         families(&mut jury, 3, [true, false], [true, false]);
