@@ -3,8 +3,8 @@
 //! Each channel is a task of its own that follows the recorder's events. Events that come close together become one
 //! message, and a token bucket bounds how many messages there are; what waits for a token joins the next message.
 //!
-//! A message that does not arrive is tried again for a day, also after a restart: the records know which events a channel
-//! has not told. A router that was cut off tells of it when it is back, in one message, marked as late.
+//! A message that does not arrive is tried again for a day, also after a restart: the recorder writes with each event which
+//! channels have it to tell, before any of them hears of it. A router that was cut off tells of it when it is back, in one message, marked as late.
 //!
 //! Invariant: nothing here can slow the engine. The queue of a channel is the recorder's bounded broadcast: a channel
 //! that is late loses the oldest events and counts them. A channel that fails is an alarm in the status and a number in
@@ -13,7 +13,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::{
@@ -35,12 +34,9 @@ pub use self::{
 };
 use crate::{
     clock,
-    store::{Kept, Recorder, StoreError, read},
+    store::{Kept, Recorder, StoreError},
     units::{Name, plural},
 };
-
-/// How long the start of a channel waits for the records.
-const RECALL: Duration = Duration::from_secs(5);
 
 /// What became of the messages of each channel, and which channel fails.
 #[derive(Debug, Default)]
@@ -100,6 +96,7 @@ impl Notifier {
     /// Starts a task for each channel. Told is what happens from now on, and what an earlier process could not tell.
     #[must_use]
     pub fn start(site: &Name, channels: &[Channel], recorder: &Recorder, counts: &Arc<Notices>) -> Self {
+        recorder.tell(channels.iter().map(|channel| (channel.name.clone(), channel.words())).collect());
         let task = |channel: &Channel| {
             let (_, live) = recorder.follow();
             let worker = Worker {
@@ -146,12 +143,7 @@ impl Worker {
     /// Takes over what an earlier process could tell nobody. Without a disk that is nothing.
     async fn recall(&mut self) {
         let (recorder, channel) = (self.recorder.clone(), self.channel.name.clone());
-        let read = move || {
-            // The writer brings the tables up to date before anything else.
-            let _ = recorder.flush(RECALL);
-            read::untold(&recorder.dir(), &channel, gather::MOST)
-        };
-        match tokio::task::spawn_blocking(read).await {
+        match tokio::task::spawn_blocking(move || recorder.untold(&channel, gather::MOST)).await {
             Ok(Ok((events, more))) => {
                 let old = self.gather.restore(events, more, (clock::now(), clock::wall()));
                 self.counts.count(&self.channel.name, "dropped", old);
@@ -171,7 +163,6 @@ impl Worker {
             Ok(kept) => {
                 self.gather.hasten(now);
                 if let Some(event) = kept.event().filter(|event| self.channel.wants(&event.kind)) {
-                    self.recorder.untold(&self.channel.name, event.id);
                     self.gather.take(event, now);
                 }
             }

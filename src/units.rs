@@ -428,13 +428,26 @@ impl fmt::Display for Dscp {
     }
 }
 
-/// `1 path`, `2 paths`, `2 policies`.
+/// `1 path`, `2 paths`, `2 policies`, `2 days`.
 #[must_use]
 pub fn plural(n: impl TryInto<u64>, noun: &str) -> String {
     let n = n.try_into().unwrap_or(u64::MAX);
-    match (n, noun.strip_suffix('y')) {
+    let after_consonant = |stem: &&str| !stem.ends_with(['a', 'e', 'i', 'o', 'u']);
+    match (n, noun.strip_suffix('y').filter(after_consonant)) {
         (1, _) => format!("1 {noun}"),
         (_, Some(stem)) => format!("{n} {stem}ies"),
         _ => format!("{n} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plural;
+
+    #[test]
+    fn only_a_y_after_a_consonant_becomes_ies() {
+        let two = ["day", "gateway", "policy", "path"].map(|noun| plural(2_u64, noun));
+        assert_eq!(two, ["2 days", "2 gateways", "2 policies", "2 paths"]);
+        assert_eq!(plural(1_u64, "policy"), "1 policy");
     }
 }

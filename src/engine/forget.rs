@@ -43,6 +43,8 @@ pub(super) struct Forget {
 pub(super) struct Forgetting {
     waiting: Vec<(Instant, Forget)>,
     walk: Option<(Vec<Forget>, JoinHandle<Forgotten>)>,
+    /// The last walk failed, and that was told.
+    failing: bool,
 }
 
 impl Forgetting {
@@ -72,6 +74,12 @@ impl Forgetting {
             let walk = Linux::forget(due.iter().map(|forget| forget.doomed).collect());
             self.walk = Some((due, tokio::spawn(walk)));
         }
+    }
+
+    /// What a walk that failed has to say: nothing again before one succeeds, since each is followed by its second look.
+    fn complaint(&mut self, error: Option<String>) -> Option<String> {
+        let before = std::mem::replace(&mut self.failing, error.is_some());
+        error.filter(|_| !before)
     }
 
     /// When the next walk is to begin; one that is under way wakes the loop by its end.
@@ -131,7 +139,8 @@ impl Engine {
 
     /// Takes in what a walk came to, and begins the next one.
     pub(super) fn forgotten(&mut self, asked: &[Forget], forgotten: Forgotten, now: Instant) {
-        if let Some(error) = forgotten.error {
+        let error = forgotten.error.map(|error| error.to_string());
+        if let Some(error) = self.forgetting.complaint(error) {
             let message = format!("not all flows of paths that were left could be forgotten: {error}");
             self.warning("flows", "", message, Value::Null);
         }
@@ -226,6 +235,14 @@ mod tests {
         assert_eq!(forgetting.due(at(999)), [forget(1), forget(2)]);
         assert_eq!(forgetting.due(at(1998)), []);
         assert_eq!(forgetting.due(at(1999)), [forget(1), forget(2)]);
+    }
+
+    #[test]
+    fn a_walk_that_fails_is_told_of_once_until_one_succeeds() {
+        let mut forgetting = Forgetting::default();
+        let walks = [Some("full"), Some("full"), Some("other"), None, Some("full")];
+        let told = walks.map(|error| forgetting.complaint(error.map(str::to_owned)).is_some());
+        assert_eq!(told, [true, false, false, false, true]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Transition {
     #[serde(default)]
     pub switched_in: Option<Duration>,
     /// Flows that were forgotten since. That takes longer than the change, so the event of it does not tell.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub forgotten: u64,
 }
 
@@ -102,9 +102,4 @@ impl TransitionKind {
             Self::FamilyBack => "family-back",
         }
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-const fn is_zero(n: &u64) -> bool {
-    *n == 0
 }

@@ -407,8 +407,8 @@ impl Window {
         let votes = || self.counted(newest).filter(|round| self.votes(target, *round));
         let newest = || votes().map(|round| self.answers.get(round, target));
         let lost = newest().filter(|a| *a == Answer::Lost).count();
-        let voted = newest().count();
-        (voted > 0).then(|| Ratio::of(lost, voted).as_f64())
+        let rounds = newest().count();
+        (rounds > 0).then(|| Ratio::of(lost, rounds).as_f64())
     }
 }
 

@@ -43,20 +43,21 @@ impl Kind {
     pub const USUAL: [Self; 7] =
         [Self::Failover, Self::Failback, Self::Exhausted, Self::Drift, Self::Source, Self::Confirm, Self::Alarm];
 
-    const fn word(self) -> &'static str {
+    /// What events of it say. One family of a path that fails or comes back is as good a reason as all of it.
+    const fn words(self) -> &'static [&'static str] {
         match self {
-            Self::Failover => "failover",
-            Self::Failback => "failback",
-            Self::Exhausted => "exhausted",
-            Self::Better => "better",
-            Self::Manual => "manual",
-            Self::Path => "path",
-            Self::Drift => "drift",
-            Self::Source => "source",
-            Self::Reconcile => "reconcile",
-            Self::Confirm => "confirm",
-            Self::Alarm => "alarm",
-            Self::Daemon => "daemon",
+            Self::Failover => &["failover", "family-left"],
+            Self::Failback => &["failback", "family-back"],
+            Self::Exhausted => &["exhausted"],
+            Self::Better => &["better"],
+            Self::Manual => &["manual"],
+            Self::Path => &["path"],
+            Self::Drift => &["drift"],
+            Self::Source => &["source"],
+            Self::Reconcile => &["reconcile"],
+            Self::Confirm => &["confirm"],
+            Self::Alarm => &["alarm"],
+            Self::Daemon => &["daemon"],
         }
     }
 }
@@ -89,13 +90,12 @@ impl Channel {
     /// Whether it tells of events of this kind.
     #[must_use]
     pub fn wants(&self, kind: &str) -> bool {
-        // One family of a path that fails or comes back is as good a reason as all of it.
-        let kind = match kind {
-            "family-left" => "failover",
-            "family-back" => "failback",
-            other => other,
-        };
-        self.kinds.iter().any(|wanted| wanted.word() == kind)
+        self.words().contains(&kind)
+    }
+
+    /// All that it tells of, as events say it.
+    pub(super) fn words(&self) -> Vec<&'static str> {
+        self.kinds.iter().flat_map(|kind| kind.words()).copied().collect()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 /// Events in one message; of more the newest are told, and how many older ones there were.
 pub const MOST: usize = 100;
 /// What nobody could be told for so long is told no more.
-const LONGEST: Duration = Duration::from_secs(86_400);
+const LONGEST: Duration = crate::store::UNTOLD;
 /// Waits after the attempts that failed; the last one again and again.
 const PAUSES: [u64; 5] = [1, 5, 25, 120, 300];
 /// Something happened while a message waits: the way may be back. It is tried at once, but not more often than this.

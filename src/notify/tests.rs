@@ -1,5 +1,7 @@
 //! What goes into a message and when, and what the settings refuse.
 
+use std::time::Duration;
+
 use super::*;
 use crate::{
     clock::{Instant, Wall},

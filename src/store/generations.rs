@@ -370,6 +370,17 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_begun_anew_has_a_generation_without_a_run_and_finds_it_by_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = crate::store::Ledger::open(dir.path());
+        assert_eq!(ledger.generation_at(7), None);
+        ledger.add_trial_again(&mut change(7), None, &files("seven"));
+        assert_eq!((ledger.generation(), ledger.generation_at(6), ledger.generation_at(8)), (0, None, None));
+        let (found, its) = ledger.generation_at(7).unwrap();
+        assert_eq!((found.generation, its), (7, files("seven")));
+    }
+
+    #[test]
     fn old_generations_are_forgotten_with_their_contents_and_one_that_waits_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();

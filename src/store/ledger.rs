@@ -184,10 +184,12 @@ impl Ledger {
         self.add_generation(&new, change);
     }
 
-    /// The generation that a number means, with its files; one that is still to come means none.
+    /// The generation that a number means, with its files; one that is still to come means none. A journal that was begun
+    /// anew may have a generation and no run yet.
     #[must_use]
     pub fn generation_at(&self, number: u64) -> Option<(Generation, BTreeMap<String, Vec<u8>>)> {
-        if number > self.generation() {
+        let newest = self.read(|j| j.generation_at(u64::MAX)).flatten()?;
+        if number > self.generation().max(newest.generation) {
             return None;
         }
         let found = self.read(|j| j.generation_at(number)).flatten()?;

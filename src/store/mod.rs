@@ -166,6 +166,8 @@ fn open(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
 
 /// What follows the name of a damaged database, before the second in which it was moved.
 const ASIDE: &str = ".corrupt-";
+/// What nobody could be told for so long waits no more.
+pub const UNTOLD: std::time::Duration = std::time::Duration::from_secs(86_400);
 /// So many damaged databases are kept of each.
 const KEPT_ASIDE: usize = 3;
 
@@ -184,12 +186,13 @@ fn move_aside(file: &Path, now: crate::clock::Wall) -> Result<PathBuf, StoreErro
         to.push(suffix);
         let _ = std::fs::rename(suffixed(suffix), PathBuf::from(to));
     }
-    keep_newest(file);
+    keep_newest(file, now.as_micros() / 1_000_000);
     Ok(aside)
 }
 
-/// A disk that dies damages one database after the other: the newest few are evidence enough, and more would fill it.
-fn keep_newest(file: &Path) {
+/// A disk that dies damages one database after the other: the newest few are evidence enough, and more would fill it. The
+/// clock may have been set back since the others were moved: the one that was moved last is the newest, whatever its name.
+fn keep_newest(file: &Path, moved_last: i64) {
     let Some((dir, name)) = file.parent().zip(file.file_name().and_then(|name| name.to_str())) else { return };
     let prefix = format!("{name}{ASIDE}");
     let moved = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
@@ -197,11 +200,11 @@ fn keep_newest(file: &Path) {
         let digits = name.strip_prefix(&prefix)?.split('-').next()?;
         Some((digits.parse::<i64>().ok()?, entry.path()))
     });
-    let moved: Vec<(i64, PathBuf)> = moved.collect();
+    let moved: Vec<(i64, PathBuf)> = moved.filter(|(at, _)| *at != moved_last).collect();
     let mut times: Vec<i64> = moved.iter().map(|(at, _)| *at).collect();
     times.sort_unstable();
     times.dedup();
-    let old = times.len().saturating_sub(KEPT_ASIDE);
+    let old = (times.len() + 1).saturating_sub(KEPT_ASIDE);
     for (_, path) in moved.iter().filter(|(at, _)| times[..old].contains(at)) {
         if let Err(error) = std::fs::remove_file(path) {
             tracing::warn!(file = %path.display(), %error, "an old damaged database cannot be removed");
@@ -257,5 +260,18 @@ mod tests {
         let mut there: Vec<String> = there.collect();
         there.sort();
         assert_eq!(there, wanted);
+    }
+
+    #[test]
+    fn the_database_that_was_moved_last_is_kept_also_after_the_clock_was_set_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("records.db");
+        for second in [100, 101, 102, 7] {
+            std::fs::write(&file, "damaged").unwrap();
+            let aside = move_aside(&file, Wall::from_micros(second * 1_000_000)).unwrap();
+            assert!(aside.exists(), "{}", aside.display());
+        }
+        let kept = [7, 100, 101, 102].map(|at| dir.path().join(format!("records.db{ASIDE}{at}")).exists());
+        assert_eq!(kept, [true, false, true, true]);
     }
 }

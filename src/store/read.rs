@@ -176,19 +176,18 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
 }
 
 /// The events that a channel of notifications has still to tell, the newest `limit` of them, oldest first, and how many
-/// older ones there are.
-pub fn untold(dir: &Path, channel: &Name, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
+/// older ones there are. Rows after `last` do not count.
+pub fn untold(dir: &Path, channel: &Name, last: i64, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
     let file = records_file(dir);
     let db = open_written(&file)?.ok_or_else(|| StoreError::Missing { dir: dir.to_owned() })?;
     let read = || -> rusqlite::Result<(Vec<Event>, u64)> {
-        let all: u64 = db.query_row("SELECT COUNT(*) FROM untold WHERE channel = ?", [channel.as_str()], |row| {
-            row.get::<_, i64>(0).map(uint)
-        })?;
+        let sql = "SELECT COUNT(*) FROM untold WHERE channel = ? AND id <= ?";
+        let all = db.query_row(sql, params![channel.as_str(), last], |row| row.get(0).map(uint))?;
         let mut statement = db.prepare(
             "SELECT events.id, at, kind, subject, message, detail FROM untold JOIN events ON events.id = event
-             WHERE channel = ? ORDER BY untold.id DESC LIMIT ?",
+             WHERE channel = ? AND untold.id <= ? ORDER BY untold.id DESC LIMIT ?",
         )?;
-        let rows = statement.query_map(params![channel.as_str(), int(limit)], event)?;
+        let rows = statement.query_map(params![channel.as_str(), last, int(limit)], event)?;
         let mut events: Vec<Event> = rows.collect::<Result<_, _>>()?;
         events.reverse();
         let more = all.saturating_sub(events.len() as u64);

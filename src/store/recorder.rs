@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, SyncSender, TrySendError},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{Batch, HealthSample, Run, TransitionRecord, writer};
+use super::{Batch, HealthSample, Run, StoreError, TransitionRecord, read, writer};
 use crate::{
     engine::status::Event,
     units::{Name, plural},
@@ -23,6 +23,8 @@ use crate::{
 const QUEUE: usize = 1_024;
 /// Newest events kept in memory, for followers and for when the disk is gone.
 const RECENT: usize = 1_000;
+/// How long whoever asks for what earlier processes could not tell waits for the writer.
+const RECALL: Duration = Duration::from_secs(5);
 
 /// What the records may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +63,11 @@ impl Default for Limits {
 /// A row on its way.
 #[derive(Debug)]
 pub(super) enum Row {
-    Event(Event),
+    /// With the channels that have it to tell: one place in the queue, however many they are.
+    Event(Event, Vec<Name>),
     Transition(TransitionRecord),
     Run(Run),
-    /// A channel has this event to tell.
-    Untold(Name, i64),
-    /// It told this event, and all that it took in before.
+    /// A channel told this event, and all that it had to tell before.
     Told(Name, i64),
 }
 
@@ -79,11 +80,13 @@ pub(super) enum Message {
 }
 
 /// What writer and handles share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     pub lost: AtomicU64,
     /// Samples in the queue.
     pub queued: AtomicUsize,
+    /// The newest row that an earlier process left for the channels; the writer knows once it has the database.
+    pub left: AtomicI64,
     alarms: Mutex<Alarms>,
     recent: Mutex<Recent>,
 }
@@ -101,6 +104,16 @@ pub(super) struct Alarms {
 struct Recent {
     last_id: i64,
     events: VecDeque<Kept>,
+    /// The channels of notifications, and the kinds of events that each of them tells of.
+    channels: Vec<(Name, Vec<&'static str>)>,
+}
+
+impl Recent {
+    /// Who has an event of this kind to tell.
+    fn tellers(&self, kind: &str) -> Vec<Name> {
+        let tells = self.channels.iter().filter(|(_, kinds)| kinds.contains(&kind));
+        tells.map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// An event in memory, as JSON: a tenth of its parsed size, and hardly ever asked for.
@@ -125,6 +138,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new() -> Self {
+        let (alarms, recent) = (Mutex::default(), Mutex::default());
+        Self { lost: 0.into(), queued: 0.into(), left: i64::MAX.into(), alarms, recent }
+    }
+
     pub fn alarm(&self, change: impl FnOnce(&mut Alarms)) {
         change(&mut lock(&self.alarms));
     }
@@ -146,7 +164,7 @@ impl Recorder {
     #[must_use]
     pub fn start(dir: &Path, limits: Limits) -> Self {
         let (queue, rows) = mpsc::sync_channel(QUEUE);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let writer = writer::Writer::new(super::records_file(dir), limits, Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&rows));
         if let Err(error) = thread {
@@ -186,28 +204,36 @@ impl Recorder {
     /// Numbers are microseconds of wall time made unique, so that they rise over restarts and without a disk.
     #[expect(clippy::must_use_candidate, reason = "recording is the purpose")]
     pub fn event(&self, mut event: Event) -> Event {
-        {
-            let mut recent = lock(&self.shared.recent);
-            event.id = event.at.as_micros().max(recent.last_id + 1);
-            recent.last_id = event.id;
-            let kept = Kept::new(&event);
-            recent.events.push_back(kept.clone());
-            if recent.events.len() > RECENT {
-                recent.events.pop_front();
-            }
-            // No follower is no error.
-            let _ = self.live.send(kept);
+        let mut recent = lock(&self.shared.recent);
+        event.id = event.at.as_micros().max(recent.last_id + 1);
+        recent.last_id = event.id;
+        let kept = Kept::new(&event);
+        recent.events.push_back(kept.clone());
+        if recent.events.len() > RECENT {
+            recent.events.pop_front();
         }
-        self.row(Row::Event(event.clone()));
+        // No follower is no error.
+        let _ = self.live.send(kept);
+        // Rows are in the order in which followers hear of them.
+        self.row(Row::Event(event.clone(), recent.tellers(&event.kind)));
+        drop(recent);
         event
     }
 
-    /// Records that a channel has an event to tell, for the next start.
-    pub fn untold(&self, channel: &Name, event: i64) {
-        self.row(Row::Untold(channel.clone(), event));
+    /// From now on events of these kinds are recorded as still to be told by these channels, with the events themselves:
+    /// also the last one before the end is told after the next start.
+    pub fn tell(&self, channels: Vec<(Name, Vec<&'static str>)>) {
+        lock(&self.shared.recent).channels = channels;
     }
 
-    /// Records that it has told an event, and all that it had to tell before that one.
+    /// What an earlier process left a channel to tell: see [`read::untold`].
+    pub fn untold(&self, channel: &Name, limit: usize) -> Result<(Vec<Event>, u64), StoreError> {
+        // The writer brings the tables up to date before anything else.
+        let _ = self.flush(RECALL);
+        read::untold(&self.dir, channel, self.shared.left.load(Ordering::Relaxed), limit)
+    }
+
+    /// Records that a channel has told an event, and all that it had to tell before that one.
     pub fn told(&self, channel: &Name, event: i64) {
         self.row(Row::Told(channel.clone(), event));
     }

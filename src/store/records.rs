@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use rusqlite::{Connection, params};
 
 use super::{
-    Limits, Run, StoreError, TransitionRecord, aggregates,
+    Limits, Run, StoreError, TransitionRecord, UNTOLD, aggregates,
     chunks::{self, Chunks},
     int,
     recorder::Row,
@@ -31,10 +31,9 @@ pub(super) fn insert<'a>(
     let work = db.unchecked_transaction().map_err(err())?;
     for row in rows {
         match row {
-            Row::Event(row) => event(&work, row),
+            Row::Event(row, tellers) => event(&work, row, tellers),
             Row::Transition(row) => transition(&work, row),
             Row::Run(row) => run(&work, row),
-            Row::Untold(channel, event) => untold(&work, channel, *event),
             Row::Told(channel, event) => told(&work, channel, *event),
         }
         .map_err(err())?;
@@ -87,15 +86,20 @@ fn rows_between(db: &Connection, first: i64, last: i64) -> rusqlite::Result<Vec<
     known.filter_map(Result::transpose).collect()
 }
 
-fn event(db: &Connection, row: &Event) -> rusqlite::Result<usize> {
+fn event(db: &Connection, row: &Event, tellers: &[Name]) -> rusqlite::Result<usize> {
     let detail = row.detail.to_string();
+    for channel in tellers {
+        let sql = "INSERT INTO untold (channel, event) VALUES (?, ?)";
+        db.prepare_cached(sql)?.execute(params![channel.as_str(), row.id])?;
+    }
     db.prepare_cached("REPLACE INTO events (id, at, kind, subject, message, detail) VALUES (?, ?, ?, ?, ?, ?)")?
         .execute(params![row.id, row.at.as_micros(), row.kind, row.subject, row.message, detail])
 }
 
-fn untold(db: &Connection, channel: &Name, event: i64) -> rusqlite::Result<usize> {
-    let sql = "INSERT INTO untold (channel, event) VALUES (?, ?)";
-    db.prepare_cached(sql)?.execute(params![channel.as_str(), event])
+/// The newest row that waits for a channel; 0 without any.
+pub(super) fn newest_untold(db: &Connection, file: &Path) -> Result<i64, StoreError> {
+    let sql = "SELECT COALESCE(MAX(id), 0) FROM untold";
+    db.query_row(sql, [], |row| row.get(0)).map_err(StoreError::database("read", file))
 }
 
 /// The numbers of events do not rise where the clock was set back; those of the rows do.
@@ -127,18 +131,21 @@ pub(super) fn prune(db: &Connection, file: &Path, now: Wall, limits: &Limits) ->
         Wall::from_micros(now.as_micros().saturating_sub(age))
     };
     let err = || StoreError::database("prune", file);
-    let oldest = before(limits.retention);
+    let (oldest, untold) = (before(limits.retention), before(UNTOLD));
     let slot = chunks::slot(oldest).max(first_slot_within(db, limits.sample_bytes).map_err(err())?);
     let samples = "DELETE FROM samples WHERE rowid IN (SELECT rowid FROM samples WHERE slot < ? LIMIT ?)";
     while db.execute(samples, [slot, SLICE]).map_err(err())? > 0 {}
     let day = aggregates::day(before(limits.retention.max(YEAR)));
     db.execute("DELETE FROM aggregates WHERE day < ?", [day]).map_err(err())?;
-    for sql in [
-        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY id LIMIT ?)",
-        "DELETE FROM transitions WHERE id IN (SELECT id FROM transitions WHERE at < ? ORDER BY at LIMIT ?)",
-        "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started < ? ORDER BY started LIMIT ?)",
+    for (sql, oldest) in [
+        ("DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY id LIMIT ?)", oldest),
+        ("DELETE FROM transitions WHERE id IN (SELECT id FROM transitions WHERE at < ? ORDER BY at LIMIT ?)", oldest),
+        ("DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started < ? ORDER BY started LIMIT ?)", oldest),
         // Of channels that are gone from the settings too.
-        "DELETE FROM untold WHERE id IN (SELECT id FROM untold WHERE event NOT IN (SELECT id FROM events WHERE at >= ?) LIMIT ?)",
+        (
+            "DELETE FROM untold WHERE id IN (SELECT id FROM untold WHERE event NOT IN (SELECT id FROM events WHERE at >= ?) LIMIT ?)",
+            untold,
+        ),
     ] {
         while db.execute(sql, [oldest.as_micros(), SLICE]).map_err(err())? > 0 {}
     }

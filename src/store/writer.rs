@@ -144,6 +144,9 @@ impl Writer {
             let bounded = db.pragma_update(None, "max_page_count", self.limits.pages);
             bounded.map_err(StoreError::database("bound the size of", &self.file))?;
         }
+        let newest = records::newest_untold(&db, &self.file)?;
+        // Only the first time: what is there then is not of this process.
+        let _ = self.shared.left.compare_exchange(i64::MAX, newest, Ordering::Relaxed, Ordering::Relaxed);
         Ok(Open { db, inode: inode(&self.file).unwrap_or(0) })
     }
 
@@ -172,8 +175,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Samples that wait are told as differences to rows that are gone.
+    /// Samples that wait are told as differences to rows that are gone, and nothing of an earlier process is left.
     fn begin_anew(&mut self) {
+        self.shared.left.store(0, Ordering::Relaxed);
         let lost = self.chunks.restart();
         self.shared.lost.fetch_add(lost as u64, Ordering::Relaxed);
     }

@@ -463,6 +463,41 @@ fn rows_older_than_the_retention_go() {
 }
 
 #[test]
+fn what_channels_have_to_tell_is_written_with_the_event_in_one_place_of_the_queue_and_waits_a_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let [chat, mail, log] = ["chat", "mail", "log"].map(name);
+    let start = || {
+        let recorder = Recorder::start(dir.path(), Limits::default());
+        recorder.tell([&chat, &mail, &log].map(|channel| (channel.clone(), vec!["failover"])).into());
+        recorder
+    };
+    let recorder = start();
+    let now = clock::wall();
+    let old = now.before(Duration::from_secs(2 * 86_400));
+    for at in [old, old, now] {
+        recorder.event(Event { at, ..event("failover", "critical") });
+        recorder.event(event("path", "fiber"));
+    }
+    assert!(recorder.flush(PATIENCE));
+    // Nobody can write for a moment, and all rules move.
+    let others = rusqlite::Connection::open(dir.path().join("records.db")).unwrap();
+    others.execute_batch("BEGIN IMMEDIATE").unwrap();
+    (0..900).for_each(|_| drop(recorder.event(event("failover", "critical"))));
+    others.execute_batch("COMMIT").unwrap();
+    assert_eq!((recorder.flush(PATIENCE), recorder.lost()), (true, 0));
+    assert_eq!(recorder.untold(&chat, 10).unwrap(), (vec![], 0), "they are of this process");
+    drop(recorder);
+    let recorder = start();
+    recorder.event(event("failover", "new"));
+    let (events, more) = recorder.untold(&mail, 10).unwrap();
+    assert_eq!((events.len(), more), (10, 891), "901 of the last day");
+    assert!(events.iter().all(|event| event.subject == "critical"));
+    recorder.told(&mail, events[9].id);
+    assert_eq!(recorder.untold(&mail, 10).unwrap(), (vec![], 0));
+    assert_eq!(recorder.untold(&log, 10).unwrap().1, 891, "others have it still to tell");
+}
+
+#[test]
 fn samples_are_thinned_to_what_fits_and_their_aggregates_stay() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits { sample_bytes: 20_000, ..Limits::default() };

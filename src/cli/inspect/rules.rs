@@ -183,9 +183,9 @@ fn change(c: &Transition, now: Instant) -> String {
     if c.from.is_some() {
         let forgotten = usize::try_from(c.forgotten).unwrap_or(usize::MAX);
         let count = match c.flows {
-            Flows::Forced => format!(", {} forgotten with it", plural(forgotten, "flow")),
+            Flows::Forced if forgotten > 0 => format!(", {} forgotten with it", plural(forgotten, "flow")),
             Flows::Drain | Flows::Reject if forgotten > 0 => format!(", {} forgotten since", plural(forgotten, "flow")),
-            Flows::Graceful | Flows::Drain | Flows::Reject => String::new(),
+            _ => String::new(),
         };
         lines.push(format!("its flows     {}{count}", c.flows.word()));
     }
