@@ -273,7 +273,7 @@ impl Monitor {
         if track.is_ready() {
             let targets = track.targets().iter();
             let answered = |t: &IpAddr| sample.answers.iter().any(|(target, rtt)| target == t && rtt.is_some());
-            self.jury.add(&sample.path, targets.map(answered));
+            self.jury.add(&sample.path, sample.sent, targets.map(answered));
         }
         self.weigh(&sample.path, now);
         self.look(&sample.path, now);

@@ -315,7 +315,7 @@ impl Engine {
             Some(old) => Baseline::of(&old.site, &new.site, self.monitor.healths(), &self.selection),
             None => Baseline::default(),
         };
-        Baseline { ways, reached, ..known }
+        Baseline { ways, reached, orders: self.overrides.clone(), ..known }
     }
 
     pub(super) fn protected_ways(&self) -> BTreeMap<ipnet::IpNet, Way> {

@@ -73,6 +73,7 @@ impl Engine {
             ways: &ways,
             reached: &trial.reached,
             settled: trial.settled,
+            orders: &self.overrides,
         };
         judge(&trial.change.baseline, &evidence)
     }

@@ -8,7 +8,8 @@
 //! if the change itself asks it no more, nor if nobody asked it before. Where the whole path is silent, its families have
 //! nothing to add.
 //!
-//! A path that lost its carrier is excused unless the change touched it: no commit pulls a cable.
+//! A path that lost its carrier is excused unless the change touched it: no commit pulls a cable. Nor does one pin a rule or
+//! drain a path: what such an order, given since, takes from a policy is not the doing of the change.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    failover::{Selection, family_path},
+    failover::{Overrides, Selection, family_path},
     health::{Healths, PathHealth, PathState, Sample},
     units::{Family, Name, PathPart, told},
     validate::intent::{Action, Path, Policy, Site},
@@ -45,6 +46,8 @@ pub struct Baseline {
     pub ways: BTreeMap<IpNet, String>,
     /// What answered, such as the Git remote.
     pub reached: BTreeSet<String>,
+    /// What people had asked for by hand.
+    pub orders: Overrides,
 }
 
 impl Baseline {
@@ -208,6 +211,8 @@ pub struct Evidence<'a> {
     pub reached: &'a BTreeSet<String>,
     /// Whether the kernel was read back since and shows what is wanted.
     pub settled: bool,
+    /// What people ask for by hand.
+    pub orders: &'a Overrides,
 }
 
 /// What fell silent during a trial.
@@ -341,7 +346,7 @@ fn judge_policy(before: &Baseline, now: &Evidence<'_>, policy: &Policy, found: &
     let works = |path: &Name, family| usable(now, path, family) || excused(before, now, path);
     let name = &policy.name;
     if !path_of(policy, now.selection).is_some_and(|path| works(path, None)) {
-        if before.carried.contains(name) {
+        if before.carried.contains(name) && !by_hand(before, now, policy, None) {
             found.against.push(format!("policy {name} had a path before and has none that works now"));
             found.harm = true;
         }
@@ -352,12 +357,30 @@ fn judge_policy(before: &Baseline, now: &Evidence<'_>, policy: &Policy, found: &
     for family in Family::ALL {
         // Traffic that the policy does not mean any more has lost nothing.
         let Some(path) = family_path_of(now.site, policy, now.selection, family) else { continue };
-        let carried = before.carried_families.contains(&(name.clone(), family));
-        if carried && !works(path, Some(family)) && !ways_of(now.site, policy).iter().any(pulled) {
+        let lost = before.carried_families.contains(&(name.clone(), family)) && !works(path, Some(family));
+        let innocent = ways_of(now.site, policy).iter().any(pulled) || by_hand(before, now, policy, Some(family));
+        if lost && !innocent {
             found.against.push(format!("policy {name} had a path for {family} before and has none that works now"));
             found.harm = true;
         }
     }
+}
+
+/// Whether a policy's traffic would have a path that works, but for an order that a person gave since the change. A pin
+/// keeps a family on a path, and never all traffic on one that is down.
+fn by_hand(before: &Baseline, now: &Evidence<'_>, policy: &Policy, family: Option<Family>) -> bool {
+    let Action::Failover(rule) = &policy.action else { return false };
+    let pinned = |orders: &Overrides| orders.pins.get(rule).map(|pin| pin.to.clone());
+    let pin = family.and(pinned(now.orders)).is_some_and(|to| pinned(&before.orders) != Some(to));
+    let drained = |path: &Name| {
+        let drain = now.orders.drains.get(path);
+        drain.is_some() && before.orders.drains.get(path) != drain
+    };
+    let works = |path: &Name| {
+        let health = now.healths.get(path).map(|health| health.of(family));
+        health.is_some_and(|health| matches!(health.state, PathState::Up | PathState::Degraded))
+    };
+    ways_of(now.site, policy).iter().any(|path| works(path) && (pin || drained(path)))
 }
 
 fn rounds(now: &Evidence<'_>, part: &PathPart) -> Count {
@@ -382,7 +405,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::Instant,
-        failover::Choice,
+        failover::{Choice, Drain, Pin},
         health::tests::{name, path, site},
         units::Ratio,
         validate::intent::Match,
@@ -431,6 +454,7 @@ mod tests {
         ways: BTreeMap<IpNet, String>,
         reached: BTreeSet<String>,
         settled: bool,
+        orders: Overrides,
     }
 
     impl World {
@@ -456,7 +480,8 @@ mod tests {
             let reached = before.reached.clone();
             let good = rounds_of(2, 2, 2);
             let rounds = [(name("fiber"), good), (name("lte"), good)].into_iter().collect();
-            Self { new: old.clone(), old, healths, selection, rounds, before, ways, reached, settled: true }
+            let orders = Overrides::default();
+            Self { new: old.clone(), old, healths, selection, rounds, before, ways, reached, settled: true, orders }
         }
 
         fn fails(&mut self, path: &str, carrier: bool) {
@@ -475,6 +500,7 @@ mod tests {
                     ways: &self.ways,
                     reached: &self.reached,
                     settled: self.settled,
+                    orders: &self.orders,
                 },
             )
         }
@@ -639,10 +665,10 @@ mod tests {
         assert_eq!(found, ["policy default had a path before and has none that works now"], "once");
     }
 
-    #[test]
-    fn a_pulled_cable_is_no_evidence_although_the_path_in_its_place_carries_one_family_only() {
+    /// A rule that has moved from `fiber`, of which these families answer, to `lte`, whose IPv6 has long been dead.
+    fn moved_to_half_a_path(answers: &str) -> World {
         use PathState::{Down, Up};
-        let mut world = of_families(("46", [Up, Up]), "46", "");
+        let mut world = of_families(("46", [Up, Up]), "46", answers);
         let rule = crate::validate::intent::Rule::new(name("critical"), vec![name("fiber"), name("lte")]);
         let lte = Path { name: name("lte"), ..asked_in("46") };
         for site in [&mut world.old, &mut world.new] {
@@ -657,10 +683,55 @@ mod tests {
         world.rounds.insert(name("lte"), rounds_of(2, 2, 0));
         let choice = world.selection.rules.get_mut("critical").unwrap();
         (choice.active, choice.tail) = (Some(name("lte")), vec![name("fiber")]);
-        let lost = "policy default had a path for IPv6 before and has none that works now";
-        assert!(world.judge().against.contains(&lost.to_owned()), "{:?}", world.judge());
+        world
+    }
+
+    const LOST_SIX: &str = "policy default had a path for IPv6 before and has none that works now";
+
+    #[test]
+    fn a_pulled_cable_is_no_evidence_although_the_path_in_its_place_carries_one_family_only() {
+        let mut world = moved_to_half_a_path("");
+        assert!(world.judge().against.contains(&LOST_SIX.to_owned()), "{:?}", world.judge());
         world.healths.get_mut("fiber").unwrap().carrier = false;
         assert!(world.judge().stands(), "{:?}", world.judge());
+    }
+
+    #[test]
+    fn what_a_pin_or_a_drain_during_a_trial_takes_from_a_policy_is_not_the_doing_of_the_change() {
+        let pin = |to: &str| {
+            let pin = Pin { to: name(to), until: T0, reason: String::new() };
+            Overrides { pins: [(name("critical"), pin)].into(), ..Overrides::default() }
+        };
+        let drain = |path: &str, force| {
+            let drain = Drain { since: crate::clock::Wall::default(), force };
+            Overrides { drains: [(name(path), drain)].into(), ..Overrides::default() }
+        };
+        let mut world = moved_to_half_a_path("46");
+        assert_eq!(world.judge().against, [LOST_SIX], "nobody gave an order");
+        for orders in [pin("lte"), drain("fiber", false)] {
+            world.orders = orders.clone();
+            assert!(world.judge().stands(), "{:?}", world.judge());
+            world.before.orders = orders;
+            assert_eq!(world.judge().against, [LOST_SIX], "that order stood before, and IPv6 had a path");
+            world.before.orders = Overrides::default();
+        }
+        world.orders = drain("lte", false);
+        assert_eq!(world.judge().against, [LOST_SIX], "what is drained is not what would carry it");
+        // The last path that works is drained by force: now the policy has none.
+        world.fails("lte", true);
+        world.before.up.retain(|part| part.path != name("lte"));
+        let lost = "policy default had a path before and has none that works now";
+        for (orders, against) in
+            [(drain("fiber", true), None), (pin("lte"), Some(lost)), (drain("lte", true), Some(lost))]
+        {
+            world.orders = orders;
+            assert_eq!(world.judge().against, Vec::from_iter(against), "{:?}", world.orders);
+        }
+        // What is silent itself does not get off.
+        let mut world = moved_to_half_a_path("4");
+        world.orders = pin("lte");
+        assert_eq!(world.judge().silent.paths, [part("fiber/ipv6")].into());
+        assert!(world.judge().harm, "{:?}", world.judge());
     }
 
     #[test]

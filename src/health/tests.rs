@@ -676,6 +676,47 @@ fn ipv6_that_has_long_been_dead_on_a_backup_does_not_keep_that_of_the_last_path_
     }
 }
 
+/// The target `dead` of a fibre and of LTE dies. Over the fibre it is missed after 800 ms, over LTE after two seconds.
+fn dies(dead: &str, fiber: &[&str], lte: &[&str]) -> Monitor {
+    let lines = [("fiber", fiber, 500, 800), ("lte", lte, 1000, 2000)];
+    let paths = lines.map(|(name, targets, every, _)| {
+        let mut path = path(name, 0, every);
+        Arc::make_mut(&mut path.probe).targets = targets.iter().map(|t| t.parse().unwrap()).collect();
+        path
+    });
+    let mut monitor = Monitor::new(&site(paths.into()), T0);
+    let mut rounds = Vec::new();
+    for (path, targets, every, timeout) in lines {
+        for round in 1..30_000 / every {
+            let lost = round * every >= 10_000 && targets.contains(&dead);
+            rounds.push((round * every + if lost { timeout } else { 20 }, path, round, round * every, lost, targets));
+        }
+    }
+    rounds.sort_unstable();
+    for (done, path, round, sent, lost, targets) in rounds {
+        let at = |ms| T0 + Duration::from_millis(ms);
+        let rtt = |t: &str| (!lost || t != dead).then(|| Duration::from_millis(20));
+        let answers = targets.iter().map(|t| (t.parse().unwrap(), rtt(t))).collect();
+        let (path, notes) = (name(path), Notes::default());
+        monitor.handle_sample(&Sample { path, round, sent: at(sent), done: at(done), answers, notes }, at(done));
+    }
+    monitor
+}
+
+#[test]
+fn a_target_that_dies_convicts_no_path_on_what_a_slower_one_was_answered_before_nor_on_another_family() {
+    const FOUR: &str = "192.0.2.1";
+    const SIX: &str = "2001:db8::1";
+    let both: &[&str] = &[FOUR, SIX];
+    let table = [(SIX, both, both), (FOUR, &[FOUR], &[FOUR]), (FOUR, &[FOUR], both), (SIX, &[SIX], both)];
+    for (dead, fiber, lte) in table {
+        let monitor = dies(dead, fiber, lte);
+        let health = monitor.healths()["lte"].of(Some(Family::of(&dead.parse().unwrap())));
+        assert_eq!((health.state, health.held), (PathState::Up, true), "{fiber:?} {lte:?}: {}", health.reason);
+        assert_eq!(monitor.alarms().len(), 1, "{fiber:?} {lte:?}: {:?}", monitor.alarms());
+    }
+}
+
 #[test]
 fn ipv6_that_has_long_been_dead_on_a_backup_is_no_witness_after_a_restart_or_a_carrier_that_came_back_either() {
     let mut s = Dual::new(1);

@@ -13,10 +13,14 @@
 //! been dead for a week would keep a primary that dies today from ever being left. Where a path asks targets of both
 //! families, each family of it is convicted by itself, on what answers of the same family elsewhere, and is a witness by
 //! itself: a backup whose IPv6 has been dead for a week says nothing of a target of IPv6, however well its IPv4 is.
+//!
+//! What answers elsewhere has to have been asked since the silence began. A target that dies is missed first where the
+//! timeout is shortest: what a slower path was answered before would convict the quick one, and nobody the target.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use crate::{
+    clock::Instant,
     units::{Family, Name, pack, plural},
     validate::intent::Method,
 };
@@ -130,6 +134,8 @@ struct Panel {
     cells: Vec<Cell>,
     /// What of it was found down while something answered elsewhere, and has not answered since.
     convicted: Each<bool>,
+    /// Since when each family is silent, where it is; only what was asked later speaks against it.
+    since: Each<Instant>,
 }
 
 impl Panel {
@@ -143,6 +149,10 @@ impl Panel {
 
     fn answers(&self, family: Family) -> bool {
         self.of(family).any(|c| c.run == Some(0))
+    }
+
+    fn is_silent(&self, family: Family) -> bool {
+        self.is_heard(family) && !self.answers(family)
     }
 
     /// What is not convicted.
@@ -166,6 +176,8 @@ pub(super) struct Jury {
     all: Each<Tally>,
     /// Paths with a result in a family that is not convicted.
     heard: usize,
+    /// When the newest round was sent that was answered, of any path.
+    answered: Each<Instant>,
 }
 
 impl Jury {
@@ -173,7 +185,7 @@ impl Jury {
     pub fn begin(&mut self, path: &Name, services: impl Iterator<Item = Service>) {
         self.clear(path);
         let cells = services.map(|service| Cell { service, run: None }).collect();
-        self.paths.insert(path.clone(), Panel { cells, convicted: Each::default() });
+        self.paths.insert(path.clone(), Panel { cells, ..Panel::default() });
     }
 
     /// All paths have begun, and no other will for a while.
@@ -192,6 +204,7 @@ impl Jury {
         let Some(panel) = self.paths.get_mut(path) else { return };
         self.heard -= usize::from(panel.is_witness());
         let convicted = std::mem::take(&mut panel.convicted);
+        panel.since = Each::default();
         for cell in &mut panel.cells {
             let free = !convicted[cell.family()];
             if free {
@@ -207,9 +220,10 @@ impl Jury {
         }
     }
 
-    /// Takes in which targets of a path were answered, in the order in which it began.
-    pub fn add(&mut self, path: &Name, answered: impl Iterator<Item = bool>) {
+    /// Takes in which targets of a path were answered in a round, in the order in which it began.
+    pub fn add(&mut self, path: &Name, sent: Instant, answered: impl Iterator<Item = bool>) {
         let Some(panel) = self.paths.get_mut(path) else { return };
+        let silent = Family::ALL.map(|family| panel.is_silent(family));
         self.heard -= usize::from(panel.is_witness());
         for (cell, answered) in panel.cells.iter_mut().zip(answered) {
             let free = !panel.convicted[cell.family()];
@@ -228,18 +242,33 @@ impl Jury {
             cell.run = run;
         }
         self.heard += usize::from(panel.is_witness());
-        for family in Family::ALL {
-            if self.paths.get(path).is_some_and(|panel| panel.answers(family)) {
-                self.set_convicted(path, family, false);
-            }
+        for (family, silent) in Family::ALL.into_iter().zip(silent) {
+            self.settle(path, family, sent, silent);
         }
     }
 
-    /// Takes in that a path was found down. It is convicted if nothing answers on it and something does elsewhere.
+    /// Notes when a family of a path that was `silent` or not answered last, or fell silent.
+    fn settle(&mut self, path: &Name, family: Family, sent: Instant, silent: bool) {
+        let Some(panel) = self.paths.get_mut(path) else { return };
+        let newest = self.answered[family].max(sent);
+        if panel.answers(family) {
+            self.answered[family] = newest;
+            self.set_convicted(path, family, false);
+        } else if !silent {
+            // A loss is known later than an answer to what was sent after it, be it the path's own.
+            panel.since[family] = newest;
+        }
+    }
+
+    /// Takes in that a path was found down. A family of it is convicted if nothing answers on the path and something of
+    /// this family does elsewhere or, where nobody else asks in this family, anything.
     pub fn convict(&mut self, path: &Name) {
-        let silent = |panel: &Panel| !Family::ALL.into_iter().any(|family| panel.answers(family));
-        if self.paths.get(path).is_some_and(silent) && self.together().is_answered() {
-            for family in Family::ALL {
+        let silent = |panel: &&Panel| !Family::ALL.into_iter().any(|family| panel.answers(family));
+        let Some(panel) = self.paths.get(path).filter(silent) else { return };
+        let any = self.together().is_answered() && self.answered.0.iter().max() > panel.since.0.iter().max();
+        let guilty = |family| self.is_guilty(panel, family) || any && self.asks_alone(panel, family);
+        for (family, guilty) in Family::ALL.map(|family| (family, guilty(family))) {
+            if guilty {
                 self.set_convicted(path, family, true);
             }
         }
@@ -248,9 +277,21 @@ impl Jury {
     /// Takes in that a family of a path was found down. It is convicted if nothing answers on it and something of this
     /// family does elsewhere.
     pub fn convict_family(&mut self, path: &Name, family: Family) {
-        if self.paths.get(path).is_some_and(|panel| !panel.answers(family)) && self.all[family].is_answered() {
+        if self.paths.get(path).is_some_and(|panel| self.is_guilty(panel, family)) {
             self.set_convicted(path, family, true);
         }
+    }
+
+    /// Whether a family of a path is silent and something of it answers elsewhere that was asked since.
+    fn is_guilty(&self, panel: &Panel, family: Family) -> bool {
+        let newer = self.answered[family] > panel.since[family];
+        !panel.answers(family) && newer && self.all[family].is_answered()
+    }
+
+    /// Whether no other path asks in a family and is not convicted in it.
+    fn asks_alone(&self, panel: &Panel, family: Family) -> bool {
+        let own = panel.free().filter(|cell| cell.family() == family && cell.run.is_some()).count();
+        self.all[family].asked == own
     }
 
     /// Convicts a family of a path that was heard, or no longer.
@@ -322,6 +363,8 @@ impl Jury {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -338,6 +381,13 @@ mod tests {
 
     fn services(n: u8) -> impl Iterator<Item = Service> {
         (1..=n).map(|t| Service::of(&name("any"), [192, 0, 2, t].into(), &Method::Icmp))
+    }
+
+    /// A round later than all that were answered and all that were lost.
+    fn add(jury: &mut Jury, path: &str, answered: impl Iterator<Item = bool>) {
+        let known = jury.paths.values().map(|panel| panel.since).chain([jury.answered]).flat_map(|each| each.0);
+        let last = known.max().unwrap_or_default();
+        jury.add(&name(path), last + Duration::from_secs(1), answered);
     }
 
     /// Two paths with three targets.
@@ -361,8 +411,8 @@ mod tests {
     /// So many rounds on both paths: whether IPv4 and IPv6 answer on each.
     fn families(jury: &mut Jury, n: usize, p1: [bool; 2], p2: [bool; 2]) {
         for _ in 0..n {
-            jury.add(&name("p1"), p1.into_iter());
-            jury.add(&name("p2"), p2.into_iter());
+            add(jury, "p1", p1.into_iter());
+            add(jury, "p2", p2.into_iter());
         }
     }
 
@@ -370,7 +420,7 @@ mod tests {
     fn rounds(jury: &mut Jury, n: usize, targets: u8, paths: u8) {
         for _ in 0..n {
             for (bit, path) in [(1, "p1"), (2, "p2")] {
-                jury.add(&name(path), (0..3).map(|t| paths & bit == 0 && targets >> t & 1 == 0));
+                add(jury, path, (0..3).map(|t| paths & bit == 0 && targets >> t & 1 == 0));
             }
         }
     }
@@ -418,7 +468,7 @@ mod tests {
         let mut jury = Jury::default();
         jury.begin(&name("p1"), services(3));
         for _ in 0..10 {
-            jury.add(&name("p1"), [false; 3].into_iter());
+            add(&mut jury, "p1", [false; 3].into_iter());
         }
         assert_eq!(verdict(&jury), (0, false));
         // The other path has no carrier: it says nothing.
@@ -440,7 +490,7 @@ mod tests {
             jury.begin(&name(path), std::iter::once(of(path, &Method::Gateway)));
         }
         for (path, answered) in [("p1", false), ("p1", false), ("p2", false), ("p2", false), ("p3", true)] {
-            jury.add(&name(path), std::iter::once(answered));
+            add(&mut jury, path, std::iter::once(answered));
         }
         assert_eq!(verdict(&jury), (0, false));
     }
@@ -504,6 +554,44 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_asked_since_a_silence_began_convicts() {
+        let at = |seconds| Instant::from_nanos(0) + Duration::from_secs(seconds);
+        let mut jury = Jury::default();
+        for path in ["p1", "p2"] {
+            jury.begin(&name(path), services(1));
+        }
+        let mut story = |path: &str, sent, answered: bool| {
+            jury.add(&name(path), at(sent), std::iter::once(answered));
+            jury.convict(&name("p1"));
+            jury.convict_family(&name("p1"), Family::V4);
+            jury.paths[&name("p1")].convicted[Family::V4]
+        };
+        assert!(!story("p1", 1, true) && !story("p2", 1, true));
+        // Its own answer to the next round is known before it is known that this one is lost.
+        assert!(!story("p1", 3, true) && !story("p1", 2, false) && !story("p1", 4, false));
+        assert!(!story("p2", 3, true), "that was asked before");
+        assert!(!story("p2", 5, false) && !story("p2", 4, false), "and that was not answered");
+        assert!(story("p2", 6, true));
+        assert!(!story("p1", 7, true));
+    }
+
+    #[test]
+    fn a_path_is_convicted_on_another_family_only_where_nobody_else_asks_in_its_own() {
+        for alone in [false, true] {
+            let mut jury = Jury::default();
+            jury.begin(&name("p1"), of_both_families(1));
+            jury.begin(&name("p2"), of_both_families(2).skip(alone.into()));
+            for _ in 0..3 {
+                add(&mut jury, "p1", [false].into_iter());
+                add(&mut jury, "p2", [false, true].into_iter().skip(alone.into()));
+            }
+            jury.convict(&name("p1"));
+            assert_eq!(jury.paths[&name("p1")].convicted[Family::V4], alone);
+            assert_eq!(jury.suspects(&name("p2")), if alone { vec![false] } else { vec![true, false] });
+        }
+    }
+
+    #[test]
     fn a_family_is_not_convicted_on_what_the_other_one_answers() {
         let mut jury = dual_jury();
         families(&mut jury, 3, [true, false], [true, false]);
@@ -525,7 +613,7 @@ mod tests {
                     3 => jury.convict(&names[path]),
                     4 => jury.convict_family(&names[path], Family::V4),
                     5 => jury.convict_family(&names[path], Family::V6),
-                    bits => jury.add(&names[path], (0..3).map(|t| bits >> t & 1 == 0)),
+                    bits => add(&mut jury, &names[path].to_string(), (0..3).map(|t| bits >> t & 1 == 0)),
                 }
                 let cells = || jury.paths.values().flat_map(|p| &p.cells);
                 let at_large = || jury.paths.values().flat_map(Panel::free);
