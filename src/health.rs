@@ -266,9 +266,9 @@ impl Monitor {
         self.jury.pack();
     }
 
-    /// Takes in the result of a probe round. Samples of unknown paths are dropped.
-    pub fn handle_sample(&mut self, sample: &Sample, now: Instant) {
-        let Some(track) = self.tracks.get_mut(&sample.path) else { return };
+    /// Takes in the result of a probe round. What is known of the path then; samples of unknown paths are dropped.
+    pub fn handle_sample(&mut self, sample: &Sample, now: Instant) -> Option<&PathHealth> {
+        let track = self.tracks.get_mut(&sample.path)?;
         track.add(sample, now);
         if track.is_ready() {
             let targets = track.targets().iter();
@@ -277,18 +277,14 @@ impl Monitor {
         }
         self.weigh(&sample.path, now);
         self.look(&sample.path, now);
-        self.convict(&sample.path);
-    }
-
-    /// Tells the jury if a path or a family of it is down.
-    fn convict(&mut self, path: &Name) {
-        let Some(health) = self.healths.get(path) else { return };
+        let health = self.healths.get(&sample.path)?;
         if health.state == PathState::Down {
-            self.jury.convict(path);
+            self.jury.convict(&sample.path);
         }
         for (family, _) in health.families.iter().filter(|(_, health)| health.state == PathState::Down) {
-            self.jury.convict_family(path, *family);
+            self.jury.convict_family(&sample.path, *family);
         }
+        Some(health)
     }
 
     /// Takes the vote from targets that are suspect now, and gives it back to those that are no more.
@@ -414,9 +410,17 @@ impl Monitor {
         let view = track.look(before, now);
         self.events.extend(family::events(name, before, &view.health, now));
         if let Some(stats) = view.stats {
-            self.measures.insert(name.clone(), stats);
+            put(&mut self.measures, name, stats);
         }
-        self.healths.insert(name.clone(), view.health);
+        put(&mut self.healths, name, view.health);
+    }
+}
+
+/// Puts in what is mostly there already.
+fn put<T>(map: &mut BTreeMap<Name, T>, name: &Name, value: T) {
+    match map.get_mut(name) {
+        Some(old) => *old = value,
+        None => drop(map.insert(name.clone(), value)),
     }
 }
 

@@ -11,7 +11,7 @@ mod routes;
 mod share;
 mod sysctl;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     failover::Selection,
@@ -137,20 +137,24 @@ pub fn source_addresses(site: &Site, path: &Name, facts: &Facts) -> BTreeMap<Fam
     found
 }
 
+/// The addresses of this router.
+#[must_use]
+pub fn own_addresses(facts: &Facts) -> BTreeSet<std::net::IpAddr> {
+    facts.links.values().flat_map(|link| &link.addresses).map(ipnet::IpNet::addr).collect()
+}
+
 /// The probe targets of a path that are addresses of this router. They would be answered here, whatever the path does.
 #[must_use]
-pub fn own_targets(path: &Path, facts: &Facts) -> Vec<std::net::IpAddr> {
-    let ours = |target: &std::net::IpAddr| {
-        facts.links.values().any(|link| link.addresses.iter().any(|address| address.addr() == *target))
-    };
-    path.probe.targets.iter().filter(|target| ours(target)).copied().collect()
+pub fn own_targets(path: &Path, own: &BTreeSet<std::net::IpAddr>) -> Vec<std::net::IpAddr> {
+    path.probe.targets.iter().filter(|target| own.contains(target)).copied().collect()
 }
 
 /// What stands in the way of each path of a site that cannot be used now, or not be probed.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
+    let addresses = own_addresses(facts);
     let own = |path: &Path| {
-        let targets: Vec<String> = own_targets(path, facts).iter().map(ToString::to_string).collect();
+        let targets: Vec<String> = own_targets(path, &addresses).iter().map(ToString::to_string).collect();
         (!targets.is_empty()).then(|| {
             let (name, targets) = (&path.name, targets.join(", "));
             format!("path {name}: this router itself has the address of its probe target {targets}, which is not asked")

@@ -347,11 +347,11 @@ fn a_probe_target_that_is_an_address_of_the_router_is_none() {
     let (site, mut facts) = (berlin(), facts());
     let path = &site.paths["fiber"];
     let target = path.probe.targets[0];
-    assert_eq!(own_targets(path, &facts), [] as [std::net::IpAddr; 0]);
+    assert_eq!(own_targets(path, &own_addresses(&facts)), [] as [std::net::IpAddr; 0]);
     assert!(obstacles(&site, &facts).is_empty());
     let lan: IfName = "lan0".parse().unwrap();
     facts.links.get_mut(&lan).unwrap().addresses.push(ipnet::IpNet::new(target, 24).unwrap());
-    assert_eq!(own_targets(path, &facts), [target]);
+    assert_eq!(own_targets(path, &own_addresses(&facts)), [target]);
     let told = obstacles(&site, &facts);
     assert!(told.iter().any(|text| text.contains("path fiber") && text.contains(&target.to_string())), "{told:?}");
 }

@@ -180,6 +180,8 @@ struct Timers {
     audit: Instant,
     source: Instant,
     retry: Duration,
+    /// The place among those to look at where the next look at sysctls begins.
+    sysctl: usize,
     /// When results of probes were taken in last, if there were any.
     caught_up: Instant,
 }
@@ -193,6 +195,7 @@ impl Timers {
             audit: now + AUDIT,
             source: now,
             retry: RETRY,
+            sysctl: 0,
             caught_up: now,
         }
     }

@@ -1,6 +1,6 @@
 //! The full pass: look, plan, apply, read back.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -25,8 +25,8 @@ use crate::{
     validate::intent::{Path, Site},
 };
 
-/// Sysctls that are looked at every second.
-const SYSCTLS: usize = 500;
+/// Sysctls that are looked at in a second.
+const SYSCTLS: usize = 100;
 
 impl Engine {
     /// Brings kernel and configuration together once.
@@ -65,19 +65,23 @@ impl Engine {
         if planned.steps.is_empty() { self.nothing_to_do(planned).await } else { self.carry_out(planned).await }
     }
 
-    /// The kernel announces no change of some sysctls. A hub with very many leaves that to the audit.
+    /// Looks at the sysctls of which the kernel announces no change; on a hub with very many, at some in each second.
     pub(super) fn look_at_sysctls(&mut self, now: Instant) {
         let Some(applied) = self.router.applied() else { return };
-        let wanted = applied.objects.iter().filter_map(|(key, value)| match key {
-            Key::Sysctl(SysctlKey { path }) if !self.drift.spared.contains(key) => Some((path.to_string(), value)),
+        let sysctls = applied.objects.iter().map_while(|(key, value)| match key {
+            Key::Sysctl(sysctl) => Some((sysctl, value, self.drift.spared.contains(key))),
+            // They are the first of all objects.
             _ => None,
         });
-        // Each by itself, so that what is needed for all of them together is not kept until the next second.
-        let changed = |(path, value): (String, &Value)| {
-            let found = self.router.kernel.sysctls(std::slice::from_ref(&path)).unwrap_or_default();
-            found.values().any(|now| now != value)
+        let kernel = &self.router.kernel;
+        let silent: Vec<_> = sysctls.filter(|(key, _, spared)| !spared && !kernel.announces(key)).collect();
+        let mut some = silent.iter().cycle().skip(self.timers.sysctl).take(silent.len().min(SYSCTLS));
+        let changed = |(key, wanted, _): &(&SysctlKey, &Value, bool)| {
+            kernel.sysctl(key).is_ok_and(|found| found.is_some_and(|found| found != **wanted))
         };
-        if self.timers.retry == RETRY && wanted.take(SYSCTLS).any(changed) {
+        let is_changed = some.any(changed);
+        self.timers.sysctl = (self.timers.sysctl + SYSCTLS).checked_rem(silent.len()).unwrap_or(0);
+        if self.timers.retry == RETRY && is_changed {
             self.timers.pass_at(now);
         }
     }
@@ -188,17 +192,18 @@ impl Engine {
     /// Tells the prober what to probe, through which mark, device and source.
     fn configure_probes(&mut self) {
         let Some(active) = &self.active else { return };
+        let own = desired::own_addresses(&self.observed.facts);
         let paths = active.site.paths.values().filter(|p| !p.probe.targets.is_empty());
-        self.prober.configure(paths.map(|path| self.spec(&active.site, path)).collect());
+        self.prober.configure(paths.map(|path| self.spec(&active.site, path, &own)).collect());
     }
 
-    fn spec(&self, site: &Site, path: &Path) -> ProbeSpec {
+    fn spec(&self, site: &Site, path: &Path, own: &BTreeSet<IpAddr>) -> ProbeSpec {
         let numbers = &self.router.numbers(&self.observed).targets;
         let number = numbers.get(&Target::Path(path.name.clone())).copied().unwrap_or_default();
         let hops = desired::next_hops(site, path, &self.observed.facts);
         let sources = desired::source_addresses(site, &path.name, &self.observed.facts);
         let mut probe = Arc::clone(&path.probe);
-        let own = desired::own_targets(path, &self.observed.facts);
+        let own = desired::own_targets(path, own);
         if !own.is_empty() {
             // Nobody else's silence or answer stands for theirs: they are missing from each round, hence lost.
             Arc::make_mut(&mut probe).targets.retain(|target| !own.contains(target));
@@ -219,7 +224,7 @@ impl Engine {
         named(path, "path", "", site.paths.keys())?;
         let probed = site.paths.get(path).filter(|p| !p.probe.targets.is_empty());
         let probed = probed.ok_or_else(|| format!("{path} is not probed: it has no targets"))?;
-        let spec = self.spec(site, probed);
+        let spec = self.spec(site, probed, &desired::own_addresses(&self.observed.facts));
         if spec.probe.targets.is_empty() {
             return Err(format!("{path} is not probed: this router itself has the addresses of all its targets"));
         }

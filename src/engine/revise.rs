@@ -152,7 +152,7 @@ impl Engine {
         // What was renamed or removed must not pile up in a daemon that runs for years.
         self.changes.retain(|rule, _| active.site.rules.contains_key(rule));
         self.totals.transitions.retain(|rule, _| active.site.rules.contains_key(rule));
-        self.loads.retain(|endpoint, _| active.site.endpoints.contains_key(endpoint));
+        self.measure_loads(&active.site);
         self.active = Some(active);
         self.links_from_facts(now);
         self.timers.pass_at(now);

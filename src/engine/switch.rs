@@ -1,5 +1,7 @@
 //! The fast path: health in, path choice out, routes switched at once.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::{Engine, status::Event};
@@ -16,7 +18,7 @@ use crate::{
     state::{Key, Stamp, State},
     store::TransitionRecord,
     units::{IfName, Name},
-    validate::intent::Path,
+    validate::intent::{Path, Site},
 };
 
 impl Engine {
@@ -24,23 +26,32 @@ impl Engine {
         if let Some(counts) = self.probes.get_mut(&sample.path) {
             counts.add(sample);
         }
-        self.look_at_load(&sample.path, now);
-        self.monitor.handle_sample(sample, now);
-        let path = self.active.as_ref().and_then(|a| a.site.paths.get(&sample.path));
+        let path = self.active.as_ref().and_then(|a| a.site.paths.get(&sample.path).map(Arc::clone));
+        if let Some(path) = &path {
+            self.look_at_load(path, now);
+        }
         self.gate.note(sample, path.map_or(1, |path| path.probe.quorum));
-        if let Some(health) = self.monitor.healths().get(&sample.path) {
+        if let Some(health) = self.monitor.handle_sample(sample, now) {
             self.batch.add(&sample.path, health, clock::wall());
         }
     }
 
+    /// How busy an uplink is, is measured where its bandwidth is declared.
+    pub(super) fn measure_loads(&mut self, site: &Site) {
+        let mut known = std::mem::take(&mut self.loads);
+        let declared = site.endpoints.iter().filter(|(_, endpoint)| endpoint.down.is_some() || endpoint.up.is_some());
+        let loads = declared.map(|(name, _)| (name.clone(), known.remove(name).unwrap_or_default()));
+        self.loads = loads.collect();
+        for path in site.paths.values().filter(|path| !self.loads.contains_key(&path.from)) {
+            self.monitor.set_load(&path.name, None, false);
+        }
+    }
+
     /// Reads how busy a path's uplink is, where its bandwidth is declared, before what was measured is judged.
-    fn look_at_load(&mut self, name: &Name, now: Instant) {
-        let Some(path) = self.active.as_ref().and_then(|a| a.site.paths.get(name)) else { return };
+    fn look_at_load(&mut self, path: &Path, now: Instant) {
+        let Some((used, meter)) = self.loads.get_mut(&path.from) else { return };
         let endpoint = self.active.as_ref().and_then(|a| a.site.endpoints.get(&path.from));
-        let Some(endpoint) = endpoint.filter(|e| e.down.is_some() || e.up.is_some()) else {
-            return self.monitor.set_load(name, None, false);
-        };
-        let (used, meter) = self.loads.entry(path.from.clone()).or_default();
+        let Some(endpoint) = endpoint else { return };
         if meter.is_due(now) {
             match self.router.kernel.link_bytes(&endpoint.interface) {
                 Ok(Some((down, up))) => {
@@ -51,7 +62,7 @@ impl Engine {
             }
         }
         let busy = meter.weigh(used.unwrap_or_default(), path.probe.busy_at.as_f64(), now);
-        self.monitor.set_load(name, used.map(Use::most), busy);
+        self.monitor.set_load(&path.name, used.map(Use::most), busy);
     }
 
     /// A link's state reaches every path that leaves by it, before any look at the kernel; the switch that follows

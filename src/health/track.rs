@@ -155,7 +155,7 @@ impl Track {
 
     /// Looks at the path anew. `before` is what was published last.
     pub fn look(&mut self, before: Option<&PathHealth>, now: Instant) -> View {
-        let (state, cause) = self.judge(before.map(|h| h.state), now);
+        let (state, cause, measured) = self.judge(before.map(|h| h.state), now);
         if let (Cause::Held, Some(old)) = (cause, before) {
             let reason = self.reason(cause, &self.window.stats(false));
             self.cause = cause;
@@ -163,7 +163,7 @@ impl Track {
         }
         let dead = matches!(cause, Cause::Link(_) | Cause::Lost | Cause::Remembered(PathState::Down))
             || (cause == Cause::Recovering && state == PathState::Down);
-        let raw = self.window.stats(dead);
+        let raw = measured.unwrap_or_else(|| self.window.stats(dead));
         let figures = self.calmed(&raw);
         let shown = self.score(&figures, cause);
         let reason = match before {
@@ -175,48 +175,62 @@ impl Track {
         View { health: self.health(state, shown, since, reason, &raw), stats: Some(figures) }
     }
 
-    fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause) {
+    /// The state, why, and what was measured if that is why.
+    fn judge(&mut self, before: Option<PathState>, now: Instant) -> (PathState, Cause, Option<Stats>) {
+        if let Some((state, cause)) = self.judge_at_sight(now).or_else(|| self.judge_rounds(before)) {
+            return (state, cause, None);
+        }
+        let raw = self.window.stats(false);
+        let (state, cause) = self.judge_figures(&raw);
+        (state, cause, Some(raw))
+    }
+
+    fn judge_at_sight(&mut self, now: Instant) -> Option<(PathState, Cause)> {
         if self.link != Link::Ready {
             self.restart();
-            return (PathState::Down, Cause::Link(self.link));
+            return Some((PathState::Down, Cause::Link(self.link)));
         }
         if self.path.probe.targets.is_empty() {
-            return (PathState::Up, Cause::Unprobed);
+            return Some((PathState::Up, Cause::Unprobed));
         }
         if self.silent_at().is_some_and(|at| at <= now) {
             self.restart();
-            return (PathState::Unknown, Cause::Silent);
+            return Some((PathState::Unknown, Cause::Silent));
         }
-        self.judge_rounds(before)
+        None
     }
 
-    fn judge_rounds(&mut self, before: Option<PathState>) -> (PathState, Cause) {
+    /// None if what was measured decides.
+    fn judge_rounds(&mut self, before: Option<PathState>) -> Option<(PathState, Cause)> {
         if self.window.is_void() {
-            return (before.unwrap_or(PathState::Unknown), Cause::Held);
+            return Some((before.unwrap_or(PathState::Unknown), Cause::Held));
         }
         if self.window.lost_in_a_row() >= self.down_after() {
             self.need = self.up_after();
-            return (PathState::Down, Cause::Lost);
+            return Some((PathState::Down, Cause::Lost));
         }
         if self.window.good_in_a_row() < self.need {
             // An empty window: it is new, or its link is back and what was measured before says nothing now.
-            return match before {
+            return Some(match before {
                 _ if self.window.len() == 0 => self.unmeasured(),
                 Some(PathState::Down) => (PathState::Down, Cause::Recovering),
                 _ => (PathState::Unknown, Cause::Recovering),
-            };
+            });
         }
         if std::mem::take(&mut self.need) > 0 {
             self.window.end_outage();
         }
-        let raw = self.window.stats(false);
+        None
+    }
+
+    fn judge_figures(&mut self, raw: &Stats) -> (PathState, Cause) {
         if !self.busy {
             self.calm = (raw.slow.latency, raw.slow.jitter);
         }
-        let stats = self.calmed(&raw);
+        let stats = self.calmed(raw);
         self.breach = self.breach.after(&stats, &self.path.health);
         let counts = score(&stats, &self.limits());
-        let cause = if counts > score(&raw, &self.limits()) { Cause::Congested } else { Cause::Score };
+        let cause = if counts > score(raw, &self.limits()) { Cause::Congested } else { Cause::Score };
         (PathState::of(counts), cause)
     }
 

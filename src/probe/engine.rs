@@ -98,6 +98,8 @@ pub(super) struct Engine {
     random: RandomState,
     drawn: u64,
     samples: mpsc::Sender<Sample>,
+    /// Results of this turn. They go out together, so that whoever waits for them is woken once.
+    ready: Vec<Sample>,
     full: bool,
     paths: BTreeMap<Name, Probed>,
     /// Paths by target. Looked up by key, never iterated.
@@ -118,6 +120,7 @@ impl Engine {
             random,
             drawn: 0,
             samples,
+            ready: Vec::new(),
             full: false,
             paths: BTreeMap::new(),
             sharing: HashMap::new(),
@@ -211,9 +214,11 @@ impl Engine {
         while let Some(sample) = self.rounds.expired(now) {
             self.report(sample);
         }
+        self.hand_over();
         while let Some(path) = self.schedule.pop(now) {
             self.probe(&path);
         }
+        self.hand_over();
     }
 
     fn settle(&mut self, held: Held) {
@@ -237,11 +242,17 @@ impl Engine {
             return;
         }
         self.weigh(&sample);
-        let full = matches!(self.samples.try_send(sample), Err(TrySendError::Full(_)));
-        if full && !self.full {
-            warn!("probe results are not taken in fast enough: some are dropped");
+        self.ready.push(sample);
+    }
+
+    fn hand_over(&mut self) {
+        for sample in self.ready.drain(..) {
+            let full = matches!(self.samples.try_send(sample), Err(TrySendError::Full(_)));
+            if full && !self.full {
+                warn!("probe results are not taken in fast enough: some are dropped");
+            }
+            self.full = full;
         }
-        self.full = full;
     }
 
     /// Probes faster while a loss may be the beginning of an outage, and asks other paths about the same targets.

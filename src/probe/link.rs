@@ -118,7 +118,7 @@ impl Links {
         let gateway = if target.is_unspecified() { spec.gateways.first().copied() } else { Some(target) };
         let unknown = || io::Error::new(io::ErrorKind::AddrNotAvailable, "the kernel has no default route by it");
         let gateway = gateway.ok_or_else(unknown)?;
-        let index = nix::net::if_::if_nametoindex(spec.interface.as_str())?;
+        let index = rustix::net::netdevice::name_to_index(&self.arp, spec.interface.as_str())?;
         let unanswered = self.waiting.put((index, gateway), (reply, target), clock::now());
         if unanswered {
             self.known.take(&(index, gateway));

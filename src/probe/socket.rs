@@ -2,13 +2,14 @@
 //! with, whatever the number of paths.
 //!
 //! A raw socket sees every ICMP packet of the namespace, so one per path would be quadratic; a datagram ("ping")
-//! socket needs `ping_group_range` opened, which is host-wide. One shared pair costs two `setsockopt` per round and
+//! socket needs `ping_group_range` opened, which is host-wide. One shared pair costs three system calls per round and
 //! keeps what a socket per path would give: mark, device (by name, hence right after a link was re-created) and source
 //! address are set for each round. The sending socket receives nothing, and a socket filter narrows the receiving one
 //! to echo replies with our identifier. UDP has one socket for both, since answers come to its port: the device goes
 //! with each packet (`IP_PKTINFO`), which decides the route lookup as a bound device does.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, RawFd},
@@ -17,7 +18,6 @@ use std::{
 use nix::{
     cmsg_space,
     libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo},
-    net::if_::if_nametoindex,
     sys::{
         socket::{
             ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, recvmsg, sendmsg,
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     clock,
-    units::{Dscp, Family},
+    units::{Dscp, Family, IfName},
 };
 
 /// Packets held back by neighbour resolution count against the sender's buffer, so that many dead paths would
@@ -65,6 +65,8 @@ pub struct Sockets {
     family: Family,
     kind: Kind,
     send: Socket,
+    /// What the sending socket is set to.
+    dscp: Cell<Option<Dscp>>,
     /// Tokio has no type for a raw socket, and this one adds nothing but readiness.
     receive: UdpSocket,
 }
@@ -100,18 +102,26 @@ impl Sockets {
             setsockopt(&receive, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
         arrivals(&receive, family)?;
-        Ok(Self { family, kind, send, receive: UdpSocket::from_std(receive.into())? })
+        Ok(Self { family, kind, send, dscp: Cell::new(None), receive: UdpSocket::from_std(receive.into())? })
     }
 
     /// Makes the next probes leave by a path; the index of its interface.
     pub fn aim(&self, spec: &ProbeSpec) -> io::Result<u32> {
-        let index = if_nametoindex(spec.interface.as_str())?;
+        let index = self.index_of(&spec.interface)?;
         if matches!(self.kind, Kind::Echo(_)) {
             self.send.bind_device(Some(spec.interface.as_str().as_bytes()))?;
         }
         self.send.set_mark(spec.mark)?;
-        set_dscp(&self.send, self.family, spec.probe.dscp)?;
+        if self.dscp.get() != spec.probe.dscp {
+            set_dscp(&self.send, self.family, spec.probe.dscp)?;
+            self.dscp.set(spec.probe.dscp);
+        }
         Ok(index)
+    }
+
+    /// The index of an interface in the namespace of the socket. `if_nametoindex` would open a socket for each question.
+    pub fn index_of(&self, interface: &IfName) -> io::Result<u32> {
+        Ok(rustix::net::netdevice::name_to_index(&self.send, interface.as_str())?)
     }
 
     /// Sends a packet by the path aimed at last.

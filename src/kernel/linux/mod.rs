@@ -44,7 +44,7 @@ use crate::{
     explain::{Flow, Lookup, Origin},
     foreign::{Surroundings, programs::Touch},
     plan::Step,
-    state::{Counter, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, Value, Way},
+    state::{Counter, Key, Observed, Ranges, RouteKey, RouteValue, RuleKey, Stamp, SysctlKey, Value, Way},
     units::{IfName, Name, pack},
 };
 
@@ -173,10 +173,15 @@ impl Linux {
         if touch.kind == "nft" { self.nft.started(touch.pid) } else { self.route.port() == Some(touch.pid) }
     }
 
-    /// Values of sysctls by their paths below `/proc/sys/net/`; about 5 microseconds each. Of some, such as
-    /// `src_valid_mark`, the kernel announces no change.
-    pub fn sysctls(&self, paths: &[String]) -> Result<BTreeMap<Key, Value>, KernelError> {
-        Ok(sysctl::read(paths)?.into_iter().collect())
+    /// Whether the kernel announces that a sysctl was changed. Of some, such as `src_valid_mark`, it does not.
+    #[must_use]
+    pub fn announces(&self, key: &SysctlKey) -> bool {
+        sysctl::is_announced(&key.path)
+    }
+
+    /// The value of a sysctl, if it is there; about 3 microseconds.
+    pub fn sysctl(&self, key: &SysctlKey) -> Result<Option<Value>, KernelError> {
+        sysctl::read_one(&key.path)
     }
 
     /// How this machine's own packets reach each of these networks; those that it cannot reach are left out.

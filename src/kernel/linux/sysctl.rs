@@ -1,7 +1,8 @@
 //! Sysctls below `/proc/sys/net`, which the kernel resolves in the network namespace of the calling thread.
 
 use std::{
-    io::{self, ErrorKind},
+    fs::File,
+    io::{self, ErrorKind, Read},
     path::PathBuf,
 };
 
@@ -11,20 +12,38 @@ use crate::{
     state::{Key, SysctlKey, Value, sysctl_text},
 };
 
+/// The longest value that is read.
+const LONGEST: usize = 1024;
+
+/// Whether the kernel announces that a sysctl was changed (`RTM_NEWNETCONF`: `net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
+pub(super) fn is_announced(path: &str) -> bool {
+    let name = path.rsplit('/').next();
+    matches!(name, Some("ip_forward" | "forwarding" | "rp_filter" | "ignore_routes_with_linkdown"))
+}
+
 /// Values of the paths that exist.
 pub(super) fn read(paths: &[String]) -> Result<Vec<(Key, Value)>, KernelError> {
     let mut found = Vec::new();
     for path in paths {
-        match std::fs::read_to_string(file(path)?) {
-            Ok(text) => {
-                let value = sysctl_text(text.trim_end_matches('\n'));
-                found.push((Key::Sysctl(SysctlKey { path: path.as_str().into() }), Value::Sysctl { value }));
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(KernelError::Sysctl { doing: format!("read sysctl net/{path}"), source }),
+        if let Some(value) = read_one(path)? {
+            found.push((Key::Sysctl(SysctlKey { path: path.as_str().into() }), value));
         }
     }
     Ok(found)
+}
+
+/// The value of a path, if there is such a one.
+pub(super) fn read_one(path: &str) -> Result<Option<Value>, KernelError> {
+    let mut bytes = [0; LONGEST];
+    // The kernel gives a value in one piece, and what asks for the size of the file first takes twice as long.
+    match File::open(file(path)?).and_then(|mut file| file.read(&mut bytes)) {
+        Ok(length) => {
+            let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+            Ok(Some(Value::Sysctl { value: sysctl_text(text.trim_end_matches('\n')) }))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(KernelError::Sysctl { doing: format!("read sysctl net/{path}"), source }),
+    }
 }
 
 /// Writes a value. A sysctl cannot be removed: nothing wanted means that it is left as it is.

@@ -9,6 +9,9 @@ use crate::{
     validate::intent::{Path, Rule, Site},
 };
 
+/// Why a path is down that answers nothing.
+const GONE: &str = "nothing got through";
+
 /// What a rule uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Used {
@@ -158,11 +161,17 @@ impl<'a> Course<'a> {
             breach.limits(&path.health)
         });
         let (state, score) = condition.under(path, then.map(AsRef::as_ref), &limits);
-        let old = self.healths.get(name);
-        let since = old.filter(|h| h.state == state).map_or(at, |h| h.since);
         let measured = *condition.stats();
+        let old = self.healths.get_mut(name).filter(|old| old.state == state);
+        let since = old.as_ref().map_or(at, |old| old.since);
         let (latency, jitter) = (measured.slow.latency, measured.slow.jitter);
-        let reason = if condition.is_dead() { "nothing got through".to_owned() } else { explain(&measured, &limits) };
+        // The daemon, too, writes a reason when something changes and not with each sample.
+        let is_same = |old: &&mut PathHealth| old.score == score && (old.reason == GONE) == condition.is_dead();
+        let reason = match old.filter(is_same) {
+            Some(old) => std::mem::take(&mut old.reason),
+            None if condition.is_dead() => GONE.to_owned(),
+            None => explain(&measured, &limits),
+        };
         let health = PathHealth {
             latency,
             jitter,
