@@ -12,7 +12,7 @@ use super::Engine;
 use crate::{
     api::{Answer, Order},
     clock::{self, Instant, Wall},
-    failover::{self, Choice, Drain, Overrides, Pin},
+    failover::{self, Choice, Drain, Overrides, Pin, Transition},
     guard::Who,
     health::{Healths, PathState},
     store::Ledger,
@@ -35,11 +35,14 @@ struct Kept {
     left: BTreeMap<Name, u64>,
 }
 
-/// What is known of the paths when the daemon stops; its moments count from the boot.
+/// What is known of paths and rules when the daemon stops; its moments count from the boot.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Warm {
     at: Instant,
     healths: Healths,
+    /// The last change of each rule's path: why it is as it is.
+    #[serde(default)]
+    changes: BTreeMap<Name, Transition>,
 }
 
 impl Warm {
@@ -47,9 +50,11 @@ impl Warm {
         ledger.set_warm(self);
     }
 
-    /// What an earlier process of this boot knew, unless that is too long ago.
-    fn recall(ledger: &Ledger, now: Instant) -> Option<Healths> {
-        ledger.warm::<Self>().filter(|warm| now.since(warm.at) < FRESH).map(|warm| warm.healths)
+    /// What an earlier process of this boot knew; of the paths nothing, if that is too long ago.
+    fn recall(ledger: &Ledger, now: Instant) -> Option<Self> {
+        let warm = ledger.warm::<Self>()?;
+        let fresh = now.since(warm.at) < FRESH;
+        Some(if fresh { warm } else { Self { healths: Healths::new(), ..warm } })
     }
 }
 
@@ -125,18 +130,20 @@ impl Engine {
         }
     }
 
-    /// Takes over what an earlier process of this boot knew of the paths, unless that is too long ago.
+    /// Takes over what an earlier process of this boot knew of the paths, unless that is too long ago, and why each rule
+    /// uses the path that it still uses.
     pub(super) fn recall_health(&mut self) {
         let now = clock::now();
-        if let Some(healths) = Warm::recall(&self.router.ledger, now) {
-            self.monitor.remember(&healths, now);
-        }
+        let Some(warm) = Warm::recall(&self.router.ledger, now) else { return };
+        self.monitor.remember(&warm.healths, now);
+        let used = |rule: &Name| self.selection.rules.get(rule).map(|choice| &choice.active);
+        self.changes = warm.changes.into_iter().filter(|(rule, change)| used(rule) == Some(&change.to)).collect();
     }
 
     /// Remembers what is known of the paths, for a restart.
     pub(super) fn keep_health(&self) {
-        let warm = Warm { at: clock::now(), healths: self.monitor.healths().clone() };
-        warm.keep(&self.router.ledger);
+        let (healths, changes) = (self.monitor.healths().clone(), self.changes.clone());
+        Warm { at: clock::now(), healths, changes }.keep(&self.router.ledger);
     }
 
     /// Ends orders whose time is over.
@@ -241,18 +248,19 @@ mod tests {
             "jitter": null, "rounds": 20, "carrier": true, "since": 1, "reason": "3 rounds lost in a row"}});
         let healths: Healths = serde_json::from_value(known).unwrap();
         let (ledger, _) = Ledger::open(dir.path());
-        assert_eq!(Warm::recall(&ledger, at(100)), None, "nothing is known at first");
-        Warm { at: at(100), healths: healths.clone() }.keep(&ledger);
+        let recalled = |ledger: &Ledger, s| Warm::recall(ledger, at(s)).map(|warm| warm.healths);
+        assert_eq!(recalled(&ledger, 100), None, "nothing is known at first");
+        Warm { at: at(100), healths: healths.clone(), changes: BTreeMap::new() }.keep(&ledger);
         drop(ledger);
         let (ledger, _) = Ledger::open(dir.path());
-        assert_eq!(Warm::recall(&ledger, at(699)), Some(healths));
-        assert_eq!(Warm::recall(&ledger, at(700)), None, "too long ago");
+        assert_eq!(recalled(&ledger, 699), Some(healths));
+        assert_eq!(recalled(&ledger, 700), Some(Healths::new()), "too long ago");
         drop(ledger);
         let journal = rusqlite::Connection::open(dir.path().join("journal.db")).unwrap();
         journal.execute("UPDATE this_boot SET boot = 'another'", []).unwrap();
         drop(journal);
         let (ledger, _) = Ledger::open(dir.path());
-        assert_eq!(Warm::recall(&ledger, at(101)), None, "another boot");
+        assert_eq!(recalled(&ledger, 101), None, "another boot");
     }
 
     #[test]

@@ -170,6 +170,10 @@ impl Journal {
         &self.db
     }
 
+    pub(super) const fn db_mut(&mut self) -> &mut Connection {
+        &mut self.db
+    }
+
     /// The database.
     #[must_use]
     pub fn file(&self) -> &Path {

@@ -23,6 +23,7 @@ mod ledger;
 pub mod read;
 mod recorder;
 mod records;
+mod refuge;
 mod removed;
 mod rows;
 mod schema;

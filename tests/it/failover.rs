@@ -610,7 +610,8 @@ fn a_restart_adopts_what_it_finds_and_loses_nothing() {
     let mut world = World::of(&fast());
     world.fault("fiber", Fault::BlackHole);
     world.daemon.wait_active("critical", "lte");
-    world.daemon.wait("a calm moment", |s| s.reconcile.as_ref().is_some_and(|r| r.steps == 0));
+    let calm = |s: &Status| s.reconcile.as_ref().is_some_and(|r| r.steps == 0);
+    let why = world.daemon.wait("a calm moment", calm).rules["critical"].change.clone().unwrap();
     let ruleset = world.daemon.sh(
         "nft -s list table inet patronus; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all",
     );
@@ -625,6 +626,8 @@ fn a_restart_adopts_what_it_finds_and_loses_nothing() {
         let status = world.daemon.settle();
         let reconcile = status.reconcile.unwrap();
         assert_eq!((reconcile.steps, reconcile.message), (0, None));
+        let told = status.rules["critical"].change.as_ref();
+        assert_eq!(told.map(|t| (t.at, &t.reason)), Some((why.at, &why.reason)), "why the rule is where it is");
         more(&flow, 300);
         let status = world.daemon.wait("fiber to be found dead", |s| state(s, "fiber") == PathState::Down);
         assert_eq!(active(&status, "critical"), Some("lte"), "still on the backup");
