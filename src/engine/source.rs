@@ -101,6 +101,7 @@ pub struct Active {
 
 impl Active {
     /// As the journal keeps it for the next start.
+    #[must_use]
     pub fn as_last_good(&self) -> LastGood {
         LastGood { revision: self.revision.clone(), at: clock::wall(), files: self.files.clone() }
     }
