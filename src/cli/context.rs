@@ -241,17 +241,18 @@ fn remedy(holder: &str) -> &'static str {
 
 /// The journal for whoever only looks: it creates nothing, changes nothing, and no daemon notices.
 pub fn ledger_to_read(settings: &Settings) -> Ledger {
-    warned(Ledger::open_to_read(&settings.state_dir))
+    warned(Ledger::open_to_read(&settings.state_dir, &settings.runtime_dir))
 }
 
 /// The journal for whoever settles what stands in it, if there is one.
 pub fn existing_ledger(settings: &Settings) -> Ledger {
-    if store::journal_file(&settings.state_dir).exists() { ledger(settings) } else { Ledger::memory() }
+    let place = store::place(&settings.state_dir, &settings.runtime_dir);
+    if store::journal_file(&place).exists() { ledger(settings) } else { Ledger::memory() }
 }
 
 /// The journal.
 pub fn ledger(settings: &Settings) -> Ledger {
-    warned(Ledger::open(&settings.state_dir))
+    warned(Ledger::found(&settings.state_dir, &settings.runtime_dir))
 }
 
 fn warned((ledger, alarm): (Ledger, Option<String>)) -> Ledger {

@@ -54,7 +54,7 @@ pub async fn run(args: Args) -> Outcome {
     let _lock = context::lock(&settings, "run")?;
     let changes =
         Linux::subscribe(&settings.ranges).map_err(|e| context::from_kernel("cannot watch the kernel", &e))?;
-    let (ledger, alarm) = crate::store::Ledger::open(&settings.state_dir);
+    let (ledger, alarm) = crate::store::Ledger::sheltered(&settings.state_dir, &settings.runtime_dir);
     ledger.forget_removed(crate::clock::wall().before(settings.retention));
     let mut router = Router::new(kernel, ledger, settings.ranges).treating_drift(settings.drift);
     context::recover(&mut router).await?;

@@ -82,7 +82,9 @@ pub fn write_down(router: &Router<Linux>, made: &Made, timeout: Duration) -> Unc
         phase: Phase::Applying,
         baseline: Baseline::default(),
     };
-    router.ledger.add_generation(&new, &mut change);
+    if let Err(error) = router.ledger.add_generation(&new, &mut change) {
+        tracing::warn!(error = error.chain(), "the journal cannot be written");
+    }
     change
 }
 

@@ -358,7 +358,7 @@ impl Engine {
             self.look_at_sysctls(now);
             self.tend_revisions();
             // What could not be written has an alarm.
-            let _ = self.router.ledger.flush();
+            let _ = self.router.ledger.settle();
             self.look_around(now);
             self.publish();
         }

@@ -4,13 +4,20 @@
 //! selection. Everything here has a default, so that a dead store costs memory and never function. What cannot be
 //! written waits in [`Pending`] and is seen by whoever reads it here; [`Ledger::flush`] tries again.
 
-use std::{cell::RefCell, collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError, journal, journal_file,
+    Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError,
+    disk::Disk,
+    journal, journal_file,
     pending::{Ended, Pending, UNCONFIRMED, Write},
+    refuge::Refuge,
 };
 use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
@@ -31,38 +38,45 @@ pub enum Ledger {
     Memory(apply::Memory),
 }
 
-/// A journal, and what it could not take yet.
-#[derive(Debug)]
-pub struct Disk {
-    journal: Journal,
-    pending: RefCell<Pending>,
-}
-
-impl Disk {
-    fn of(journal: Journal) -> Box<Self> {
-        Box::new(Self { journal, pending: RefCell::default() })
-    }
-}
-
 impl Ledger {
     /// Opens the journal of a state directory; the text, if any, is an alarm: what is wrong with it.
     #[must_use]
     pub fn open(dir: &Path) -> (Self, Option<String>) {
         match Journal::open_or_replace(dir) {
-            Ok((journal, alarm)) => (Self::Disk(Disk::of(journal)), alarm),
-            Err(error) => (Self::memory(), Some(format!("working without a journal: {}", error.chain()))),
+            Ok((journal, alarm)) => (Self::Disk(Disk::of(journal).into()), alarm),
+            Err(error) => Self::without(&error),
         }
+    }
+
+    /// The same; while the state directory cannot be used, the journal is below the runtime directory `run`.
+    #[must_use]
+    pub fn sheltered(dir: &Path, run: &Path) -> (Self, Option<String>) {
+        match Disk::open(dir, run) {
+            Ok((disk, alarm)) => (Self::Disk(disk.into()), alarm),
+            Err(error) => Self::without(&error),
+        }
+    }
+
+    /// The journal of a state directory where it is now, for whoever does not stay: it is not moved.
+    #[must_use]
+    pub fn found(dir: &Path, run: &Path) -> (Self, Option<String>) {
+        Self::open(&place(dir, run))
+    }
+
+    fn without(error: &StoreError) -> (Self, Option<String>) {
+        (Self::memory(), Some(format!("working without a journal: {}", error.chain())))
     }
 
     /// Opens the journal of a state directory for whoever only looks; without one there is nothing to be seen. The text, if
     /// any, says what is wrong with it.
     #[must_use]
-    pub fn open_to_read(dir: &Path) -> (Self, Option<String>) {
-        if !journal_file(dir).exists() {
+    pub fn open_to_read(dir: &Path, run: &Path) -> (Self, Option<String>) {
+        let dir = place(dir, run);
+        if !journal_file(&dir).exists() {
             return (Self::memory(), None);
         }
-        match Journal::open_to_read(dir) {
-            Ok(journal) => (Self::Disk(Disk::of(journal)), None),
+        match Journal::open_to_read(&dir) {
+            Ok(journal) => (Self::Disk(Disk::of(journal).into()), None),
             Err(error) => (Self::memory(), Some(format!("looking without the journal: {}", error.chain()))),
         }
     }
@@ -77,6 +91,7 @@ impl Ledger {
     /// and says so. What was remembered has to be put into it again.
     pub fn tend(&mut self) -> Option<String> {
         let Self::Disk(disk) = self else { return None };
+        disk.return_home();
         disk.journal.be_patient();
         let trouble = disk.journal.trouble()?;
         let file = disk.journal.file().to_owned();
@@ -95,14 +110,20 @@ impl Ledger {
     /// Makes the writes that wait because they failed. The error is that of the first which fails again.
     pub fn flush(&self) -> Result<(), StoreError> {
         let Self::Disk(disk) = self else { return Ok(()) };
-        disk.pending.borrow_mut().make(&disk.journal)
+        disk.flush()
+    }
+
+    /// The same; if its place takes no writes, the journal goes on elsewhere.
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        let Self::Disk(disk) = self else { return Ok(()) };
+        disk.settle()
     }
 
     /// An alarm, as long as something could not be written down.
     #[must_use]
     pub fn alarm(&self) -> Option<String> {
         let Self::Disk(disk) = self else { return None };
-        disk.pending.borrow().alarm()
+        disk.alarm()
     }
 
     /// A remembered value; absent when there is none or the store is dead.
@@ -205,23 +226,22 @@ impl Ledger {
 
     /// Writes a generation down, and with it the change that waits for its confirmation if it does; the change learns its
     /// row.
-    pub fn add_generation(&self, new: &NewGeneration<'_>, change: &mut Unconfirmed) {
+    pub fn add_generation(&self, new: &NewGeneration<'_>, change: &mut Unconfirmed) -> Result<(), StoreError> {
         let trial = (new.standing == Standing::Unconfirmed).then_some(UNCONFIRMED);
-        let Self::Disk(disk) = self else { return };
+        change.record = 0;
+        let Self::Disk(disk) = self else { return Ok(()) };
         // What waits is older.
-        let _ = self.flush();
-        match disk.journal.add_generation(new, trial, change) {
-            Ok(record) => {
-                change.record = record;
-                if trial.is_some() {
-                    disk.pending.borrow_mut().another_trial();
-                }
-            }
-            Err(error) => {
-                change.record = 0;
-                tracing::warn!(error = error.chain(), "the journal cannot be written");
-            }
+        let _ = disk.flush();
+        change.record = disk.journal.add_generation(new, trial, change)?;
+        if trial.is_some() {
+            disk.pending.borrow_mut().another_trial();
         }
+        Ok(())
+    }
+
+    /// Whether the journal goes on elsewhere from now on, since its place takes no writes.
+    pub fn take_refuge(&mut self, error: &StoreError) -> bool {
+        if let Self::Disk(disk) = self { disk.flee(error) } else { false }
     }
 
     /// Writes a change on trial down once more, in a journal that was begun anew: whoever finds it must know of the
@@ -246,7 +266,9 @@ impl Ledger {
             standing: Standing::Unconfirmed,
             files,
         };
-        self.add_generation(&new, change);
+        if let Err(error) = self.add_generation(&new, change) {
+            tracing::warn!(error = error.chain(), "the journal cannot be written");
+        }
     }
 
     /// The generation that a number means, with its files; one that is still to come means none. A journal that was begun
@@ -343,6 +365,13 @@ impl Ledger {
     }
 }
 
+/// The directory that the journal of a state directory is in now.
+#[must_use]
+pub fn place(dir: &Path, run: &Path) -> PathBuf {
+    let refuge = Refuge::new(dir, run);
+    if refuge.is_used() { refuge.place().to_owned() } else { dir.to_owned() }
+}
+
 fn ended(record: i64, standing: Standing, reason: &str) -> Ended {
     Ended { record, standing, at: clock::wall(), reason: reason.to_owned() }
 }
@@ -353,9 +382,9 @@ fn failed(doing: &str) -> impl FnOnce(StoreError) -> JournalError {
 
 impl apply::Journal for Ledger {
     async fn begin(&mut self, record: &RunRecord) -> Result<RunId, JournalError> {
-        let journal = match self {
+        let disk = match self {
             Self::Memory(memory) => return memory.begin(record).await,
-            Self::Disk(disk) => &disk.journal,
+            Self::Disk(disk) => disk,
         };
         let plan = PlanRecord {
             plan: record.stamp.plan,
@@ -367,15 +396,15 @@ impl apply::Journal for Ledger {
             place: record.place.clone(),
             steps: Arc::clone(&record.steps),
         };
-        close_older(journal).map_err(failed("closing older runs in the journal"))?;
-        let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
+        disk.attempt(close_older).map_err(failed("closing older runs in the journal"))?;
+        let id = disk.attempt(|journal| journal.begin(&plan)).map_err(failed("writing the plan to the journal"))?;
         Ok(RunId(id.0))
     }
 
     async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
-        let journal = match self {
+        let disk = match self {
             Self::Memory(memory) => return memory.step(run, index, state).await,
-            Self::Disk(disk) => &disk.journal,
+            Self::Disk(disk) => disk,
         };
         let state = match state {
             StepState::Started => journal::StepState::Started,
@@ -383,13 +412,14 @@ impl apply::Journal for Ledger {
             StepState::Failed => journal::StepState::Failed(String::new()),
             StepState::Undone => journal::StepState::Undone,
         };
-        journal.step(journal::RunId(run.0), index, &state).map_err(failed("writing a step to the journal"))
+        let write = |journal: &Journal| journal.step(journal::RunId(run.0), index, &state);
+        disk.attempt(write).map_err(failed("writing a step to the journal"))
     }
 
     async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
-        let journal = match self {
+        let disk = match self {
             Self::Memory(memory) => return memory.finish(run, ending, message).await,
-            Self::Disk(disk) => &disk.journal,
+            Self::Disk(disk) => disk,
         };
         let outcome = match ending {
             Ending::Applied => Some(ReconcileOutcome::Applied),
@@ -398,9 +428,8 @@ impl apply::Journal for Ledger {
             Ending::Superseded => None,
         };
         let message = (!message.is_empty()).then_some(message);
-        journal
-            .finish(journal::RunId(run.0), clock::wall(), outcome, message)
-            .map_err(failed("closing a run in the journal"))
+        let write = |journal: &Journal| journal.finish(journal::RunId(run.0), clock::wall(), outcome, message);
+        disk.attempt(write).map_err(failed("closing a run in the journal"))
     }
 
     async fn unfinished(&mut self) -> Result<Option<Unfinished>, JournalError> {

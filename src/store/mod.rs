@@ -16,6 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 mod aggregates;
 mod chunks;
+mod disk;
 mod flush;
 mod generations;
 mod good;
@@ -37,7 +38,7 @@ pub use flush::{Batch, FlushPolicy};
 pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use good::LastGood;
 pub use journal::{Journal, JournaledStep, PlanRecord, RunId, StepState, Unfinished};
-pub use ledger::Ledger;
+pub use ledger::{Ledger, place};
 pub use recorder::{Kept, Limits, Recorder};
 pub use removed::RemovedFile;
 pub use rows::{HealthSample, Run, TransitionRecord};

@@ -47,8 +47,13 @@ impl Refuge {
         journal_file(&self.place).exists()
     }
 
-    /// Opens a copy of the journal at home, which cannot be opened where it is; a new one if there is none.
-    pub fn open_copy(&self) -> Result<Journal, StoreError> {
+    /// Opens the journal that is here; if none is, a copy of the one at home, which cannot be opened where it is.
+    pub fn open(&self) -> Result<Journal, StoreError> {
+        if self.is_used() { Journal::open(&self.place) } else { self.open_copy() }
+    }
+
+    /// Opens a copy of the journal at home; a new one if there is none.
+    fn open_copy(&self) -> Result<Journal, StoreError> {
         self.build(|new| {
             for part in PARTS {
                 match fs::copy(suffixed(&journal_file(&self.home), part), suffixed(&journal_file(new), part)) {
@@ -73,10 +78,14 @@ impl Refuge {
 
     /// Brings the content of the journal that is here back; the journal at home, which has it now.
     pub fn go_home(&self) -> Result<(Journal, Option<String>), StoreError> {
-        let away = Journal::open(&self.place)?;
+        let away = match Journal::open(&self.place) {
+            Err(error) if error.is_corrupt() => None,
+            other => Some(other?),
+        };
         let (mut home, told) = Journal::open_or_replace(&self.home)?;
-        carry(&away, home.db_mut())?;
-        drop(away);
+        if let Some(away) = away {
+            carry(&away, home.db_mut())?;
+        }
         self.clear().map_err(|error| self.file("remove", error))?;
         Ok((home, told))
     }
@@ -152,17 +161,17 @@ mod tests {
         let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let refuge = Refuge::new(state.path(), run.path());
         let home = Journal::open(state.path()).unwrap();
-        home.put("number", &1).unwrap();
+        home.put("number", "1").unwrap();
         let away = refuge.flee(&home).unwrap();
         assert!(refuge.is_used() && remembered(&away) == Some(1));
-        away.put("number", &2).unwrap();
+        away.put("number", "2").unwrap();
         drop((home, away));
         // Another process finds it.
         let refuge = Refuge::new(state.path(), run.path());
         assert!(refuge.is_used());
         let (home, told) = refuge.go_home().unwrap();
         assert_eq!((remembered(&home), told, refuge.is_used()), (Some(2), None, false));
-        home.put("number", &3).unwrap();
+        home.put("number", "3").unwrap();
         drop(home);
         assert_eq!(remembered(&Journal::open(state.path()).unwrap()), Some(3));
     }
@@ -172,14 +181,14 @@ mod tests {
         let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let refuge = Refuge::new(state.path(), run.path());
         let home = Journal::open(state.path()).unwrap();
-        home.put("number", &1).unwrap();
+        home.put("number", "1").unwrap();
         let log = suffixed(&journal_file(state.path()), "-wal");
         assert!(log.metadata().unwrap().len() > 0, "as a process leaves it that was killed");
         let away = refuge.open_copy().unwrap();
         assert_eq!(remembered(&away), Some(1));
         drop(away);
         // What an older copy left does not mix with a newer one.
-        home.put("number", &2).unwrap();
+        home.put("number", "2").unwrap();
         assert_eq!(remembered(&refuge.open_copy().unwrap()), Some(2));
     }
 
@@ -188,7 +197,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let refuge = Refuge::new(Path::new("/proc/patronus"), run.path());
         let away = refuge.open_copy().unwrap();
-        away.put("number", &1).unwrap();
+        away.put("number", "1").unwrap();
         drop(away);
         assert!(refuge.is_used() && refuge.go_home().is_err() && refuge.is_used(), "it stays until it is at home");
         assert_eq!(remembered(&Journal::open(refuge.place()).unwrap()), Some(1));
