@@ -1,6 +1,6 @@
 //! Whom a client trusts, and what it expects a certificate to name.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -37,6 +37,24 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), HttpError> {
         roots.add(certificate).map_err(|e| wrong(e.into()))?;
     }
     Ok(())
+}
+
+/// An error of TLS in words for people, where the library has only the name of its code: who signs a certificate for one
+/// server with `openssl req -x509` makes an authority of it.
+#[must_use]
+pub fn plainly(text: String) -> String {
+    if !text.contains("CaUsedAsEndEntity") {
+        return text;
+    }
+    "the server shows the certificate of an authority (`CA:TRUE`, as plain `openssl req -x509` makes it), which is not \
+     believed of a server, also if it is the one given as `ca`: make it anew with \
+     `-addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:NAME`, and give that as `ca`"
+        .to_owned()
+}
+
+/// The same, for what a connection failed with.
+pub(super) fn explained(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), plainly(error.to_string()))
 }
 
 pub(super) fn server_name(to: &Authority) -> Result<ServerName<'static>, HttpError> {
