@@ -87,7 +87,7 @@ async fn asked(args: &Args) -> Asked {
 
 /// What the journal says was applied last.
 fn applied(settings: &Settings) -> Option<State> {
-    let router = Router::new(context::kernel().ok()?, context::existing_ledger(settings), settings.ranges);
+    let router = Router::new(context::kernel().ok()?, context::ledger_to_read(settings), settings.ranges);
     router.applied().cloned()
 }
 
@@ -103,7 +103,7 @@ fn configuration(settings: &Settings) -> Configuration {
             Ok(snapshot) => snapshot,
             Err(error) => return Configuration::Unreadable(Failure::error(dir.display(), &error).message),
         },
-        Some(Source::Git(_)) => match context::existing_ledger(settings).last_good() {
+        Some(Source::Git(_)) => match context::ledger_to_read(settings).last_good() {
             Some(good) => Snapshot { revision: good.revision, files: good.files, commit: None },
             None => return Configuration::Unfetched,
         },

@@ -59,7 +59,7 @@ fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
 }
 
 /// Opens a database of ours wherever it lies.
-fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
+pub(super) fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     let missing = || StoreError::Missing { dir: file.parent().unwrap_or(file).to_owned() };
     let db = connect(file)?.ok_or_else(missing)?;
     schema::check(&db, file, migrations)?;
