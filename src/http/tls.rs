@@ -39,22 +39,25 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), HttpError> {
     Ok(())
 }
 
-/// An error of TLS in words for people, where the library has only the name of its code: who signs a certificate for one
-/// server with `openssl req -x509` makes an authority of it.
+/// Who signs a certificate for one server with plain `openssl req -x509` makes an authority of it, and TLS says of that
+/// the name of a code only.
+const AUTHORITY_SHOWN: &str = "the server shows the certificate of an authority (`CA:TRUE`, as plain `openssl req -x509` makes \
+    it), which is not believed of a server, also if it is the one given as `ca`: make it anew with `-addext \
+    basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:NAME`, and give that as `ca`";
+
+/// An error of TLS, in words for people where they are missing.
 #[must_use]
 pub fn plainly(text: String) -> String {
-    if !text.contains("CaUsedAsEndEntity") {
-        return text;
-    }
-    "the server shows the certificate of an authority (`CA:TRUE`, as plain `openssl req -x509` makes it), which is not \
-     believed of a server, also if it is the one given as `ca`: make it anew with \
-     `-addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:NAME`, and give that as `ca`"
-        .to_owned()
+    if is_authority_shown(&text) { AUTHORITY_SHOWN.to_owned() } else { text }
+}
+
+fn is_authority_shown(text: &str) -> bool {
+    text.contains("CaUsedAsEndEntity")
 }
 
 /// The same, for what a connection failed with.
 pub(super) fn explained(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), plainly(error.to_string()))
+    if is_authority_shown(&error.to_string()) { io::Error::new(error.kind(), AUTHORITY_SHOWN) } else { error }
 }
 
 pub(super) fn server_name(to: &Authority) -> Result<ServerName<'static>, HttpError> {
