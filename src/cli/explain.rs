@@ -17,7 +17,7 @@ use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
     config::{Snapshot, scalars::Protocol},
-    drift::drifted,
+    drift::{self, drifted},
     engine::{
         self, Active,
         router::Router,
@@ -27,6 +27,7 @@ use crate::{
     failover::{Alternative, Pin, Selection, Transition},
     foreign,
     kernel::linux::Linux,
+    plan,
     settings::Settings,
     source,
     state::{Allocations, Key, Observed},
@@ -100,6 +101,27 @@ struct Report {
     compared: Compared,
 }
 
+impl Report {
+    /// What the configuration says of a flow, and nothing of the kernel, of people or of the past.
+    fn of(flow: Flow, world: &World<'_>, revision: String) -> Result<Self, Failure> {
+        let origin = explain::origin(&flow, world.site, world.facts).map_err(|why| Failure::new(Exit::Usage, why))?;
+        let model = explain::model(&flow, &origin, world);
+        Ok(Self {
+            format_version: 1,
+            flow,
+            origin,
+            at: None,
+            revision,
+            model,
+            orders: Vec::new(),
+            since: None,
+            families: Vec::new(),
+            kernel: None,
+            compared: Compared::default(),
+        })
+    }
+}
+
 /// An order by hand that is in force.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "order", rename_all = "lowercase")]
@@ -125,7 +147,7 @@ struct Chosen {
 pub async fn run(args: Args) -> Outcome {
     let flow = asked(&args).and_then(Asked::flow).map_err(|why| Failure::new(Exit::Usage, why))?;
     let settings = context::settings(&args.router, args.dir.clone())?;
-    let router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let router = Router::new(context::kernel()?, context::ledger_to_read(&settings), settings.ranges);
     let failed = |error| context::from_kernel("cannot look at the kernel", &error);
     let observed = router.observe(None).await.map_err(failed)?;
     let report = match args.at {
@@ -174,30 +196,13 @@ async fn present(
     let numbers = if observed.stamp.is_some() { &observed.allocations } else { &nothing };
     let (site, ranges) = (&active.site, &settings.ranges);
     let world = World { site, selection: &selection, facts: &observed.facts, numbers, ranges };
-    let origin = origin(&flow, &world)?;
-    let model = explain::model(&flow, &origin, &world);
-    let kernel = kernel(&flow, &origin, &model, router, observed, &world)?;
-    let compared = explain::compare(&flow, &model, &kernel, &world);
-    let since = chosen(settings, &model, clock::wall());
-    let orders = bearing(orders, &model, site);
-    let (at, revision, kernel) = (None, active.revision, Some(kernel));
-    Ok(Report {
-        format_version: 1,
-        flow,
-        origin,
-        at,
-        revision,
-        model,
-        orders,
-        since,
-        families: Vec::new(),
-        kernel,
-        compared,
-    })
-}
-
-fn origin(flow: &Flow, world: &World<'_>) -> Result<Origin, Failure> {
-    explain::origin(flow, world.site, world.facts).map_err(|why| Failure::new(Exit::Usage, why))
+    let report = Report::of(flow, &world, active.revision)?;
+    let kernel = kernel(&report.flow, &report.origin, &report.model, router, observed, &world)?;
+    let mut compared = explain::compare(&report.flow, &report.model, &kernel, &world);
+    compared.disagreements.extend(barred(&report.model, router, observed, &world));
+    let since = chosen(settings, &report.model, clock::wall());
+    let orders = bearing(orders, &report.model, site);
+    Ok(Report { orders, since, kernel: Some(kernel), compared, ..report })
 }
 
 /// What is in force; where nothing is, what the settings lead to.
@@ -308,6 +313,20 @@ fn ruleset(router: &Router<Linux>, observed: &Observed) -> Ruleset {
     }
 }
 
+/// The paths that the flow could take and that somebody left without a way of their own: nothing can be measured of them.
+fn barred(model: &Model, router: &Router<Linux>, observed: &Observed, world: &World<'_>) -> Vec<String> {
+    let Some(applied) = router.applied() else { return Vec::new() };
+    let could = in_question(model, world.site);
+    let text = |d: &drift::Drifted| {
+        let path =
+            drift::barred(d, applied, &world.numbers.targets, world.ranges).filter(|path| could.contains(path))?;
+        let command = plan::text::command(&d.key, applied.objects.get(&d.key)?, world.ranges.protocol)?;
+        let what = plan::text::key_text(&d.key);
+        Some(format!("path {path} has no way of its own: {what} {}; `{command}` puts it back", d.how))
+    };
+    drifted(applied, applied, &observed.state).iter().filter_map(text).collect()
+}
+
 /// The answer for an earlier moment: the configuration that was in force then, and what its rules used by the records.
 /// The kernel of then cannot be asked.
 fn past(
@@ -336,24 +355,10 @@ fn past(
     let (numbers, site) = (Allocations::default(), &active.site);
     let facts = explain::with_carrier(&observed.facts);
     let world = World { site, selection: &selection, facts: &facts, numbers: &numbers, ranges: &settings.ranges };
-    let origin = origin(&flow, &world)?;
-    let model = explain::model(&flow, &origin, &world);
-    let since = chosen(settings, &model, at);
-    let families = families::then(settings, in_question(&model, site).into_iter(), at);
-    let (at, revision, compared) = (Some(at), active.revision, Compared::default());
-    Ok(Report {
-        format_version: 1,
-        flow,
-        origin,
-        at,
-        revision,
-        model,
-        orders: Vec::new(),
-        since,
-        families,
-        kernel: None,
-        compared,
-    })
+    let report = Report::of(flow, &world, active.revision)?;
+    let since = chosen(settings, &report.model, at);
+    let families = families::then(settings, in_question(&report.model, site).into_iter(), at);
+    Ok(Report { at: Some(at), since, families, ..report })
 }
 
 fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<Linux>) -> Result<Active, Failure> {

@@ -358,6 +358,8 @@ impl Engine {
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
             self.tend_revisions();
+            // What could not be written has an alarm.
+            let _ = self.router.ledger.flush();
             self.look_around(now);
             self.publish();
         }
@@ -386,16 +388,16 @@ impl Engine {
             match event {
                 KernelEvent::Link { name, up, carrier } => {
                     if !up {
-                        self.interface_failed(Some(&name), now);
+                        self.interface_failed(&name, now);
                     }
                     self.link_changed(&name, up, carrier, now);
                     linked = Some(linked.unwrap_or_default() || up && carrier);
                 }
                 KernelEvent::Touched(touch) => self.note_touch(touch),
                 KernelEvent::Changed(_) => {}
-                KernelEvent::AddressGone => self.interface_failed(None, now),
+                KernelEvent::AddressGone { link } => link.iter().for_each(|link| self.interface_failed(link, now)),
                 KernelEvent::Lost => {
-                    self.interface_failed(None, now);
+                    self.notifications_lost();
                     tracing::warn!("kernel notifications were lost; looking at everything");
                 }
             }

@@ -11,7 +11,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use patronus::store::{Standing, read};
+use patronus::{
+    engine::status::Status,
+    store::{Standing, read},
+};
 
 use super::{
     CHANGES, SITE, World,
@@ -204,6 +207,24 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
 }
 
 #[test]
+fn a_daemon_that_finds_a_change_which_nobody_confirmed_undoes_it_and_does_not_try_it_by_itself() {
+    let mut router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &harmless(1));
+    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "1s"]).status.success());
+    kill_watcher(&router);
+    router.daemon.launch();
+    let quarantined = |status: &Status| status.source.quarantine.len() == 1;
+    let status = router.daemon.wait("the change to be quarantined", quarantined);
+    assert!(status.source.quarantine[0].reason.contains("nobody confirmed it in time"), "{:?}", status.source);
+    // Read once more, and still not tried, however complete the evidence would be.
+    let (code, said) = router.daemon.tells(&["reconcile"]);
+    assert!(code == Some(1) && said.contains("nobody confirmed it in time"), "{said}");
+    router.daemon.wait("the configuration before", |_| ours(&router.daemon) == good);
+    assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
+}
+
+#[test]
 fn a_person_s_change_without_a_way_back_stays_and_the_next_one_can_be_made() {
     let router = Router::new();
     let good = ours(&router.daemon);
@@ -272,4 +293,21 @@ fn the_checker_sees_a_change_that_nobody_watches_over() {
     assert!(router.run(&["plan"]).status.success());
     assert_ne!(ours(&router.daemon), good, "it stays cut off");
     router.world.repository.write("site.yaml", SITE);
+}
+
+#[test]
+fn a_confirmation_that_cannot_be_written_down_is_none_and_can_be_repeated() {
+    let router = Router::new();
+    router.world.repository.write("site.yaml", &harmless(1));
+    let output = router.run(&["apply", "--yes", "--confirm-timeout", "60s"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let other = rusqlite::Connection::open(router.daemon.state_dir().join("journal.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let output = router.run(&["confirm"]);
+    assert!(!output.status.success() && said(&output).contains("is NOT confirmed"), "{}", said(&output));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(router.newest().0, Standing::Unconfirmed);
+    let output = router.run(&["confirm"]);
+    assert!(output.status.success(), "{}", said(&output));
+    router.wait("the confirmation", Standing::Confirmed);
 }
