@@ -92,19 +92,15 @@ impl Engine {
     /// a few times. False: it has to be turned down.
     fn put_off(&mut self, reason: &str) -> bool {
         let by_source = matches!(&self.gate.stage, Stage::Proposed(proposed) if !proposed.who.is_person());
-        let Some(active) = self.active.as_ref().filter(|_| by_source && self.gate.may_pass) else { return false };
-        let Some(again) = Again::next(self.gate.again.take(), &active.content, reason, clock::now()) else {
+        let Some(goal) = self.goal().filter(|_| by_source && self.gate.may_pass) else { return false };
+        let content = goal.content.clone();
+        let Some(again) = Again::next(self.gate.again.take(), &content, reason, clock::now()) else {
             return false;
         };
         let why = again.to_string();
         self.gate.again = Some(again);
-        self.gate.stage = Stage::Idle;
-        let active = self.active.take();
-        if let Some(before) = self.gate.before.take() {
-            self.work_with(*before);
-        }
-        if let Some(active) = active {
-            self.hold(Proposal::of_source(active, self.gate.timeout()), why);
+        if let Some(proposed) = self.withdraw() {
+            self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why);
         }
         true
     }

@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod arrive;
 mod ask;
 pub mod captured;
 mod drift;
@@ -387,16 +388,16 @@ impl Engine {
             match event {
                 KernelEvent::Link { name, up, carrier } => {
                     if !up {
-                        self.interface_failed(Some(&name), now);
+                        self.interface_failed(&name, now);
                     }
                     self.link_changed(&name, up, carrier, now);
                     linked = Some(linked.unwrap_or_default() || up && carrier);
                 }
                 KernelEvent::Touched(touch) => self.note_touch(touch),
                 KernelEvent::Changed(_) => {}
-                KernelEvent::AddressGone => self.interface_failed(None, now),
+                KernelEvent::AddressGone { link } => link.iter().for_each(|link| self.interface_failed(link, now)),
                 KernelEvent::Lost => {
-                    self.interface_failed(None, now);
+                    self.notifications_lost();
                     tracing::warn!("kernel notifications were lost; looking at everything");
                 }
             }
