@@ -19,14 +19,12 @@ use super::{
     later::{Again, Services},
     reach,
     ready::MEASURING,
-    router::Planned,
     status::ReconcileOutcome,
 };
 use crate::{
     apply,
     clock::{self, Instant},
     config::commit::{Commit, Signature},
-    failover::Selection,
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
         doubt::Doubt,
@@ -45,6 +43,8 @@ use crate::{
 pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// And at a revision that waits.
 const HELD: Duration = Duration::from_secs(1);
+/// And at one that could not even be written down.
+const UNABLE: Duration = Duration::from_secs(30);
 /// Everything about new revisions.
 pub(super) struct Gate {
     pub rules: Rules,
@@ -356,14 +356,6 @@ impl Engine {
         rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
     }
 
-    /// Before the first step of a pass.
-    pub(super) fn trial_begins(&self, planned: &Planned, selection: &Selection) -> Option<Unconfirmed> {
-        match &self.gate.stage {
-            Stage::Proposed(proposed) => Some(self.note_trial(proposed, planned, selection)),
-            _ => None,
-        }
-    }
-
     /// After the steps of a pass: a trial goes on from here, or is over. Gives what people shall be told of the pass.
     pub(super) fn after_pass(
         &mut self,
@@ -416,6 +408,17 @@ impl Engine {
             self.gate.refused = Some(reason.to_owned());
         } else {
             self.attempt_failed(outcome, reason, fault, self.active.is_some());
+        }
+    }
+
+    /// The proposal waits: it is no fault of its own that it cannot be tried now.
+    pub(super) fn make_wait(&mut self, why: &str) {
+        let Some(proposed) = self.withdraw() else { return };
+        if proposed.who.is_person() {
+            self.gate.refused = Some(why.to_owned());
+        } else {
+            self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why.to_owned());
+            self.gate.look = clock::now() + UNABLE;
         }
     }
 

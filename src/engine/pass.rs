@@ -43,12 +43,16 @@ impl Engine {
         let (mut begun, mut choice, back) = (None, None, self.gate.is_going_back());
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok((planned, chosen)) => match self.refusals() {
-                refusals if refusals.is_empty() => {
-                    let selection = chosen.as_ref().map_or(&self.selection, |chosen| &chosen.selection);
-                    begun = self.trial_begins(&planned, selection);
-                    choice = chosen;
-                    self.bring_about(&planned).await
-                }
+                refusals if refusals.is_empty() => match self.note_before(&planned, chosen.as_ref()) {
+                    Ok(noted) => {
+                        (begun, choice) = (noted, chosen);
+                        self.bring_about(&planned).await
+                    }
+                    Err(why) => {
+                        self.make_wait(&why);
+                        (ReconcileOutcome::Refused, 0, Some(why))
+                    }
+                },
                 refusals => {
                     let reason = gate::reasons(&refusals);
                     let fault = if refusals.iter().all(Refusal::is_large) { Fault::TooLarge } else { Fault::Own };

@@ -2,6 +2,7 @@
 
 use super::{
     Active, Engine,
+    arrive::Chosen,
     gate::{Proposed, Stage},
     router::Planned,
 };
@@ -13,12 +14,45 @@ use crate::{
         report::{self, Report, Revisions, View},
         text,
     },
-    store::{NewGeneration, Standing},
+    store::{NewGeneration, Standing, StoreError},
 };
 
 impl Engine {
-    /// Before the first step: whoever finds this later knows what to go back to.
-    pub(super) fn note_trial(&self, proposed: &Proposed, planned: &Planned, selection: &Selection) -> Unconfirmed {
+    /// Writes down what is about to be tried, before the first step. What nobody could undo after a kill is not tried, unless
+    /// nothing is in force yet that it could cut off.
+    pub(super) fn note_before(
+        &mut self,
+        planned: &Planned,
+        chosen: Option<&Chosen>,
+    ) -> Result<Option<Unconfirmed>, String> {
+        let note = |engine: &Self| match &engine.gate.stage {
+            Stage::Proposed(proposed) => {
+                let selection = chosen.map_or(&engine.selection, |chosen| &chosen.selection);
+                Some(engine.note_trial(proposed, planned, selection))
+            }
+            _ => None,
+        };
+        let Some((mut change, mut failed)) = note(self) else { return Ok(None) };
+        if failed.as_ref().is_some_and(|error| self.router.ledger.take_refuge(error))
+            && let Some(again) = note(self)
+        {
+            (change, failed) = again;
+        }
+        match failed {
+            Some(error) if self.active.is_some() => {
+                Err(format!("after a kill nobody could undo it, since it cannot be written down: {}", error.chain()))
+            }
+            _ => Ok(Some(change)),
+        }
+    }
+
+    /// Whoever finds this later knows what to go back to.
+    fn note_trial(
+        &self,
+        proposed: &Proposed,
+        planned: &Planned,
+        selection: &Selection,
+    ) -> (Unconfirmed, Option<StoreError>) {
         let active = &proposed.active;
         let (revision, report) = (active.revision.clone(), self.report(active, planned, selection));
         let back = proposed.in_place_of.as_ref().map_or(self.active.as_ref(), |back| back.to.as_deref());
@@ -44,8 +78,8 @@ impl Engine {
             phase: Phase::Applying,
             baseline: proposed.baseline.clone(),
         };
-        self.router.ledger.add_generation(&new, &mut change);
-        change
+        let failed = self.router.ledger.add_generation(&new, &mut change).err();
+        (change, failed)
     }
 
     /// What stands in this kernel although its configuration cannot be used any more, or was lost with the journal:

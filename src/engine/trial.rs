@@ -14,7 +14,7 @@ use crate::{
     clock::{self, Instant},
     guard::{
         Due, Phase, Unconfirmed, Who,
-        gate::{Evidence, Judgement, Silent, judge},
+        gate::{Evidence, Judgement, Silent, judge, works},
     },
     revision::{AttemptOutcome, Fault},
     store::Standing,
@@ -45,11 +45,17 @@ impl Engine {
             if over {
                 self.go_back("nobody confirmed it in time", Silent::default());
             }
-        } else if stands {
+        } else if stands && !self.is_blind(&change) {
             self.stands(&change, Standing::Confirmed, "the evidence is complete");
         } else if lost || over {
             self.go_back(&reason, silent);
         }
+    }
+
+    /// Whether it is not known what was in force before, and no path shows that the change is any better than nothing.
+    fn is_blind(&self, change: &Unconfirmed) -> bool {
+        let lost = change.previous.as_deref() == Some(Unconfirmed::LOST);
+        lost && !self.monitor.healths().values().any(works)
     }
 
     fn evidence(&mut self) -> Judgement {

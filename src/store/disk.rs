@@ -18,12 +18,17 @@ pub struct Disk {
     pub(super) pending: RefCell<Pending>,
     refuge: Option<Refuge>,
     away: Option<String>,
+    /// How often it was settled while it was away.
+    turns: u32,
 }
+
+/// Every so many turns it is tried to return.
+const RETURN: u32 = 10;
 
 impl Disk {
     /// A journal that has no other place.
     pub(super) fn of(journal: Journal) -> Self {
-        Self { journal, pending: RefCell::default(), refuge: None, away: None }
+        Self { journal, pending: RefCell::default(), refuge: None, away: None, turns: 0 }
     }
 
     /// Opens the journal of a state directory, or the one that an earlier process had to keep below the runtime directory
@@ -39,8 +44,15 @@ impl Disk {
         Ok((Self { refuge: Some(refuge), away, ..Self::of(journal) }, told))
     }
 
-    /// Makes the writes that wait. The error is that of the first which fails again, wherever the journal may go.
+    /// Makes the writes that wait, and now and then tries to return. The error is that of the first write which fails again,
+    /// wherever the journal may go.
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        if self.away.is_some() {
+            self.turns += 1;
+            if self.turns.is_multiple_of(RETURN) {
+                self.return_home();
+            }
+        }
         let made = self.flush();
         match made {
             Err(error) if self.flee(&error) => self.flush(),

@@ -221,7 +221,7 @@ mod tests {
             phase: Phase::Waiting,
             baseline: Baseline::default(),
         };
-        ledger.add_generation(&new, &mut change);
+        ledger.add_generation(&new, &mut change).unwrap();
         change
     }
 

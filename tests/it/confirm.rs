@@ -2,6 +2,7 @@
 //! stays.
 
 mod daemon;
+mod disk;
 mod families;
 mod person;
 mod proposed;

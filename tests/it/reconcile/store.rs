@@ -4,40 +4,13 @@ use std::{
     fs::{self, File},
     io::{Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use patronus::lab::Fault;
 
 use super::{all_up, repository};
-use crate::support::{daemon::Daemon, quiet};
-
-/// A small file system of its own; gone when this is dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn over(dir: &Path, size: &str) -> Self {
-        mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", dir.to_str().unwrap()]);
-        Self(dir.to_owned())
-    }
-
-    fn remount(&self, how: &str) {
-        mount(&["-o", &format!("remount,{how}"), self.0.to_str().unwrap()]);
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // Lazily: the daemon may have it open still.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-fn mount(words: &[&str]) {
-    assert!(Command::new("mount").args(words).status().unwrap().success(), "mount {words:?}");
-}
+use crate::support::{daemon::Daemon, disk::Tmpfs, quiet};
 
 /// There and back again: the switch is as quick as with a store, and says what is wrong.
 fn switches(daemon: &Daemon, what: &str, alarm: Option<&str>) {
@@ -70,11 +43,9 @@ fn whatever_happens_to_the_store_probing_and_switching_go_on() {
     daemon.settle();
     switches(&daemon, "a good disk", None);
 
-    let ballast = daemon.state_dir().join("ballast");
-    // It ends when the disk is full.
-    while File::options().create(true).append(true).open(&ballast).unwrap().write_all(&[0; 512]).is_ok() {}
+    disk.fill();
     switches(&daemon, "a full disk", Some("full"));
-    fs::remove_file(&ballast).unwrap();
+    disk.empty();
     daemon.wait("the alarm to end", |s| s.alarms.iter().all(|a| !a.contains("full")));
 
     locked(&daemon);
@@ -101,7 +72,7 @@ fn whatever_happens_to_the_store_probing_and_switching_go_on() {
     disk.remount("ro");
     daemon.launch();
     daemon.wait("both paths", all_up);
-    switches(&daemon, "a read-only disk", Some("working without a journal"));
+    switches(&daemon, "a read-only disk", Some("until the state directory can be used"));
 }
 
 /// Whoever looks opens the same databases. If the daemon's locks were gone, he would be the last to close them, and some

@@ -1,6 +1,7 @@
 //! Helpers that several test modules share.
 
 pub mod daemon;
+pub mod disk;
 pub mod forge;
 pub mod netns;
 pub mod quiet;
