@@ -189,7 +189,8 @@ impl Engine {
     fn prepare(&mut self, spec: &ProbeSpec) {
         let path = &spec.path;
         if let Err(error) = self.senders.prepare(spec) {
-            warn!(%path, "{error}");
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            warn!(%path, "{error}{cause}");
         }
         if matches!(spec.probe.method, Method::Http(_)) && self.web.is_none() {
             match Client::new(None) {
