@@ -302,6 +302,7 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("instance", Verdict::Fail, |f| f.daemon = true),
     ("unit", Verdict::Warn, |f| unit(f, "WatchdogSec=30", "WatchdogSec=0")),
     ("unit", Verdict::Warn, |f| unit(f, "Restart=always", "Restart=no")),
+    ("unit", Verdict::Warn, |f| unit(f, "StartLimitIntervalSec=0", "")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "PrivateTmp=yes\nProtectKernelTunables=yes")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN", "CAP_NET_ADMIN")),
     ("unit-hardening", Verdict::Warn, |f| unit(f, "NoNewPrivileges=yes", "")),

@@ -98,6 +98,12 @@ impl Engine {
         };
         let why = again.to_string();
         self.gate.again = Some(again);
+        self.put_back(why);
+        true
+    }
+
+    /// The proposal of the source goes back to those that wait, and what was before it goes on.
+    fn put_back(&mut self, why: String) {
         self.gate.stage = Stage::Idle;
         let active = self.active.take();
         if let Some(before) = self.gate.before.take() {
@@ -106,7 +112,16 @@ impl Engine {
         if let Some(active) = active {
             self.hold(Proposal::of_source(active, self.gate.timeout()), why);
         }
-        true
+    }
+
+    /// The rails cannot be asked about the proposal, which says nothing about it: it waits until they can be. A person
+    /// is told.
+    pub(super) fn cannot_weigh(&mut self, why: &str) {
+        if matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person()) {
+            self.turn_down(AttemptOutcome::Failed, why, Fault::Own);
+        } else {
+            self.put_back(why.to_owned());
+        }
     }
 
     /// A change was undone because this was silent: whether it is so without it has to be seen.

@@ -41,15 +41,19 @@ impl Engine {
         let mut begun = None;
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok(planned) => match self.refusals() {
-                refusals if refusals.is_empty() => {
+                Ok(refusals) if refusals.is_empty() => {
                     begun = self.trial_begins(&planned);
                     self.bring_about(&planned).await
                 }
-                refusals => {
+                Ok(refusals) => {
                     let reason = gate::reasons(&refusals);
                     let fault = if refusals.iter().all(Refusal::is_large) { Fault::TooLarge } else { Fault::Own };
                     self.turn_down(AttemptOutcome::Failed, &reason, fault);
                     (ReconcileOutcome::Refused, 0, Some(reason))
+                }
+                Err(why) => {
+                    self.cannot_weigh(&why);
+                    (ReconcileOutcome::Refused, 0, Some(why))
                 }
             },
             Err(error) => {
@@ -122,6 +126,7 @@ impl Engine {
         let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         self.router.apply(planned, site.as_deref(), &revision).await;
+        self.note_refused(Vec::new());
         self.router.share(&mut self.observed);
         self.drift_settled();
         self.in_force();
@@ -130,14 +135,20 @@ impl Engine {
     }
 
     async fn carry_out(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
         let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
         let started = clock::wall();
-        let report = self.router.apply(planned, site.as_deref(), &revision).await;
+        let (planned, report) = self.apply_what_goes(planned, &revision).await;
         self.gate.may_pass = report.outcome.may_pass();
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
         self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);
+        if outcome == ReconcileOutcome::Unchanged {
+            // All that was left to do is refused.
+            self.drift_settled();
+            self.in_force();
+            self.configure_probes();
+            return (outcome, 0, None);
+        }
         self.recorder.run(Run {
             plan: Some(planned.stamp.plan),
             generation: planned.stamp.generation,
@@ -149,7 +160,7 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = self.reached(planned);
+            self.observed.state = self.reached(&planned);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
             self.drift_settled();

@@ -25,7 +25,7 @@ use super::{
     neighbour::{self, Mac},
     rounds::Arrival,
     senders::called,
-    socket::{Kind, Sockets},
+    socket::{Kind, Ration, Sockets},
 };
 use crate::{
     clock::{self, Instant},
@@ -79,6 +79,7 @@ impl<T: Copy> Lately<T> {
 pub(super) struct Links {
     /// Tokio has no type for a packet socket, and this one adds nothing but readiness.
     arp: UdpSocket,
+    ration: Ration,
     discovery: Option<Sockets>,
     waiting: Lately<(Reply, IpAddr)>,
     known: Lately<Mac>,
@@ -95,7 +96,7 @@ impl Links {
             Err(source) => return Err(ProbeError::Open { what: called(Kind::Discovery, Family::V6), source }),
         };
         let (waiting, known, ours) = (Lately::new(), Lately::new(), HashMap::new());
-        Ok(Self { arp, discovery, waiting, known, ours })
+        Ok(Self { arp, ration: Ration::new(), discovery, waiting, known, ours })
     }
 
     /// Waits until there may be an answer.
@@ -164,6 +165,12 @@ impl Links {
         Ok(link)
     }
 
+    /// Another turn begins: as much may be read again.
+    pub fn renew(&self) {
+        self.ration.renew();
+        self.discovery.iter().for_each(Sockets::renew);
+    }
+
     /// The next answer that was waited for.
     pub fn receive(&mut self) -> Option<Arrival> {
         while let Some(found) = self.next() {
@@ -176,16 +183,18 @@ impl Links {
     }
 
     fn next(&mut self) -> Option<Arrival> {
-        loop {
+        while self.ration.take() {
             match self.next_arp() {
                 Ok(Some(arrival)) => return Some(arrival),
                 Ok(None) | Err(nix::Error::EINTR) => {}
-                Err(_) => break,
+                Err(_) => {
+                    // Tells the runtime that the socket is empty.
+                    let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+                    let _ = self.arp.try_io(Interest::READABLE, empty);
+                    break;
+                }
             }
         }
-        // Tells the runtime that the socket is empty.
-        let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-        let _ = self.arp.try_io(Interest::READABLE, empty);
         self.discovery.as_ref()?.receive()
     }
 

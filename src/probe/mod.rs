@@ -128,7 +128,8 @@ impl Prober {
 
     /// Replaces what is probed. Paths whose specification stays are not disturbed.
     pub fn configure(&self, specs: Vec<ProbeSpec>) {
-        // The thread ends only with this handle.
+        // The thread ends with this handle, or by a fault of its own: then the channel of its samples is closed too, and
+        // whoever reads that sees it.
         let _ = self.specs.send(specs);
     }
 }

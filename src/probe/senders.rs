@@ -39,6 +39,10 @@ impl Pair {
         of(&self.v4).or_else(|| of(&self.v6))
     }
 
+    fn renew(&self) {
+        self.v4.iter().chain(&self.v6).for_each(Sockets::renew);
+    }
+
     async fn readable(&self) {
         tokio::select! {
             () = readable(self.v4.as_ref()) => {}
@@ -107,6 +111,12 @@ impl Senders {
             Method::Stamp { .. } => self.stamp.as_ref().ok_or_else(closed)?.of(family),
             _ => self.icmp.of(family),
         }
+    }
+
+    /// Another turn begins: as much may be read from each of them again.
+    pub fn renew(&self) {
+        std::iter::once(&self.icmp).chain(&self.udp).chain(&self.stamp).for_each(Pair::renew);
+        self.links.iter().for_each(Links::renew);
     }
 
     /// The next answer to any of them.

@@ -31,6 +31,7 @@ pub(super) fn restarts(facts: &Facts) -> Finding {
     let wanted = [
         ("Type", "notify", "systemd then knows when the daemon is ready"),
         ("Restart", "always", "a daemon that dies is started again"),
+        ("StartLimitIntervalSec", "0", "one that dies five times in ten seconds is started again, too"),
         ("RuntimeDirectoryPreserve", "yes", "the lock outlives its holder"),
     ];
     let mut found: Vec<Finding> = wanted
@@ -135,8 +136,9 @@ fn capabilities(unit: &str) -> Vec<Finding> {
         return vec![Finding::warn("the daemon has every capability", remedy)];
     }
     let missing = ["CAP_NET_ADMIN", "CAP_NET_RAW"].into_iter().filter(|capability| !set.has(capability));
-    let told =
-        |c: &str| Finding::fail(format!("{c} is not in CapabilityBoundingSet="), format!("`CapabilityBoundingSet={c}`"));
+    let told = |c: &str| {
+        Finding::fail(format!("{c} is not in CapabilityBoundingSet="), format!("`CapabilityBoundingSet={c}`"))
+    };
     missing.map(told).collect()
 }
 
@@ -195,7 +197,10 @@ fn below_any<'a>(path: &Path, places: impl IntoIterator<Item = &'a str>) -> bool
 
 fn hides(path: &Path) -> Finding {
     let path = path.display();
-    Finding::fail(format!("ProtectHome= hides {path} from the daemon"), format!("move it, to below /etc/patronus say: {path}"))
+    Finding::fail(
+        format!("ProtectHome= hides {path} from the daemon"),
+        format!("move it, to below /etc/patronus say: {path}"),
+    )
 }
 
 fn read_only(path: &Path) -> Finding {
@@ -210,7 +215,8 @@ fn writable(unit: &str) -> Vec<String> {
         Listed::Everything | Listed::Except(_) => Vec::new(),
     };
     let own = [("StateDirectory", "/var/lib"), ("RuntimeDirectory", "/run")];
-    let own = own.into_iter().flat_map(|(key, place)| words(key).into_iter().map(move |word| format!("{place}/{word}")));
+    let own =
+        own.into_iter().flat_map(|(key, place)| words(key).into_iter().map(move |word| format!("{place}/{word}")));
     let given = words("ReadWritePaths").into_iter().map(|word| word.trim_start_matches(['-', '+']).to_owned());
     let temporary = ["/tmp", "/var/tmp", "/dev", "/proc", "/sys"].map(str::to_owned);
     own.chain(given).chain(temporary).collect()
