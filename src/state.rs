@@ -420,20 +420,15 @@ pub struct LinkFacts {
     pub carrier: bool,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Its addresses with prefix lengths, the one to send from first in each family: global scope before link scope,
-    /// those that are not deprecated before those that are, lasting ones before temporary and secondary ones, then
-    /// sorted. Tentative ones are left out.
+    /// Its addresses with prefix lengths, the one to send from first: by scope, deprecated ones later, temporary and
+    /// secondary ones later, then sorted. Tentative ones are left out.
     pub addresses: Vec<IpNet>,
     /// The gateways of default routes over it in the main table, lowest metric first, at most one per family.
     pub gateways: BTreeMap<Family, Gateway>,
-    /// It has no IPv6, so that the kernel refuses IPv6 routes through it: the sysctl `disable_ipv6`, an MTU below
-    /// [`IPV6_MTU`], or a kernel without.
+    /// The kernel refuses IPv6 routes through it: `disable_ipv6`, or an MTU below [`crate::units::IPV6_MTU`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_ipv6: bool,
 }
-
-/// The smallest MTU of a link with IPv6 (RFC 8200, section 5). The kernel takes IPv6 away below it.
-pub const IPV6_MTU: u32 = 1280;
 
 /// The next hop of a default route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

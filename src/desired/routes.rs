@@ -8,10 +8,9 @@ use super::{Inputs, address_on, allocate};
 use crate::{
     failover::{family_drawn, family_ways},
     state::{
-        Allocations, Facts, Fwmark, Gateway, IPV6_MTU, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel,
-        Value,
+        Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
-    units::{Family, IfName, Name},
+    units::{Family, IPV6_MTU, IfName, Name},
     validate::intent::{Destination, GatewaySpec, Path, Site, TunnelSpec},
 };
 
