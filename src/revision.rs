@@ -36,6 +36,9 @@ const DEATHS: u32 = 3;
 /// So many quarantined contents are remembered; the oldest goes first.
 const QUARANTINE: usize = 32;
 
+/// When what is quarantined comes again.
+const RETRIED: &str = "it is tried again when its content for this site changes, or after `patronus source retry`";
+
 /// What survives a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -330,8 +333,20 @@ impl Revisions {
         let (revision, content) = (attempt.revision.clone(), attempt.content.clone());
         self.memory.trying = None;
         self.quarantine(Quarantined { revision: revision.clone(), content, reason: reason.to_owned(), at: now, fault });
-        let remedy = "it is tried again when its content for this site changes, or after `patronus source retry`";
-        let text = format!("revision {revision} is quarantined: {reason}; {}; {remedy}", self.kept());
+        let text = format!("revision {revision} is quarantined: {reason}; {}; {RETRIED}", self.kept());
+        vec![Note::warning(text)]
+    }
+
+    /// What a person tried was undone, because it was not confirmed. If the source holds it too, it is not to come back by
+    /// evidence that the person did not have.
+    pub fn unconfirmed(&mut self, revision: &str, content: &str, reason: &str, now: Wall) -> Vec<Note> {
+        if self.desired.as_ref().is_some_and(|seen| seen.revision != revision) {
+            return Vec::new();
+        }
+        let (revision, content, reason) = (revision.to_owned(), content.to_owned(), reason.to_owned());
+        let known = Quarantined { revision, content, reason, at: now, fault: Fault::Own };
+        let text = format!("{known}; {}; {RETRIED}", self.kept());
+        self.quarantine(known);
         vec![Note::warning(text)]
     }
 

@@ -239,7 +239,8 @@ async fn on_trial(
     // It ends by itself when this process does.
     let _watcher = watcher.await?;
     let mut change = trial::write_down(router, made, timeout);
-    if router.ledger.unconfirmed().is_none() {
+    // What an older change left must not pass for this one.
+    if change.record == 0 || router.ledger.unconfirmed().is_none_or(|known| known.record != change.record) {
         let text = "the state directory cannot be written, so nobody could undo the change; nothing was changed\n  \
                     look at its space and rights, or apply without a safety net: `--confirm-timeout 0s`";
         return Err(Failure::new(Exit::Error, text));

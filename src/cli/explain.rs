@@ -100,6 +100,27 @@ struct Report {
     compared: Compared,
 }
 
+impl Report {
+    /// What the configuration says of a flow, and nothing of the kernel, of people or of the past.
+    fn of(flow: Flow, world: &World<'_>, revision: String) -> Result<Self, Failure> {
+        let origin = explain::origin(&flow, world.site, world.facts).map_err(|why| Failure::new(Exit::Usage, why))?;
+        let model = explain::model(&flow, &origin, world);
+        Ok(Self {
+            format_version: 1,
+            flow,
+            origin,
+            at: None,
+            revision,
+            model,
+            orders: Vec::new(),
+            since: None,
+            families: Vec::new(),
+            kernel: None,
+            compared: Compared::default(),
+        })
+    }
+}
+
 /// An order by hand that is in force.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "order", rename_all = "lowercase")]
@@ -174,30 +195,12 @@ async fn present(
     let numbers = if observed.stamp.is_some() { &observed.allocations } else { &nothing };
     let (site, ranges) = (&active.site, &settings.ranges);
     let world = World { site, selection: &selection, facts: &observed.facts, numbers, ranges };
-    let origin = origin(&flow, &world)?;
-    let model = explain::model(&flow, &origin, &world);
-    let kernel = kernel(&flow, &origin, &model, router, observed, &world)?;
-    let compared = explain::compare(&flow, &model, &kernel, &world);
-    let since = chosen(settings, &model, clock::wall());
-    let orders = bearing(orders, &model, site);
-    let (at, revision, kernel) = (None, active.revision, Some(kernel));
-    Ok(Report {
-        format_version: 1,
-        flow,
-        origin,
-        at,
-        revision,
-        model,
-        orders,
-        since,
-        families: Vec::new(),
-        kernel,
-        compared,
-    })
-}
-
-fn origin(flow: &Flow, world: &World<'_>) -> Result<Origin, Failure> {
-    explain::origin(flow, world.site, world.facts).map_err(|why| Failure::new(Exit::Usage, why))
+    let report = Report::of(flow, &world, active.revision)?;
+    let kernel = kernel(&report.flow, &report.origin, &report.model, router, observed, &world)?;
+    let compared = explain::compare(&report.flow, &report.model, &kernel, &world);
+    let since = chosen(settings, &report.model, clock::wall());
+    let orders = bearing(orders, &report.model, site);
+    Ok(Report { orders, since, kernel: Some(kernel), compared, ..report })
 }
 
 /// What is in force; where nothing is, what the settings lead to.
@@ -336,24 +339,10 @@ fn past(
     let (numbers, site) = (Allocations::default(), &active.site);
     let facts = explain::with_carrier(&observed.facts);
     let world = World { site, selection: &selection, facts: &facts, numbers: &numbers, ranges: &settings.ranges };
-    let origin = origin(&flow, &world)?;
-    let model = explain::model(&flow, &origin, &world);
-    let since = chosen(settings, &model, at);
-    let families = families::then(settings, in_question(&model, site).into_iter(), at);
-    let (at, revision, compared) = (Some(at), active.revision, Compared::default());
-    Ok(Report {
-        format_version: 1,
-        flow,
-        origin,
-        at,
-        revision,
-        model,
-        orders: Vec::new(),
-        since,
-        families,
-        kernel: None,
-        compared,
-    })
+    let report = Report::of(flow, &world, active.revision)?;
+    let since = chosen(settings, &report.model, at);
+    let families = families::then(settings, in_question(&report.model, site).into_iter(), at);
+    Ok(Report { at: Some(at), since, families, ..report })
 }
 
 fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<Linux>) -> Result<Active, Failure> {

@@ -79,12 +79,10 @@ impl Engine {
         });
         let kernel = &self.router.kernel;
         let silent: Vec<_> = sysctls.filter(|(key, _, spared)| !spared && !kernel.announces(key)).collect();
-        let mut some = silent.iter().cycle().skip(self.timers.sysctl).take(silent.len().min(SYSCTLS));
         let changed = |(key, wanted, _): &(&SysctlKey, &Value, bool)| {
             kernel.sysctl(key).is_ok_and(|found| found.is_some_and(|found| found != **wanted))
         };
-        let is_changed = some.any(changed);
-        self.timers.sysctl = (self.timers.sysctl + SYSCTLS).checked_rem(silent.len()).unwrap_or(0);
+        let is_changed = in_turn(&silent, &mut self.timers.sysctl, SYSCTLS).any(changed);
         if self.timers.retry == RETRY && is_changed {
             self.timers.pass_at(now);
         }
@@ -272,5 +270,30 @@ fn summary(outcome: ReconcileOutcome, steps: usize, took: Duration, message: Opt
         ReconcileOutcome::RollbackFailed => format!("ROLLBACK FAILED, look at once{because}"),
         ReconcileOutcome::Refused => format!("nothing was done{because}"),
         ReconcileOutcome::Unchanged => "nothing to do".into(),
+    }
+}
+
+/// So many of all, in turn: the next ones begin where these end.
+fn in_turn<'a, T>(all: &'a [T], next: &mut usize, most: usize) -> impl Iterator<Item = &'a T> + use<'a, T> {
+    let begin = std::mem::replace(next, (*next + most).checked_rem(all.len()).unwrap_or(0));
+    all.iter().cycle().skip(begin).take(all.len().min(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_are_looked_at_in_turn_are_all_looked_at_also_when_their_number_changes() {
+        let mut next = 0;
+        let mut look = |all: &[u32]| in_turn(all, &mut next, 3).copied().collect::<Vec<_>>();
+        assert_eq!([look(&[0, 1, 2, 3, 4, 5, 6]), look(&[0, 1, 2, 3, 4, 5, 6])], [[0, 1, 2], [3, 4, 5]]);
+        assert_eq!(look(&[0, 1, 2, 3, 4, 5, 6]), [6, 0, 1], "on from there");
+        assert_eq!(look(&[0, 1, 2, 3]), [2, 3, 0]);
+        for few in [&[7, 8][..], &[7], &[]] {
+            let mut found = look(few);
+            found.sort_unstable();
+            assert_eq!(found, few, "few are looked at each time");
+        }
     }
 }

@@ -156,6 +156,7 @@ impl Engine {
     }
 
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: Silent) {
+        let undone = self.on_trial().filter(|_| change.who.is_person());
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
@@ -165,6 +166,11 @@ impl Engine {
         } else if let Some(active) = &self.active {
             // What the person wanted to leave is in force again.
             self.revisions.in_force(&active.revision, clock::wall());
+        }
+        if let Some(undone) = undone {
+            let notes = self.revisions.unconfirmed(&change.revision, &undone.content, reason, clock::wall());
+            self.tell("source", notes);
+            self.write_down();
         }
     }
 

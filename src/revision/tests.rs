@@ -133,6 +133,26 @@ fn a_good_commit_is_wanted_then_tried_then_in_force() {
 }
 
 #[test]
+fn what_a_person_tried_and_did_not_confirm_is_not_tried_by_the_daemon_either() {
+    let mut router = in_force("aaaaaaaa");
+    let tried = commit("bbbbbbbb", Lineage::Descends);
+    // Another revision than the one that the source holds is no reason to refuse anything.
+    let now = router.now();
+    assert_eq!(router.revisions.unconfirmed("cccccccc", "other", "nobody confirmed it in time", now), []);
+    let now = router.now();
+    let (triage, _) = router.revisions.arrived(&tried.id, Some(&tried), Some("aaaaaaaa"), now);
+    assert_eq!(triage, Triage::Check);
+    let now = router.now();
+    let notes = router.revisions.unconfirmed(&tried.id, "tried", "nobody confirmed it in time", now);
+    assert!(notes.len() == 1 && notes[0].text.contains("quarantined: nobody confirmed it in time"), "{notes:?}");
+    assert!(!router.sees(&tried, Ok("tried")));
+    router.restarts();
+    assert!(!router.sees(&tried, Ok("tried")), "nor after a restart");
+    assert!(!router.sees(&commit("dddddddd", Lineage::Descends), Ok("tried")), "nor with the same content");
+    assert!(router.sees(&commit("eeeeeeee", Lineage::Descends), Ok("mended")));
+}
+
+#[test]
 fn a_commit_that_was_rolled_back_is_tried_again_only_with_another_content_or_by_hand() {
     let mut router = in_force("aaaaaaaa");
     let bad = commit("bbbbbbbb", Lineage::Descends);

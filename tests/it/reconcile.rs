@@ -28,7 +28,8 @@ pub fn ours(daemon: &Daemon) -> String {
            ip -6 route show table $table proto 157 2>/dev/null || true
          done
          cd /proc/sys/net; grep . ipv4/ip_forward ipv6/conf/all/forwarding ipv4/conf/wan0/rp_filter \
-           ipv4/conf/wan0/src_valid_mark ipv4/conf/wan0/ignore_routes_with_linkdown")
+           ipv4/conf/wan0/src_valid_mark ipv4/conf/wan0/ignore_routes_with_linkdown \
+           ipv6/conf/wan0/ignore_routes_with_linkdown ipv6/conf/wwan0/accept_ra")
 }
 
 pub fn all_up(status: &Status) -> bool {

@@ -11,7 +11,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use patronus::store::{Standing, read};
+use patronus::{
+    engine::status::Status,
+    store::{Standing, read},
+};
 
 use super::{
     CHANGES, SITE, World,
@@ -200,6 +203,24 @@ fn the_next_start_undoes_what_a_dead_watcher_left() {
     let output = router.run(&["plan"]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(ours(&router.daemon), good);
+    assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
+}
+
+#[test]
+fn a_daemon_that_finds_a_change_which_nobody_confirmed_undoes_it_and_does_not_try_it_by_itself() {
+    let mut router = Router::new();
+    let good = ours(&router.daemon);
+    router.world.repository.write("site.yaml", &harmless(1));
+    assert!(router.run(&["apply", "--yes", "--confirm-timeout", "1s"]).status.success());
+    kill_watcher(&router);
+    router.daemon.launch();
+    let quarantined = |status: &Status| status.source.quarantine.len() == 1;
+    let status = router.daemon.wait("the change to be quarantined", quarantined);
+    assert!(status.source.quarantine[0].reason.contains("nobody confirmed it in time"), "{:?}", status.source);
+    // Read once more, and still not tried, however complete the evidence would be.
+    let (code, said) = router.daemon.tells(&["reconcile"]);
+    assert!(code == Some(1) && said.contains("nobody confirmed it in time"), "{said}");
+    router.daemon.wait("the configuration before", |_| ours(&router.daemon) == good);
     assert_eq!(router.newest(), (Standing::RolledBack, "nobody confirmed it in time".into()));
 }
 

@@ -152,6 +152,13 @@ fn whatever_is_changed_is_put_back_within_a_second_and_a_thousand_foreign_object
             "echo 0 > /proc/sys/net/ipv4/conf/wan0/ignore_routes_with_linkdown",
         ),
         ("sysctl", "src_valid_mark off", "echo 0 > /proc/sys/net/ipv4/conf/wan0/src_valid_mark"),
+        ("sysctl", "forwarding of IPv6 off", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding"),
+        (
+            "sysctl",
+            "ignore_routes_with_linkdown of IPv6 off",
+            "echo 0 > /proc/sys/net/ipv6/conf/wan0/ignore_routes_with_linkdown",
+        ),
+        ("sysctl", "accept_ra as the kernel has it", "echo 1 > /proc/sys/net/ipv6/conf/wwan0/accept_ra"),
     ];
     for (kind, what, line) in faults {
         watched.repair(kind, what, line);
