@@ -24,7 +24,7 @@ use crate::{
     kernel::linux::Linux,
     plan::report::{self, Revisions},
     settings::Settings,
-    store::{LastGood, Standing},
+    store::Standing,
     units::{Span, plural},
 };
 
@@ -221,8 +221,13 @@ async fn at_once(router: &mut Router<Linux>, made: &Made) -> Outcome {
         }
         (Ok(_), _) => {
             router.remember_selection(selection);
-            let (revision, files) = (active.revision.clone(), active.files.clone());
-            router.ledger.set_last_good(&LastGood { revision, at: clock::wall(), files });
+            router.ledger.set_last_good(&active.as_last_good());
+            trial::written(router, || {
+                "the change is made, but that could not be written down\n  \
+                 look at the space and the rights of the state directory, and apply again: the next start of the daemon \
+                 would undo it"
+                    .into()
+            })?;
         }
         _ => {}
     }
@@ -246,11 +251,16 @@ async fn on_trial(
         return Err(Failure::new(Exit::Error, text));
     }
     if let Err(failure) = carry_out(router, &made.planned, Some(&made.active.site), &made.active.revision).await {
-        router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(&failure.message));
+        router.ledger.settle_unconfirmed(&change, Standing::RolledBack, &failure.message);
         return Err(failure);
     }
     router.remember_selection(&made.selection);
     trial::begin(router, &mut change, timeout);
+    trial::written(router, || {
+        "the change is made, but that could not be written down\n  \
+         look at the space and the rights of the state directory: the change is undone now"
+            .into()
+    })?;
     let back = match change.previous.as_deref() {
         None => "what was there before comes back".to_owned(),
         Some(Unconfirmed::LOST) => "it is called failed and stays: no journal tells what was there before".to_owned(),

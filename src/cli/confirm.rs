@@ -74,7 +74,7 @@ pub async fn confirm(args: ConfirmArgs) -> Outcome {
         }
     }
     router.ledger.audit(&trial::me(), "confirm", &change.line());
-    trial::stands(&router, &change, &format!("confirmed by {}", trial::me()));
+    trial::stands(&router, &change, &format!("confirmed by {}", trial::me()))?;
     Ok(said(&format!("generation {} (revision {}) stands", change.generation, change.revision)))
 }
 
@@ -118,7 +118,7 @@ async fn undo(settings: &Settings) -> Outcome {
 
 /// The ordinary way: plan, question, steps, confirmation; with a daemon, the daemon takes the steps.
 async fn restore(settings: Settings, args: RollbackArgs, number: u64) -> Outcome {
-    let router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let router = Router::new(context::kernel()?, context::ledger_to_read(&settings), settings.ranges);
     let Some((found, files)) = router.ledger.generation_at(number) else {
         let text =
             format!("there is no generation {number}: `patronus history --generations` lists those that are kept");

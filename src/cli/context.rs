@@ -239,14 +239,22 @@ fn remedy(holder: &str) -> &'static str {
     }
 }
 
-/// The journal as `plan` may use it: it creates nothing.
+/// The journal for whoever only looks: it creates nothing, changes nothing, and no daemon notices.
+pub fn ledger_to_read(settings: &Settings) -> Ledger {
+    warned(Ledger::open_to_read(&settings.state_dir))
+}
+
+/// The journal for whoever settles what stands in it, if there is one.
 pub fn existing_ledger(settings: &Settings) -> Ledger {
     if store::journal_file(&settings.state_dir).exists() { ledger(settings) } else { Ledger::memory() }
 }
 
 /// The journal.
 pub fn ledger(settings: &Settings) -> Ledger {
-    let (ledger, alarm) = Ledger::open(&settings.state_dir);
+    warned(Ledger::open(&settings.state_dir))
+}
+
+fn warned((ledger, alarm): (Ledger, Option<String>)) -> Ledger {
     if let Some(alarm) = alarm {
         tracing::warn!("{alarm}");
     }

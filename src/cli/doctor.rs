@@ -95,7 +95,7 @@ fn configuration(settings: &Settings) -> Configuration {
             Ok(snapshot) => snapshot,
             Err(error) => return Configuration::Unreadable(Failure::error(dir.display(), &error).message),
         },
-        Some(Source::Git(_)) => match context::existing_ledger(settings).last_good() {
+        Some(Source::Git(_)) => match context::ledger_to_read(settings).last_good() {
             Some(good) => Snapshot { revision: good.revision, files: good.files, commit: None },
             None => return Configuration::Unfetched,
         },

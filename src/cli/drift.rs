@@ -80,7 +80,7 @@ pub async fn run(args: Args) -> Outcome {
 
 /// Compares the kernel with what was applied last.
 async fn from_kernel(settings: &Settings) -> Result<Report, Failure> {
-    let router = Router::new(context::kernel()?, context::existing_ledger(settings), settings.ranges);
+    let router = Router::new(context::kernel()?, context::ledger_to_read(settings), settings.ranges);
     let failed = |error| context::from_kernel("cannot look at the kernel", &error);
     let observed = router.observe(None).await.map_err(failed)?;
     let Some(applied) = router.applied() else {

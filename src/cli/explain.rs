@@ -146,7 +146,7 @@ struct Chosen {
 pub async fn run(args: Args) -> Outcome {
     let flow = asked(&args).and_then(Asked::flow).map_err(|why| Failure::new(Exit::Usage, why))?;
     let settings = context::settings(&args.router, args.dir.clone())?;
-    let router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let router = Router::new(context::kernel()?, context::ledger_to_read(&settings), settings.ranges);
     let failed = |error| context::from_kernel("cannot look at the kernel", &error);
     let observed = router.observe(None).await.map_err(failed)?;
     let report = match args.at {

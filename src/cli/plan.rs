@@ -80,13 +80,15 @@ pub async fn run(args: Args) -> Outcome {
     }
     let settings = context::settings(&args.router, args.dir.clone())?;
     let active = context::configuration(&settings).await?;
-    let mut router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges)
-        .treating_drift(settings.drift);
     // Whoever holds the lock settles interrupted changes himself.
-    if let Ok(_lock) = context::lock(&settings, "plan") {
+    let lock = context::lock(&settings, "plan").ok();
+    let ledger = if lock.is_some() { context::existing_ledger } else { context::ledger_to_read };
+    let mut router = Router::new(context::kernel()?, ledger(&settings), settings.ranges).treating_drift(settings.drift);
+    if lock.is_some() {
         context::recover(&mut router).await?;
         trial::settle(&mut router, &settings).await?;
     }
+    drop(lock);
     let made = make(&router, &settings, active).await?;
     if let Some(file) = &args.out {
         saved::write(file, &made, args.dir.as_deref(), &settings)?;

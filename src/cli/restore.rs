@@ -44,7 +44,7 @@ enum Kind {
 pub fn run(args: &Args) -> Outcome {
     let settings = context::settings(&args.router, None)?;
     let Kind::Site = args.kind;
-    let removed = context::existing_ledger(&settings).removed(clock::wall().before(settings.retention));
+    let removed = context::ledger_to_read(&settings).removed(clock::wall().before(settings.retention));
     let Some(name) = &args.name else { return list(&removed) };
     let files: Vec<&RemovedFile> = removed.iter().filter(|file| file.site == *name).collect();
     if files.is_empty() {

@@ -26,7 +26,7 @@ pub async fn run(args: Args) -> Outcome {
     let settings = context::settings(&args.router, None)?;
     let missing = "which site is this router? Give the settings a `site: NAME`, or add --site NAME";
     let site = settings.site.as_ref().ok_or_else(|| Failure::new(Exit::Settings, missing))?;
-    let router = Router::new(context::kernel()?, context::existing_ledger(&settings), settings.ranges);
+    let router = Router::new(context::kernel()?, context::ledger_to_read(&settings), settings.ranges);
     let captured = Captured::of(&router, site, clock::wall()).await;
     let captured = captured.map_err(|e| context::from_kernel("cannot look at the kernel", &e))?;
     let failed = |e: &dyn std::error::Error| Failure::error("cannot print the state", e);

@@ -94,11 +94,26 @@ pub fn begin(router: &Router<Linux>, change: &mut Unconfirmed, timeout: Duration
 }
 
 /// The change stands: what it brought is what the next start begins with.
-pub fn stands(router: &Router<Linux>, change: &Unconfirmed, why: &str) {
-    if let Some(good) = router.ledger.in_force() {
-        router.ledger.set_last_good(&LastGood { at: clock::wall(), ..good });
-    }
-    router.ledger.settle_unconfirmed(change, Standing::Confirmed, Some(why));
+pub fn stands(router: &Router<Linux>, change: &Unconfirmed, why: &str) -> Result<(), Failure> {
+    let good = router.ledger.in_force().map(|good| LastGood { at: clock::wall(), ..good });
+    router.ledger.confirm(change, Standing::Confirmed, why, good);
+    written(router, || {
+        let left = change.deadline.at.since(clock::now()).as_secs();
+        format!(
+            "generation {} is NOT confirmed: that could not be written down\n  \
+             look at the space and the rights of the state directory, and confirm again within {left} s",
+            change.generation
+        )
+    })
+}
+
+/// What a person is told must be in the journal when the command ends: nobody tries again then.
+pub fn written(router: &Router<Linux>, otherwise: impl FnOnce() -> String) -> Result<(), Failure> {
+    router.ledger.flush().map_err(|error| {
+        let (text, why) = (otherwise(), error.chain());
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        Failure::new(Exit::Error, format!("{first}: {why}\n{rest}"))
+    })
 }
 
 /// Puts in force again what was in force before the change, by the ordinary plan against the kernel as it is now.
@@ -112,8 +127,14 @@ pub async fn go_back(router: &mut Router<Linux>, settings: &Settings, change: &U
     let report = router.apply(&planned, site.as_deref(), &revision).await;
     match told(&report.outcome) {
         (ReconcileOutcome::Applied | ReconcileOutcome::Unchanged, _) => {
-            router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
+            router.ledger.settle_unconfirmed(change, Standing::RolledBack, reason);
             router.ledger.audit(&me(), "rollback", &format!("generation {}: {reason}", change.generation));
+            written(router, || {
+                let number = change.generation;
+                format!(
+                    "generation {number} is undone, but that could not be written down\n  it will be undone once more"
+                )
+            })?;
             Ok(Exit::Done)
         }
         (_, message) => {
@@ -146,7 +167,7 @@ fn no_way_back(router: &Router<Linux>, settings: &Settings, change: &Unconfirmed
          stays",
         change.generation, change.revision
     );
-    router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, Some(&text));
+    router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, &text);
     router.ledger.audit(&me(), "rollback", &format!("FAILED: {text}"));
     Failure::new(Exit::Error, format!("ROLLBACK FAILED, look at once: {text}\n  apply a configuration that works"))
 }
@@ -173,7 +194,7 @@ pub async fn settle(router: &mut Router<Linux>, settings: &Settings) -> Result<O
         Due::In(_) => return Ok(Some(change)),
         Due::Elsewhere => {
             let reason = "the machine went down before it was confirmed";
-            router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
+            router.ledger.settle_unconfirmed(&change, Standing::RolledBack, reason);
             tracing::warn!("generation {} is gone: {reason}", change.generation);
         }
         Due::Now => {

@@ -7,7 +7,7 @@ use crate::{
     config::Snapshot,
     guard::{Who, gate::Silent},
     revision::{AttemptOutcome, Fault},
-    store::Standing,
+    store::{Standing, StoreError},
 };
 
 type Answer = Result<String, String>;
@@ -19,7 +19,11 @@ impl Engine {
         let change = change.clone();
         self.audit(who, "confirm", &change.line());
         self.stands(&change, Standing::Confirmed, &format!("confirmed by {who}"));
-        Ok(format!("generation {} (revision {}) stands", change.generation, change.revision))
+        let stands = format!("generation {} (revision {}) stands", change.generation, change.revision);
+        match self.router.ledger.flush() {
+            Ok(()) => Ok(stands),
+            Err(error) => Err(unwritten(&stands, &error)),
+        }
     }
 
     /// `patronus rollback`.
@@ -76,6 +80,15 @@ impl Engine {
             ends.map(|at| format!("\nIt stands only if you say so by {at:.0}: patronus confirm")).unwrap_or_default();
         Ok(format!("revision {} of generation {} is in force{ends}", found.revision, found.generation))
     }
+}
+
+/// A person who is told that a change stands goes away.
+fn unwritten(stands: &str, error: &StoreError) -> String {
+    format!(
+        "{stands} as long as the daemon runs, but that could not be written down: {}\n  \
+         it is tried again every second; until `patronus status` shows no such alarm, a restart undoes the change",
+        error.chain()
+    )
 }
 
 const NOTHING_WAITS: &str = "nothing waits for a confirmation: `patronus history` tells what became of the last change";

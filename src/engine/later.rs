@@ -78,7 +78,7 @@ impl Engine {
     pub(super) fn never_in_force(&mut self, change: &Unconfirmed, outcome: ReconcileOutcome, reason: &str) {
         let standing =
             if outcome == ReconcileOutcome::RolledBack { Standing::RolledBack } else { Standing::RollbackFailed };
-        self.router.ledger.settle_unconfirmed(change, standing, Some(reason));
+        self.router.ledger.settle_unconfirmed(change, standing, reason);
         let outcome = match standing {
             Standing::RolledBack => AttemptOutcome::RolledBack,
             _ => AttemptOutcome::RollbackFailed,

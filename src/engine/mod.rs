@@ -373,6 +373,8 @@ impl Engine {
         if self.timers.publish <= now {
             self.look_at_sysctls(now);
             self.tend_revisions();
+            // What could not be written has an alarm.
+            let _ = self.router.ledger.flush();
             self.look_around(now);
             self.publish();
         }

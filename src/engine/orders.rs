@@ -151,7 +151,7 @@ impl Engine {
         }
     }
 
-    fn keep_orders(&self) {
+    pub(super) fn keep_orders(&self) {
         self.router.ledger.put(ORDERS, &Kept::of(&self.overrides, (clock::now(), clock::wall())));
     }
 

@@ -97,6 +97,7 @@ impl Engine {
         }
         self.note_trial_again();
         self.doubt_revisions();
+        self.keep_orders();
     }
 
     async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {

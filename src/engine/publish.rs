@@ -112,6 +112,7 @@ impl Engine {
         let a = &self.alarms;
         let mut all: Vec<String> =
             a.start.iter().chain(&a.kernel).chain(&a.refused).chain(&a.journal).cloned().collect();
+        all.extend(self.router.ledger.alarm());
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
         all.extend(self.notices.alarms());

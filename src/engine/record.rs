@@ -12,7 +12,7 @@ use crate::{
         report::{self, Report, Revisions, View},
         text,
     },
-    store::{LastGood, NewGeneration, Standing},
+    store::{NewGeneration, Standing},
 };
 
 impl Engine {
@@ -62,16 +62,14 @@ impl Engine {
             Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
             Stage::Idle | Stage::Proposed(_) => return self.forget_trials(),
         };
-        let good =
-            |good: &Active| LastGood { revision: good.revision.clone(), at: clock::wall(), files: good.files.clone() };
         let files = shown.map(|active| active.files.clone()).unwrap_or_default();
-        self.router.ledger.add_trial_again(change, before.map(good).as_ref(), &files);
+        self.router.ledger.add_trial_again(change, before.map(Active::as_last_good).as_ref(), &files);
     }
 
     fn forget_trials(&self) {
         if let Some(stale) = self.router.ledger.unconfirmed() {
             let reason = "an older copy of the journal took the place of the newer one";
-            self.router.ledger.settle_unconfirmed(&stale, Standing::RolledBack, Some(reason));
+            self.router.ledger.settle_unconfirmed(&stale, Standing::RolledBack, reason);
         }
     }
 

@@ -173,11 +173,7 @@ impl Engine {
             return;
         }
         self.revisions.in_force(&active.revision, clock::wall());
-        self.router.ledger.set_last_good(&LastGood {
-            revision: active.revision.clone(),
-            at: clock::wall(),
-            files: active.files.clone(),
-        });
+        self.router.ledger.set_last_good(&active.as_last_good());
         if let Some(commit) = &active.commit {
             self.router.ledger.name_remover(&active.revision, &commit.author);
         }

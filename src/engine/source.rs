@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    clock,
     config::{self, Snapshot, commit::Commit},
     diag::{Diagnostic, Severity},
     revision::Rhythm,
     source::{Watcher, git::Follower},
+    store::LastGood,
     units::Name,
     validate::{self, intent::Site},
 };
@@ -95,6 +97,14 @@ pub struct Active {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The site that this router is.
     pub site: Arc<Site>,
+}
+
+impl Active {
+    /// As the journal keeps it for the next start.
+    #[must_use]
+    pub fn as_last_good(&self) -> LastGood {
+        LastGood { revision: self.revision.clone(), at: clock::wall(), files: self.files.clone() }
+    }
 }
 
 /// A configuration that cannot be put in force.

@@ -89,7 +89,8 @@ impl Engine {
     pub(super) fn stands(&mut self, change: &Unconfirmed, standing: Standing, why: &str) {
         self.gate.stage = Stage::Idle;
         self.gate.before = None;
-        self.router.ledger.settle_unconfirmed(change, standing, Some(why));
+        let good = self.active.as_ref().map(Active::as_last_good);
+        self.router.ledger.confirm(change, standing, why, good);
         self.now_in_force();
         let text = format!("generation {} (revision {}) stands: {why}", change.generation, change.revision);
         self.audit(&Who::DAEMON, "confirm", &text);
@@ -145,7 +146,7 @@ impl Engine {
         {
             self.work_with(active);
         }
-        self.router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, Some(&text));
+        self.router.ledger.settle_unconfirmed(change, Standing::RollbackFailed, &text);
         self.audit(&Who::DAEMON, "rollback", &format!("FAILED: {text}"));
         self.warning("confirm", "", format!("ROLLBACK FAILED, look at once: {text}"), serde_json::Value::Null);
         self.revisions.stays(&change.revision, &text, clock::wall());
@@ -157,7 +158,7 @@ impl Engine {
 
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: Silent) {
         let undone = self.on_trial().filter(|_| change.who.is_person());
-        self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, Some(reason));
+        self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, reason);
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
         if !change.who.is_person() {
@@ -180,7 +181,7 @@ impl Engine {
         match change.due(&apply::place(), clock::now()) {
             Due::Elsewhere => {
                 let reason = "the machine went down before it was confirmed";
-                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
+                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, reason);
                 self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
                 let fallback = before.is_some();
                 if let Some(before) = before {
@@ -193,7 +194,7 @@ impl Engine {
             // A daemon that died says nothing about the revision: it is tried again.
             Due::Now if change.phase == Phase::Applying && !change.who.is_person() => {
                 let reason = "the daemon ended before it was in force";
-                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, Some(reason));
+                self.router.ledger.settle_unconfirmed(&change, Standing::RolledBack, reason);
                 if let Some(before) = before {
                     self.work_with(*before);
                 }

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Journal, StoreError, from_word, int, uint, word};
+use super::{Journal, StoreError, from_word, int, pending::Ended, uint, word};
 use crate::{
     clock::Wall,
     guard::{Unconfirmed, Who},
@@ -182,16 +182,14 @@ impl Journal {
     }
 
     /// Says what has become of a generation.
-    pub fn end_generation(
-        &self,
-        record: i64,
-        standing: Standing,
-        at: Wall,
-        reason: Option<&str>,
-    ) -> Result<(), StoreError> {
+    pub(super) fn end_generation(&self, ended: &Ended) -> Result<(), StoreError> {
+        self.synced(|| self.write_end(ended))
+    }
+
+    pub(super) fn write_end(&self, ended: &Ended) -> Result<(), StoreError> {
         let sql = "UPDATE generations SET standing = ?, ended = ?, reason = ? WHERE record = ?";
-        let write = || self.db().execute(sql, params![word(&standing), at.as_micros(), reason, record]);
-        self.synced(|| write().map(drop).map_err(self.err("write the end of a generation to")))
+        let row = params![word(&ended.standing), ended.at.as_micros(), ended.reason, ended.record];
+        self.db().execute(sql, row).map(drop).map_err(self.err("write the end of a generation to"))
     }
 
     /// The files of a generation, by its row.
@@ -355,7 +353,8 @@ mod tests {
         let first = add(&journal, 3, "one", Standing::Unconfirmed);
         let second = add(&journal, 7, "two", Standing::Applied);
         assert_eq!(count(&journal, "contents"), 3, "equal files are kept once");
-        journal.end_generation(first, Standing::RolledBack, Wall::from_micros(9), Some("it hurt")).unwrap();
+        let (standing, at) = (Standing::RolledBack, Wall::from_micros(9));
+        journal.end_generation(&Ended { record: first, standing, at, reason: "it hurt".into() }).unwrap();
         let found = journal.generation_at(6).unwrap().unwrap();
         assert_eq!(
             (found.record, found.standing, found.reason.as_deref()),

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{PATIENCE, StoreError, from_word, int, journal_file, move_aside, open, schema, uint, word, writer};
+use super::{PATIENCE, StoreError, head::Head, int, journal_file, move_aside, open, read, schema, uint, word};
 use crate::{
     clock::{self, Wall},
     engine::status::ReconcileOutcome,
@@ -127,23 +127,13 @@ pub struct Unfinished {
     pub steps: Vec<JournaledStep>,
 }
 
-/// The newest configuration that was applied without an error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastGood {
-    /// Its revision.
-    pub revision: String,
-    /// When it was applied.
-    pub at: Wall,
-    /// Its files by relative path.
-    pub files: BTreeMap<String, Vec<u8>>,
-}
-
 /// The journal of one router.
 #[derive(Debug)]
 pub struct Journal {
     db: Connection,
+    /// Dropped after the connection.
+    head: Head,
     file: PathBuf,
-    inode: Option<u64>,
     boot: String,
 }
 
@@ -160,10 +150,21 @@ impl Journal {
     /// Opens or creates the journal in a state directory.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let file = journal_file(dir);
-        let db = open(&file, schema::JOURNAL)?;
-        let journal = Self { db, inode: writer::inode(&file), file, boot: boot()? };
+        let journal = Self::of(open(&file, schema::JOURNAL)?, file)?;
         journal.close_other_boots()?;
         Ok(journal)
+    }
+
+    /// Opens the journal in a state directory for whoever only looks. It creates and changes nothing.
+    pub fn open_to_read(dir: &Path) -> Result<Self, StoreError> {
+        let file = journal_file(dir);
+        Self::of(read::open_anywhere(&file, schema::JOURNAL)?, file)
+    }
+
+    fn of(db: Connection, file: PathBuf) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::File { doing: "read", file: file.clone(), source };
+        let head = Head::of(&file).map_err(failed)?;
+        Ok(Self { db, head, file, boot: boot()? })
     }
 
     pub(super) const fn db(&self) -> &Connection {
@@ -176,16 +177,10 @@ impl Journal {
         &self.file
     }
 
-    /// What happened to the file while it was open, if anything: `SQLite` goes on writing to a file that was
-    /// deleted or replaced, and to one whose pages it has cached.
+    /// What happened to the file while it was open, if anything.
     #[must_use]
     pub fn trouble(&self) -> Option<&'static str> {
-        match writer::inode(&self.file) {
-            None => Some("was deleted"),
-            now if now != self.inode => Some("was replaced by another file"),
-            _ if writer::has_magic(&self.file) => None,
-            _ => Some("was overwritten"),
-        }
+        self.head.trouble(&self.file)
     }
 
     /// Opens the journal; a damaged one is moved aside and a new one begun. The text, if any, says so.
@@ -200,7 +195,8 @@ impl Journal {
         }
     }
 
-    /// The kernel that those runs changed and those values came from is gone.
+    /// The kernel that those runs changed and those values came from is gone. Nobody reads them; that they are cleared away
+    /// may wait for whoever holds the file.
     fn close_other_boots(&self) -> Result<(), StoreError> {
         let closed = "UPDATE runs SET ended = started, message = 'the machine went down during it'
             WHERE ended IS NULL AND boot <> ?";
@@ -208,7 +204,10 @@ impl Journal {
             .execute(closed, [&self.boot])
             .and_then(|_| self.db.execute("DELETE FROM sysctl_originals WHERE boot <> ?", [&self.boot]))
             .map(drop)
-            .map_err(self.err("close old runs of"))
+            .or_else(|error| match error.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(()),
+                _ => Err(self.err("close old runs of")(error)),
+            })
     }
 
     /// Runs a write whose result must outlive the machine.
@@ -218,6 +217,22 @@ impl Journal {
         let result = write();
         self.db.pragma_update(None, "synchronous", "normal").map_err(self.err(DOING))?;
         result
+    }
+
+    /// Runs writes that belong together: all of them are made or none.
+    pub(super) fn together<T>(
+        &self,
+        doing: &'static str,
+        write: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // It waits for the locks of others at its beginning, since later it could not.
+        self.db.execute_batch("BEGIN IMMEDIATE").map_err(self.err(doing))?;
+        let written = write().and_then(|done| self.db.execute_batch("COMMIT").map_err(self.err(doing)).map(|()| done));
+        if written.is_err() {
+            // A disk that is full may have ended it already.
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
+        written
     }
 
     /// Whoever has waited in vain for somebody else's lock waits no more, until [`Journal::be_patient`].
@@ -306,8 +321,8 @@ impl Journal {
     pub fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
         const DOING: &str = "read the unfinished run of";
         let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
-            WHERE ended IS NULL ORDER BY id DESC LIMIT 1";
-        let found = self.db.query_row(sql, [], |row| {
+            WHERE ended IS NULL AND boot = ? ORDER BY id DESC LIMIT 1";
+        let found = self.db.query_row(sql, [&self.boot], |row| {
             let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(5)?);
             Ok(Unfinished {
                 run: RunId(row.get(0)?),
@@ -348,45 +363,6 @@ impl Journal {
         self.db.query_row(sql, [], |row| row.get(0)).map(uint).map_err(self.err("read the generation of"))
     }
 
-    /// How the newest run ended, if it has.
-    pub fn last_outcome(&self) -> Result<Option<ReconcileOutcome>, StoreError> {
-        let sql = "SELECT outcome FROM runs ORDER BY id DESC LIMIT 1";
-        let found = self.db.query_row(sql, [], |row| row.get::<_, Option<String>>(0)).optional();
-        Ok(found.map_err(self.err("read the outcome of"))?.flatten().and_then(from_word))
-    }
-
-    /// Keeps this configuration as the last good one.
-    pub fn set_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
-        self.synced(|| self.write_last_good(good))
-    }
-
-    fn write_last_good(&self, good: &LastGood) -> Result<(), StoreError> {
-        const DOING: &str = "write the last good configuration to";
-        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
-        work.execute("REPLACE INTO last_good VALUES (1, ?, ?)", params![good.revision, good.at.as_micros()])
-            .and_then(|_| work.execute("DELETE FROM last_good_files", []))
-            .map_err(self.err(DOING))?;
-        for (path, content) in &good.files {
-            work.prepare_cached("INSERT INTO last_good_files VALUES (?, ?)")
-                .and_then(|mut s| s.execute(params![path, content]))
-                .map_err(self.err(DOING))?;
-        }
-        work.commit().map_err(self.err(DOING))
-    }
-
-    /// The last good configuration, if there is one.
-    pub fn last_good(&self) -> Result<Option<LastGood>, StoreError> {
-        const DOING: &str = "read the last good configuration of";
-        // One transaction, so that revision and files belong together.
-        let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
-        let head = work.query_row("SELECT revision, at FROM last_good", [], |row| Ok((row.get(0)?, row.get(1)?)));
-        let Some((revision, at)) = head.optional().map_err(self.err(DOING))? else { return Ok(None) };
-        let mut statement = work.prepare("SELECT path, content FROM last_good_files").map_err(self.err(DOING))?;
-        let files = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
-        let files = files.and_then(Iterator::collect::<Result<_, _>>).map_err(self.err(DOING))?;
-        Ok(Some(LastGood { revision, at: Wall::from_micros(at), files }))
-    }
-
     /// Keeps the value that a sysctl had before we first set it; a later call for the same key changes nothing.
     pub fn keep_sysctl(&self, key: &str, value: &str) -> Result<(), StoreError> {
         self.db
@@ -398,8 +374,9 @@ impl Journal {
     /// The sysctls as they were in this boot before us, by their path below `/proc/sys/net/`.
     pub fn sysctl_originals(&self) -> Result<BTreeMap<String, String>, StoreError> {
         const DOING: &str = "read the sysctls of";
-        let mut statement = self.db.prepare("SELECT key, value FROM sysctl_originals").map_err(self.err(DOING))?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        let sql = "SELECT key, value FROM sysctl_originals WHERE boot = ?";
+        let mut statement = self.db.prepare(sql).map_err(self.err(DOING))?;
+        let rows = statement.query_map([&self.boot], |row| Ok((row.get(0)?, row.get(1)?)));
         rows.and_then(Iterator::collect).map_err(self.err(DOING))
     }
 
@@ -411,19 +388,9 @@ impl Journal {
             .map_err(self.err("forget a sysctl in"))
     }
 
-    /// Keeps the desired state that is now in force: what differs from it later is drift.
-    pub fn set_applied(&self, state: &State) -> Result<(), StoreError> {
-        self.put_for_boot("applied", state)
-    }
-
     /// The desired state that was last put in force in this boot.
     pub fn applied(&self) -> Result<Option<State>, StoreError> {
         self.get_for_boot("applied")
-    }
-
-    /// Keeps the choice of every rule for the next start in this boot; its moments count from the boot.
-    pub fn set_selection(&self, selection: &Selection) -> Result<(), StoreError> {
-        self.put_for_boot("selection", selection)
     }
 
     /// The choice of every rule as it was last kept in this boot.
@@ -431,14 +398,13 @@ impl Journal {
         self.get_for_boot("selection")
     }
 
-    pub(super) fn put_for_boot<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
-        const DOING: &str = "write a value to";
-        let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
+    /// Keeps a value in JSON until the machine goes down.
+    pub fn put_for_boot(&self, key: &str, json: &str) -> Result<(), StoreError> {
         self.db
             .prepare_cached("REPLACE INTO this_boot VALUES (?, ?, ?)")
-            .and_then(|mut s| s.execute([key, &self.boot, &value]))
+            .and_then(|mut s| s.execute([key, &self.boot, json]))
             .map(drop)
-            .map_err(self.err(DOING))
+            .map_err(self.err("write a value to"))
     }
 
     pub(super) fn get_for_boot<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
@@ -448,12 +414,10 @@ impl Journal {
         parsed(DOING, found.map_err(self.err(DOING))?)
     }
 
-    /// Remembers a value (such as an operator's overrides) under a key, over reboots too. It costs an fsync.
-    pub fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StoreError> {
-        const DOING: &str = "remember a value in";
-        let value = serde_json::to_string(value).map_err(StoreError::value(DOING))?;
-        let write = || self.db.execute("REPLACE INTO remembered VALUES (?, ?)", [key, &value]);
-        self.synced(|| write().map(drop).map_err(self.err(DOING)))
+    /// Remembers a value (such as an operator's overrides) in JSON under a key, over reboots too. It costs an fsync.
+    pub fn put(&self, key: &str, json: &str) -> Result<(), StoreError> {
+        let write = || self.db.execute("REPLACE INTO remembered VALUES (?, ?)", [key, json]);
+        self.synced(|| write().map(drop).map_err(self.err("remember a value in")))
     }
 
     /// The value remembered under a key.

@@ -1,13 +1,17 @@
 //! The journal as the transaction sees it: on disk, or in memory when the disk is dead.
 //!
 //! Also what a router remembers across restarts: numbers, old sysctl values, the state applied last, the
-//! selection. Everything here has a default, so that a dead store costs memory and never function.
+//! selection. Everything here has a default, so that a dead store costs memory and never function. What cannot be
+//! written waits in [`Pending`] and is seen by whoever reads it here; [`Ledger::flush`] tries again.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError, journal};
+use super::{
+    Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError, journal, journal_file,
+    pending::{Ended, Pending, UNCONFIRMED, Write},
+};
 use crate::{
     apply::{self, Ending, JournalError, RunId, RunRecord, StepState, Unfinished},
     clock,
@@ -18,16 +22,26 @@ use crate::{
     state::{Originals, Stamp, State, SysctlKey, sysctl_text},
 };
 
-/// Under which name the unconfirmed change is remembered.
-const UNCONFIRMED: &str = "unconfirmed";
-
 /// Where runs are journaled and what is remembered.
 #[derive(Debug)]
 pub enum Ledger {
     /// In the state directory.
-    Disk(Box<Journal>),
+    Disk(Box<Disk>),
     /// In memory: the state directory cannot be used.
     Memory(apply::Memory),
+}
+
+/// A journal, and what it could not take yet.
+#[derive(Debug)]
+pub struct Disk {
+    journal: Journal,
+    pending: RefCell<Pending>,
+}
+
+impl Disk {
+    fn of(journal: Journal) -> Box<Self> {
+        Box::new(Self { journal, pending: RefCell::default() })
+    }
 }
 
 impl Ledger {
@@ -35,8 +49,21 @@ impl Ledger {
     #[must_use]
     pub fn open(dir: &Path) -> (Self, Option<String>) {
         match Journal::open_or_replace(dir) {
-            Ok((journal, alarm)) => (Self::Disk(Box::new(journal)), alarm),
+            Ok((journal, alarm)) => (Self::Disk(Disk::of(journal)), alarm),
             Err(error) => (Self::memory(), Some(format!("working without a journal: {}", error.chain()))),
+        }
+    }
+
+    /// Opens the journal of a state directory for whoever only looks; without one there is nothing to be seen. The text, if
+    /// any, says what is wrong with it.
+    #[must_use]
+    pub fn open_to_read(dir: &Path) -> (Self, Option<String>) {
+        if !journal_file(dir).exists() {
+            return (Self::memory(), None);
+        }
+        match Journal::open_to_read(dir) {
+            Ok(journal) => (Self::Disk(Disk::of(journal)), None),
+            Err(error) => (Self::memory(), Some(format!("looking without the journal: {}", error.chain()))),
         }
     }
 
@@ -49,14 +76,15 @@ impl Ledger {
     /// Looks whether the journal's file is still the one that was opened and undamaged; if not, begins another
     /// and says so. What was remembered has to be put into it again.
     pub fn tend(&mut self) -> Option<String> {
-        let Self::Disk(journal) = self else { return None };
-        journal.be_patient();
-        let trouble = journal.trouble()?;
-        let file = journal.file().to_owned();
+        let Self::Disk(disk) = self else { return None };
+        disk.journal.be_patient();
+        let trouble = disk.journal.trouble()?;
+        let file = disk.journal.file().to_owned();
         let there = file.exists();
         match file.parent().map(Journal::open_or_replace)? {
             Ok((another, damaged)) => {
-                **journal = another;
+                disk.journal = another;
+                disk.pending.borrow_mut().renew();
                 let now = if there && damaged.is_none() { "the one there now is used" } else { "a new one was begun" };
                 Some(format!("{} {trouble} while in use; {now}", file.display()))
             }
@@ -64,15 +92,29 @@ impl Ledger {
         }
     }
 
+    /// Makes the writes that wait because they failed. The error is that of the first which fails again.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let Self::Disk(disk) = self else { return Ok(()) };
+        disk.pending.borrow_mut().make(&disk.journal)
+    }
+
+    /// An alarm, as long as something could not be written down.
+    #[must_use]
+    pub fn alarm(&self) -> Option<String> {
+        let Self::Disk(disk) = self else { return None };
+        disk.pending.borrow().alarm()
+    }
+
     /// A remembered value; absent when there is none or the store is dead.
     #[must_use]
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        self.read(|j| j.get(key)).flatten()
+        let waits = |pending: &Pending| pending.remembered(key).and_then(|json| serde_json::from_str(json).ok());
+        self.pending(waits).or_else(|| self.read(|j| j.get(key)).flatten())
     }
 
     /// Remembers a value.
     pub fn put<T: Serialize>(&self, key: &str, value: &T) {
-        self.write(|j| j.put(key, value));
+        self.write_json(value, |json| Write::Remember { key: key.to_owned(), json });
     }
 
     /// The generation in force; 0 before the first.
@@ -89,26 +131,26 @@ impl Ledger {
 
     /// Remembers the state applied last.
     pub fn set_applied(&self, state: &State) {
-        self.write(|j| j.set_applied(state));
+        self.write_json(state, |json| Write::ForBoot { key: "applied", json });
     }
 
     /// The configuration in force.
     #[must_use]
     pub fn last_good(&self) -> Option<LastGood> {
-        self.read(Journal::last_good).flatten()
+        self.pending(|pending| pending.last_good().cloned()).or_else(|| self.read(Journal::last_good).flatten())
     }
 
     /// Remembers the configuration in force, and what was written about sites that it no longer has.
     pub fn set_last_good(&self, good: &LastGood) {
-        if let Some(old) = self.last_good().filter(|old| old.files != good.files) {
-            self.write(|j| j.keep_removed(&old, good));
+        let same = |old: LastGood| old.revision == good.revision && old.files == good.files;
+        if !self.last_good().is_some_and(same) {
+            self.write(Write::LastGood(good.clone()));
         }
-        self.write(|j| j.set_last_good(good));
     }
 
     /// Keeps who wrote the revision that took sites away.
     pub fn name_remover(&self, without: &str, author: &str) {
-        self.write(|j| j.name_remover(without, author));
+        self.write(Write::Remover { without: without.to_owned(), author: author.to_owned() });
     }
 
     /// What was written about sites that were removed since.
@@ -119,13 +161,18 @@ impl Ledger {
 
     /// Forgets sites that were removed before.
     pub fn forget_removed(&self, before: clock::Wall) {
-        self.write(|j| j.forget_removed(before));
+        if let Self::Disk(disk) = self
+            && let Err(error) = disk.journal.forget_removed(before)
+        {
+            tracing::warn!(error = error.chain(), "the journal cannot be written");
+        }
     }
 
     /// The change that waits for its confirmation, if one does.
     #[must_use]
     pub fn unconfirmed(&self) -> Option<Unconfirmed> {
-        self.get(UNCONFIRMED)
+        let settled = |change: &Unconfirmed| self.pending(|pending| pending.is_settled(change.record).then_some(()));
+        self.get(UNCONFIRMED).filter(|change| settled(change).is_none())
     }
 
     /// Remembers the change that waits for its confirmation.
@@ -133,15 +180,19 @@ impl Ledger {
         self.put(UNCONFIRMED, change);
     }
 
-    /// The change stands, or was undone; says what has become of its generation.
-    pub fn settle_unconfirmed(&self, change: &Unconfirmed, standing: Standing, reason: Option<&str>) {
-        self.write(|j| j.end_generation(change.record, standing, clock::wall(), reason));
-        self.write(|j| j.forget(UNCONFIRMED));
+    /// The change was undone, or cannot be; says what has become of its generation.
+    pub fn settle_unconfirmed(&self, change: &Unconfirmed, standing: Standing, reason: &str) {
+        self.write(Write::Settled { ended: ended(change.record, standing, reason), good: None });
+    }
+
+    /// The change stands, and this is the configuration in force: both are written down or neither is.
+    pub fn confirm(&self, change: &Unconfirmed, standing: Standing, reason: &str, good: Option<LastGood>) {
+        self.write(Write::Settled { ended: ended(change.record, standing, reason), good });
     }
 
     /// Says what has become of a generation.
     pub fn end_generation(&self, record: i64, standing: Standing, reason: &str) {
-        self.write(|j| j.end_generation(record, standing, clock::wall(), Some(reason)));
+        self.write(Write::Ended(ended(record, standing, reason)));
     }
 
     /// The configuration that the kernel shows: the one that waits for its confirmation, else the last good one.
@@ -156,7 +207,21 @@ impl Ledger {
     /// row.
     pub fn add_generation(&self, new: &NewGeneration<'_>, change: &mut Unconfirmed) {
         let trial = (new.standing == Standing::Unconfirmed).then_some(UNCONFIRMED);
-        change.record = self.read(|j| j.add_generation(new, trial, change)).unwrap_or_default();
+        let Self::Disk(disk) = self else { return };
+        // What waits is older.
+        let _ = self.flush();
+        match disk.journal.add_generation(new, trial, change) {
+            Ok(record) => {
+                change.record = record;
+                if trial.is_some() {
+                    disk.pending.borrow_mut().another_trial();
+                }
+            }
+            Err(error) => {
+                change.record = 0;
+                tracing::warn!(error = error.chain(), "the journal cannot be written");
+            }
+        }
     }
 
     /// Writes a change on trial down once more, in a journal that was begun anew: whoever finds it must know of the
@@ -199,7 +264,8 @@ impl Ledger {
 
     /// Adds a row to the audit.
     pub fn audit(&self, who: &Who, what: &str, detail: &str) {
-        self.write(|j| j.audit(clock::wall(), who, what, detail));
+        let (at, who) = (clock::wall(), who.clone());
+        self.write(Write::Audit { at, who, what: what.to_owned(), detail: detail.to_owned() });
     }
 
     /// The path choice in this boot; its moments count from the boot.
@@ -210,7 +276,7 @@ impl Ledger {
 
     /// Remembers the path choice until the machine goes down.
     pub fn set_selection(&self, selection: &Selection) {
-        self.write(|j| j.set_selection(selection));
+        self.write_json(selection, |json| Write::ForBoot { key: "selection", json });
     }
 
     /// What was known of the paths, in this boot.
@@ -221,7 +287,7 @@ impl Ledger {
 
     /// Remembers what is known of the paths until the machine goes down.
     pub fn set_warm<T: Serialize>(&self, known: &T) {
-        self.write(|j| j.put_for_boot("warm", known));
+        self.write_json(known, |json| Write::ForBoot { key: "warm", json });
     }
 
     /// Values that sysctls had before we first set them.
@@ -233,17 +299,17 @@ impl Ledger {
 
     /// Remembers the value that a sysctl had, unless one is remembered.
     pub fn keep_sysctl(&self, key: &SysctlKey, value: &str) {
-        self.write(|j| j.keep_sysctl(&key.path, value));
+        self.write(Write::KeepSysctl { key: key.path.to_string(), value: value.to_owned() });
     }
 
     /// Forgets the value that a sysctl had: it has it again.
     pub fn forget_sysctl(&self, key: &SysctlKey) {
-        self.write(|j| j.forget_sysctl(&key.path));
+        self.write(Write::ForgetSysctl { key: key.path.to_string() });
     }
 
     fn read<T>(&self, with: impl FnOnce(&Journal) -> Result<T, StoreError>) -> Option<T> {
-        let Self::Disk(journal) = self else { return None };
-        match with(journal) {
+        let Self::Disk(disk) = self else { return None };
+        match with(&disk.journal) {
             Ok(value) => Some(value),
             Err(error) => {
                 tracing::warn!(error = error.chain(), "the journal cannot be read");
@@ -252,13 +318,33 @@ impl Ledger {
         }
     }
 
-    fn write(&self, with: impl FnOnce(&Journal) -> Result<(), StoreError>) {
-        if let Self::Disk(journal) = self
-            && let Err(error) = with(journal)
-        {
-            tracing::warn!(error = error.chain(), "the journal cannot be written");
+    fn pending<T>(&self, with: impl FnOnce(&Pending) -> Option<T>) -> Option<T> {
+        let Self::Disk(disk) = self else { return None };
+        with(&disk.pending.borrow())
+    }
+
+    fn write_json<T: Serialize>(&self, value: &T, write: impl FnOnce(String) -> Write) {
+        if let Self::Memory(_) = self {
+            return;
+        }
+        match serde_json::to_string(value) {
+            Ok(json) => self.write(write(json)),
+            Err(error) => tracing::warn!(%error, "a value cannot be written as JSON, and is not remembered"),
         }
     }
+
+    /// Writes it down, now or as soon as that is possible.
+    fn write(&self, write: Write) {
+        if let Self::Disk(disk) = self {
+            disk.pending.borrow_mut().push(write);
+            // It waits, and there is an alarm.
+            let _ = self.flush();
+        }
+    }
+}
+
+fn ended(record: i64, standing: Standing, reason: &str) -> Ended {
+    Ended { record, standing, at: clock::wall(), reason: reason.to_owned() }
 }
 
 fn failed(doing: &str) -> impl FnOnce(StoreError) -> JournalError {
@@ -269,7 +355,7 @@ impl apply::Journal for Ledger {
     async fn begin(&mut self, record: &RunRecord) -> Result<RunId, JournalError> {
         let journal = match self {
             Self::Memory(memory) => return memory.begin(record).await,
-            Self::Disk(journal) => journal,
+            Self::Disk(disk) => &disk.journal,
         };
         let plan = PlanRecord {
             plan: record.stamp.plan,
@@ -289,7 +375,7 @@ impl apply::Journal for Ledger {
     async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
         let journal = match self {
             Self::Memory(memory) => return memory.step(run, index, state).await,
-            Self::Disk(journal) => journal,
+            Self::Disk(disk) => &disk.journal,
         };
         let state = match state {
             StepState::Started => journal::StepState::Started,
@@ -303,7 +389,7 @@ impl apply::Journal for Ledger {
     async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
         let journal = match self {
             Self::Memory(memory) => return memory.finish(run, ending, message).await,
-            Self::Disk(journal) => journal,
+            Self::Disk(disk) => &disk.journal,
         };
         let outcome = match ending {
             Ending::Applied => Some(ReconcileOutcome::Applied),
@@ -320,7 +406,7 @@ impl apply::Journal for Ledger {
     async fn unfinished(&mut self) -> Result<Option<Unfinished>, JournalError> {
         let journal = match self {
             Self::Memory(memory) => return memory.unfinished().await,
-            Self::Disk(journal) => journal,
+            Self::Disk(disk) => &disk.journal,
         };
         let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
             return Ok(None);

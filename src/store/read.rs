@@ -60,7 +60,7 @@ fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
 
 /// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
 /// nobody writes there. A log that lies beside it belongs to it and is not passed over.
-fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
+pub(super) fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     let db = connect_anywhere(file)?;
     schema::check(&db, file, migrations)?;
     Ok(db)

@@ -41,13 +41,13 @@ pub struct RemovedFile {
 
 impl Journal {
     /// Keeps the sites that are in `old` and no longer in `new`; what comes back in `new` is forgotten here.
-    pub fn keep_removed(&self, old: &LastGood, new: &LastGood) -> Result<(), StoreError> {
+    pub(super) fn write_removed(&self, old: &LastGood, new: &LastGood) -> Result<(), StoreError> {
         const DOING: &str = "write removed sites to";
         let (went, came) = (gone::gone(&old.files, &new.files), gone::gone(&new.files, &old.files));
         if went.is_empty() && came.is_empty() {
             return Ok(());
         }
-        let work = self.db().unchecked_transaction().map_err(self.err(DOING))?;
+        let work = self.db();
         for site in went.iter().chain(&came) {
             let forgotten = work.execute("DELETE FROM removed_sites WHERE site = ?", [site.site.as_str()]);
             forgotten.map_err(self.err(DOING))?;
@@ -60,7 +60,7 @@ impl Journal {
                 work.execute(sql, row).map_err(self.err(DOING))?;
             }
         }
-        work.commit().map_err(self.err(DOING))
+        Ok(())
     }
 
     /// Keeps who wrote the revision that took sites away.
@@ -121,7 +121,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         let (both, one) = (good("r1", 5, &["north", "south"]), good("r2", 10, &["south"]));
-        journal.keep_removed(&both, &one).unwrap();
+        journal.write_removed(&both, &one).unwrap();
         let found = journal.removed(Wall::from_micros(0)).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].site.as_str(), found[0].file.as_str()), ("north", "north.yaml"));
@@ -132,9 +132,9 @@ mod tests {
         journal.name_remover("r2", "Ada <ada@example.net>").unwrap();
         assert_eq!(journal.removed(Wall::from_micros(0)).unwrap()[0].who.as_deref(), Some("Ada <ada@example.net>"));
         assert!(journal.removed(Wall::from_micros(11)).unwrap().is_empty());
-        journal.keep_removed(&one, &both).unwrap();
+        journal.write_removed(&one, &both).unwrap();
         assert!(journal.removed(Wall::from_micros(0)).unwrap().is_empty(), "it is there again");
-        journal.keep_removed(&both, &one).unwrap();
+        journal.write_removed(&both, &one).unwrap();
         journal.forget_removed(Wall::from_micros(11)).unwrap();
         assert!(journal.removed(Wall::from_micros(0)).unwrap().is_empty());
     }

@@ -2,9 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io::Read as _,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::Ordering,
@@ -18,6 +16,7 @@ use rusqlite::Connection;
 use super::{
     FlushPolicy, HealthSample, Limits, StoreError,
     chunks::Chunks,
+    head::{Head, OVERWRITTEN},
     move_aside, open,
     recorder::{Message, Row, Shared},
     records, schema,
@@ -41,7 +40,8 @@ pub(super) struct Writer {
 /// An open database, and which file it is.
 struct Open {
     db: Connection,
-    inode: u64,
+    /// Dropped after the connection.
+    head: Head,
 }
 
 impl Writer {
@@ -147,22 +147,21 @@ impl Writer {
         let newest = records::newest_untold(&db, &self.file)?;
         // Only the first time: what is there then is not of this process.
         let _ = self.shared.left.compare_exchange(i64::MAX, newest, Ordering::Relaxed, Ordering::Relaxed);
-        Ok(Open { db, inode: inode(&self.file).unwrap_or(0) })
+        let failed = |source| StoreError::File { doing: "read", file: self.file.clone(), source };
+        Ok(Open { head: Head::of(&self.file).map_err(failed)?, db })
     }
 
-    /// `SQLite` goes on writing to a file that was deleted, and to one whose pages it has cached: look.
+    /// Looks whether the file is still the one that was opened, and undamaged.
     fn check(&mut self) -> Result<(), StoreError> {
-        let Some(open) = &self.open else { return Ok(()) };
-        if inode(&self.file) != Some(open.inode) {
-            self.open = None;
-            self.begin_anew();
-            self.told(format!("{} was deleted while in use; a new one was begun", self.file.display()));
-        } else if !has_magic(&self.file) {
-            self.open = None;
+        let Some(trouble) = self.open.as_ref().and_then(|open| open.head.trouble(&self.file)) else { return Ok(()) };
+        self.open = None;
+        if trouble == OVERWRITTEN {
             let text = Some("the file's header was overwritten".to_owned());
             let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB), text);
             return Err(StoreError::Database { doing: "write to", file: self.file.clone(), source });
         }
+        self.begin_anew();
+        self.told(format!("{} was deleted while in use; a new one was begun", self.file.display()));
         Ok(())
     }
 
@@ -186,14 +185,4 @@ impl Writer {
         tracing::warn!("{text}");
         self.shared.alarm(|a| a.replaced = Some(text));
     }
-}
-
-pub(super) fn inode(file: &Path) -> Option<u64> {
-    std::fs::metadata(file).ok().map(|m| m.ino())
-}
-
-/// The first 16 bytes of every database (<https://sqlite.org/fileformat.html#magic_header_string>).
-pub(super) fn has_magic(file: &Path) -> bool {
-    let mut head = [0; 16];
-    std::fs::File::open(file).and_then(|mut f| f.read_exact(&mut head)).is_ok() && &head == b"SQLite format 3\0"
 }

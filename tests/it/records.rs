@@ -255,8 +255,8 @@ fn what_a_start_needs_is_kept() {
     journal.set_last_good(&good).unwrap();
     journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "1").unwrap();
     journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "2").unwrap();
-    journal.set_applied(&State::default()).unwrap();
-    journal.put("selection", &[1, 2]).unwrap();
+    journal.put_for_boot("applied", &serde_json::to_string(&State::default()).unwrap()).unwrap();
+    journal.put("selection", "[1, 2]").unwrap();
     drop(journal);
     let journal = Journal::open(dir.path()).unwrap();
     assert_eq!(journal.last_good().unwrap(), Some(good));
@@ -274,8 +274,8 @@ fn what_describes_the_kernel_of_another_boot_counts_no_more() {
     let run = journal.begin(&plan(2)).unwrap();
     journal.step(run, 0, &StepState::Started).unwrap();
     journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "1").unwrap();
-    journal.set_applied(&State::default()).unwrap();
-    journal.put("override", &"lte").unwrap();
+    journal.put_for_boot("applied", &serde_json::to_string(&State::default()).unwrap()).unwrap();
+    journal.put("override", r#""lte""#).unwrap();
     assert!(journal.unfinished().unwrap().is_some());
     drop(journal);
     let db = rusqlite::Connection::open(store::journal_file(dir.path())).unwrap();

@@ -420,3 +420,27 @@ fn a_journal_that_is_lost_during_a_trial_is_written_anew_so_that_a_kill_is_no_wa
     assert!(ours(&daemon).contains("policy_oops"));
     assert_eq!(standing(&daemon).1, Standing::RollbackFailed);
 }
+
+/// Somebody else holds the journal just when the change is confirmed, and lets go of it later.
+#[test]
+fn what_was_confirmed_while_the_journal_could_not_be_written_stands_after_a_kill() {
+    let world = World::new();
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", world.settings("4s"));
+    let first = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", &harmless(1));
+    daemon.wait("the trial", |s| s.unconfirmed.is_some());
+    let other = rusqlite::Connection::open(daemon.state_dir().join("journal.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let later = |s: &Status| s.source.applied != first && s.unconfirmed.is_none() && well(s);
+    let (good, shown) = (daemon.wait("the change", later).source.applied, ours(&daemon));
+    let unwritten = |s: &Status| s.alarms.iter().any(|a| a.contains("is not written down yet"));
+    daemon.wait("an alarm", unwritten);
+    other.execute_batch("ROLLBACK").unwrap();
+    daemon.wait("an end of the alarm", |s| !unwritten(s));
+    assert_eq!(standing(&daemon).1, Standing::Confirmed);
+    daemon.kill();
+    let status = daemon.settle();
+    assert_eq!(status.source.applied, good);
+    assert!(status.source.quarantine.is_empty() && status.unconfirmed.is_none(), "{:?}", status.source);
+    assert_eq!(ours(&daemon), shown);
+}

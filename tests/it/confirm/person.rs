@@ -294,3 +294,20 @@ fn the_checker_sees_a_change_that_nobody_watches_over() {
     assert_ne!(ours(&router.daemon), good, "it stays cut off");
     router.world.repository.write("site.yaml", SITE);
 }
+
+#[test]
+fn a_confirmation_that_cannot_be_written_down_is_none_and_can_be_repeated() {
+    let router = Router::new();
+    router.world.repository.write("site.yaml", &harmless(1));
+    let output = router.run(&["apply", "--yes", "--confirm-timeout", "60s"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let other = rusqlite::Connection::open(router.daemon.state_dir().join("journal.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let output = router.run(&["confirm"]);
+    assert!(!output.status.success() && said(&output).contains("is NOT confirmed"), "{}", said(&output));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(router.newest().0, Standing::Unconfirmed);
+    let output = router.run(&["confirm"]);
+    assert!(output.status.success(), "{}", said(&output));
+    router.wait("the confirmation", Standing::Confirmed);
+}

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -101,6 +102,53 @@ fn whatever_happens_to_the_store_probing_and_switching_go_on() {
     daemon.launch();
     daemon.wait("both paths", all_up);
     switches(&daemon, "a read-only disk", Some("working without a journal"));
+}
+
+/// Whoever looks opens the same databases. If the daemon's locks were gone, he would be the last to close them, and some
+/// versions of `SQLite` delete the log then that the daemon goes on writing to.
+#[test]
+fn whoever_looks_at_a_router_takes_nothing_from_what_its_daemon_remembers() {
+    let repository = repository();
+    let lab = repository.lab();
+    let mut daemon = Daemon::start(&lab, &repository, "berlin");
+    daemon.wait("both paths", all_up);
+    daemon.says(&["reconcile"]);
+    holds_its_databases(&daemon, "a pass");
+    let flow = "tcp 192.168.10.5:4711 to 203.0.113.9:443";
+    for words in [&["explain", flow][..], &["plan"], &["snapshot"], &["doctor"], &["restore", "site"], &["history"]] {
+        let (code, said) = daemon.tells(words);
+        assert!(code == Some(0) && !said.contains("without the journal"), "{words:?}: {said}");
+        holds_its_databases(&daemon, words[0]);
+    }
+    daemon.says(&["drain", "lte"]);
+    daemon.kill();
+    daemon.settle();
+    assert!(daemon.status().paths["lte"].drained, "the drain is forgotten");
+    // Nor is it when the journal itself is taken away.
+    for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
+        fs::remove_file(daemon.state_dir().join(file)).unwrap();
+    }
+    daemon.says(&["reconcile"]);
+    daemon.kill();
+    daemon.settle();
+    assert!(daemon.status().paths["lte"].drained, "the drain is forgotten with the journal");
+}
+
+/// By the kernel's list of locks; and the logs are where they are written to.
+fn holds_its_databases(daemon: &Daemon, after: &str) {
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    let mine = |line: &&str| line.contains("POSIX") && line.contains(&format!(" {} ", daemon.pid()));
+    let mine: Vec<&str> = locks.lines().filter(mine).collect();
+    for file in ["journal.db", "records.db"] {
+        let (file, log) = (daemon.state_dir().join(file), daemon.state_dir().join(format!("{file}-wal")));
+        let inode = format!(":{} ", fs::metadata(&file).unwrap().ino());
+        assert!(
+            mine.iter().any(|line| line.contains(&inode)),
+            "after {after} no lock on {}: {mine:#?}",
+            file.display()
+        );
+        assert!(log.exists(), "after {after} there is no {}", log.display());
+    }
 }
 
 fn locked(daemon: &Daemon) {
