@@ -35,6 +35,7 @@ checks! {
     "rules-ahead", "no rule of others is asked before ours for our traffic", routing::rules_ahead;
     "marks", "nobody else uses our mark bits", routing::marks;
     "ranges", "nobody else is in our tables and priorities", routing::ranges;
+    "objects", "nobody changed what was applied last", routing::objects;
     "protocol-number", "nobody else has our protocol number, and it has its name", routing::protocol_number;
     "later-drops", "no chain of others drops forwarded traffic", routing::later_drops;
     "other-nat", "no chain of others translates addresses before ours", routing::other_nat;

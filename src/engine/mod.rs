@@ -403,16 +403,16 @@ impl Engine {
             match event {
                 KernelEvent::Link { name, up, carrier } => {
                     if !up {
-                        self.interface_failed(Some(&name), now);
+                        self.interface_failed(&name, now);
                     }
                     self.link_changed(&name, up, carrier, now);
                     linked = Some(linked.unwrap_or_default() || up && carrier);
                 }
                 KernelEvent::Touched(touch) => self.note_touch(touch),
                 KernelEvent::Changed(_) => {}
-                KernelEvent::AddressGone => self.interface_failed(None, now),
+                KernelEvent::AddressGone { link } => link.iter().for_each(|link| self.interface_failed(link, now)),
                 KernelEvent::Lost => {
-                    self.interface_failed(None, now);
+                    self.notifications_lost();
                     tracing::warn!("kernel notifications were lost; looking at everything");
                 }
             }

@@ -105,6 +105,7 @@ impl Engine {
         let found = self.router.observe(site.as_deref()).await?;
         // Before as much is compiled again.
         self.router.take_look(&mut self.observed, found);
+        self.note_what_went();
         let now = clock::now();
         self.catch_up(now);
         self.links_from_facts(now);

@@ -135,7 +135,10 @@ pub enum KernelEvent {
     /// Addresses, routes, rules or nft changed.
     Changed(&'static str),
     /// An address was taken from an interface, whose routes go with its last one.
-    AddressGone,
+    AddressGone {
+        /// Its name; none if it has gone by now, which is announced by itself.
+        link: Option<IfName>,
+    },
     /// Somebody changed an object that looks like ours: evidence for the case of a fight, never a reason to act.
     Touched(Touch),
     /// Notifications were lost (`ENOBUFS`): look at everything.

@@ -8,6 +8,8 @@ use crate::doctor::facts::{Place, Port};
 /// Free space below which records will soon be lost, and below which the journal may not be written.
 const LOW: u64 = 256 << 20;
 const VERY_LOW: u64 = 32 << 20;
+/// Free space in which not one page of a database fits safely.
+const NOTHING: u64 = 64 << 10;
 const FEW_INODES: u64 = 1_000;
 /// 2025-01-01: no machine that runs this is older.
 const EARLIEST: i64 = 1_735_689_600;
@@ -78,6 +80,14 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
             format!("`chmod go-w {shown}`"),
         );
     }
+    if place.read_only {
+        return Finding::fail(
+            format!("{shown} lies on a file system that is mounted read-only"),
+            format!(
+                "`mount -o remount,rw $(findmnt -nT {shown} -o TARGET)`; `dmesg` tells if the kernel did it after errors of the disk"
+            ),
+        );
+    }
     if !place.writable {
         let says = format!("{shown} cannot be written by user {}; its owner is user {}", facts.user, place.owner);
         return Finding::fail(says, format!("run as its owner, or `chown` it: {shown}"));
@@ -85,6 +95,12 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
     if private && place.mode & 0o004 != 0 {
         let says = format!("{shown} can be read by everybody (mode {:o})", place.mode & 0o7777);
         return Finding::warn(says, format!("`chmod o-rwx {shown}`: the journal holds the configuration"));
+    }
+    if place.bytes.0 < NOTHING || matches!(place.inodes, (0, 1..)) {
+        return Finding::fail(
+            format!("{shown} is there, and nothing can be written to it: its file system is full"),
+            "make room: `du -x / | sort -n | tail`",
+        );
     }
     Finding::ok(format!("{shown} is there and can be written"))
 }
