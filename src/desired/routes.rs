@@ -101,8 +101,8 @@ pub fn obstacle(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
 /// Whether the gateways that the configuration gives are all IPv6.
 fn fixed_to_ipv6(site: &Site, path: &Path) -> bool {
     let given: &[IpAddr] = match (&path.to, site.endpoints.get(&path.from).map(|endpoint| &endpoint.gateway)) {
-        (Destination::Internet, Some(GatewaySpec::Fixed(gateways))) => gateways,
-        (Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. }, _) => gateways,
+        (Destination::Internet, Some(GatewaySpec::Fixed(gateways)))
+        | (Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. }, _) => gateways,
         _ => &[],
     };
     !given.is_empty() && given.iter().all(IpAddr::is_ipv6)

@@ -161,7 +161,7 @@ fn fail((says, remedy): (String, String)) -> Finding {
     Finding::fail(says, remedy)
 }
 
-/// A ruleset is tried in an empty network namespace, which without CAP_SYS_ADMIN takes a user namespace as well.
+/// A ruleset is tried in an empty network namespace, which without `CAP_SYS_ADMIN` takes a user namespace as well.
 fn namespaces(unit: &str) -> Option<Finding> {
     const KEY: &str = "RestrictNamespaces";
     let privileged = listed(unit, "CapabilityBoundingSet").has("CAP_SYS_ADMIN");

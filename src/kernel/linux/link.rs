@@ -479,7 +479,7 @@ mod tests {
     fn a_link_has_no_ipv6_where_the_kernel_tells_nothing_of_it_or_that_it_is_switched_off() {
         let link = |settings: Option<[u32; 40]>| {
             let mut ipv6 = Vec::new();
-            for settings in settings {
+            if let Some(settings) = settings {
                 wire::put(&mut ipv6, IFLA_INET6_CONF, &settings.map(u32::to_ne_bytes).concat());
             }
             let mut families = Vec::new();
