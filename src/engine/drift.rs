@@ -158,7 +158,7 @@ impl Engine {
         let lost = repaired.iter().map(|drifted| drifted.key.clone()).collect();
         let news = self.drift.fights.look(&lost, now);
         let held = self.drift.fights.held(now);
-        let new = self.active.as_ref().is_some_and(|active| !self.router.is_in_force(&active.revision));
+        let new = self.goal().is_some_and(|active| !self.router.is_in_force(&active.revision));
         let treat = |drifted: &Drifted| match modes.of(&drifted.key) {
             Mode::Report if !new => Treatment::Reported,
             _ if held.contains(&drifted.key) => Treatment::LeftAlone,

@@ -310,6 +310,16 @@ impl<K: Kernel> Router<K> {
         Planned { steps, spared, ..planned }
     }
 
+    /// The same plan for all but these objects, which the kernel refuses: they are left as they are found, and are not
+    /// what was applied then, so that the next plan wants them again and nobody calls them drift.
+    pub fn without(&self, planned: &Planned, refused: &BTreeSet<Key>, observed: &Observed) -> Planned {
+        let stays = |step: &&Step| !matches!(step, Step::Set { key, .. } if refused.contains(key));
+        let steps = planned.steps.iter().filter(stays).cloned().collect();
+        let desired = Arc::new(drift::sparing(&planned.desired, &observed.state, refused));
+        let stamp = Stamp { plan: Uuid::now_v7(), ..planned.stamp.clone() };
+        Planned { desired, steps, stamp, ..planned.clone() }
+    }
+
     /// Plans the removal of everything of ours.
     pub fn plan_teardown(&self, observed: &Observed) -> Planned {
         let desired = desired::nothing(&self.originals, &observed.facts);

@@ -37,8 +37,6 @@ use crate::{
     validate::intent::Method,
 };
 
-/// Packets taken in before anything else is done, so that a flood of forged answers does not stop the probes.
-const BATCH: usize = 4096;
 /// Paths that are asked about a target when another path does not reach it.
 const WITNESSES: usize = 8;
 
@@ -188,7 +186,8 @@ impl Engine {
     fn prepare(&mut self, spec: &ProbeSpec) {
         let path = &spec.path;
         if let Err(error) = self.senders.prepare(spec) {
-            warn!(%path, "{error}");
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            warn!(%path, "{error}{cause}");
         }
         if matches!(spec.probe.method, Method::Http(_)) && self.web.is_none() {
             match Client::new(None) {
@@ -200,8 +199,8 @@ impl Engine {
 
     /// What came in first, so that an answer that waits in the socket is not called late; then what is due.
     fn turn(&mut self) {
-        for _ in 0..BATCH {
-            let Some(arrival) = self.senders.receive() else { break };
+        self.senders.renew();
+        while let Some(arrival) = self.senders.receive() {
             if let Some(sample) = self.rounds.arrived(&arrival) {
                 self.report(sample);
             }
