@@ -6,6 +6,7 @@ mod programs;
 mod routing;
 mod site;
 mod source;
+mod unit;
 
 use super::{Check, Facts, Finding, Verdict};
 
@@ -54,8 +55,8 @@ checks! {
     "disk-inodes", "there are inodes for the records", machine::disk_inodes;
     "metrics-port", "the metrics port can be had", machine::metrics_port;
     "instance", "who works on this router", machine::instance;
-    "unit", "the systemd unit restarts and watches the daemon", machine::unit;
-    "unit-hardening", "the systemd unit gives what is needed and no more", machine::unit_hardening;
+    "unit", "the systemd unit restarts and watches the daemon", unit::restarts;
+    "unit-hardening", "the systemd unit gives what is needed and no more", unit::hardening;
     "settings", "the settings are right", source::settings;
     "settings-mode", "nobody else can change the settings", source::settings_mode;
     "source", "the source can be read", source::readable;

@@ -13,7 +13,7 @@ use crate::{
     settings::{Settings, Source},
     state::{Gateway, Key, LinkFacts, RouteKey, RouteValue, State, Target, Value},
     units::{Family, IfName},
-    validate,
+    validate::{self, intent::Method},
 };
 
 const SITE: &str = "apiVersion: patronus.network/v1alpha1
@@ -223,6 +223,13 @@ fn unit(facts: &mut Facts, from: &str, to: &str) {
     text(facts, "/etc/systemd/system/patronus.service", &UNIT.replace(from, to));
 }
 
+/// A path is probed by asking its gateway.
+fn asks_gateways(facts: &mut Facts) {
+    let Configuration::Site(site) = &mut facts.configuration else { return };
+    let path = Arc::make_mut(site).paths.values_mut().next().unwrap();
+    Arc::make_mut(&mut Arc::make_mut(path).probe).method = Method::Gateway;
+}
+
 /// For every check, ways to break the machine that it has to see, and how bad that is.
 const BREAKS: &[(&str, Verdict, Break)] = &[
     ("kernel-access", Verdict::Fail, |f| f.kernel = Err("no nft".into())),
@@ -311,9 +318,21 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("instance", Verdict::Fail, |f| f.daemon = true),
     ("unit", Verdict::Warn, |f| unit(f, "WatchdogSec=30", "WatchdogSec=0")),
     ("unit", Verdict::Warn, |f| unit(f, "Restart=always", "Restart=no")),
+    ("unit", Verdict::Warn, |f| unit(f, "StartLimitIntervalSec=0", "")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "PrivateTmp=yes\nProtectKernelTunables=yes")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN", "CAP_NET_ADMIN")),
     ("unit-hardening", Verdict::Warn, |f| unit(f, "NoNewPrivileges=yes", "")),
+    ("unit-hardening", Verdict::Warn, |f| unit(f, " AF_PACKET", "")),
+    ("unit-hardening", Verdict::Fail, |f| {
+        unit(f, " AF_PACKET", "");
+        asks_gateways(f);
+    }),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "AF_NETLINK", "")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "RestrictNamespaces=net", "RestrictNamespaces=yes")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, " CAP_SYS_ADMIN", "")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "ProcSubset=pid")),
+    ("unit-hardening", Verdict::Fail, |f| f.settings.state_dir = "/srv/patronus".into()),
+    ("unit-hardening", Verdict::Fail, |f| f.settings.source = Some(Source::Dir("/root/network".into()))),
     ("settings", Verdict::Fail, |f| f.settings_error = Some("patronus.yaml:1:1: no".into())),
     ("settings", Verdict::Warn, |f| f.settings.site = None),
     ("settings", Verdict::Warn, |f| lose(f, "/etc/patronus/patronus.yaml")),
@@ -413,6 +432,22 @@ fn the_checker_sees_a_check_that_is_never_fired() {
     facts.wall = 4_000;
     assert_eq!(of(&facts, "clock-sane").verdict, Verdict::Fail);
     assert_eq!(of(&fine(), "clock-sane").verdict, Verdict::Ok, "a check that is always red finds nothing");
+}
+
+#[test]
+fn the_shipped_unit_lets_the_daemon_ask_gateways_and_drop_ins_count() {
+    let mut facts = fine();
+    asks_gateways(&mut facts);
+    text(&mut facts, "/etc/systemd/system/patronus.service", UNIT);
+    assert_eq!(of(&facts, "unit-hardening").verdict, Verdict::Ok, "{:?}", of(&facts, "unit-hardening"));
+    let without = UNIT.replace(" AF_PACKET", "");
+    text(&mut facts, "/etc/systemd/system/patronus.service", &without);
+    let outcome = of(&facts, "unit-hardening");
+    assert!(outcome.verdict == Verdict::Fail && outcome.says.contains("AF_PACKET"), "{outcome:?}");
+    let drop_in = "[Service]\nRestrictAddressFamilies=AF_PACKET\nReadWritePaths=-/srv/patronus\n";
+    text(&mut facts, "/etc/systemd/system/patronus.service.d/a.conf", drop_in);
+    facts.settings.state_dir = "/srv/patronus".into();
+    assert_eq!(of(&facts, "unit-hardening").verdict, Verdict::Ok, "{:?}", of(&facts, "unit-hardening"));
 }
 
 #[test]

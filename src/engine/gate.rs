@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
+use ipnet::IpNet;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -19,6 +20,7 @@ use super::{
     later::{Again, Services},
     reach,
     ready::MEASURING,
+    source::chain,
     status::ReconcileOutcome,
 };
 use crate::{
@@ -265,7 +267,10 @@ impl Engine {
                 self.hold(proposal, "what answers now is being looked at".into());
             }
             _ if self.gate.is_taken() => self.hold(proposal, "another change is on trial".into()),
-            _ => self.begin(proposal, same),
+            _ => match self.protected_ways() {
+                Err(why) if !same => self.hold(proposal, why),
+                ways => self.begin(proposal, same, &ways.unwrap_or_default()),
+            },
         }
     }
 
@@ -308,7 +313,7 @@ impl Engine {
     }
 
     /// Makes it the configuration that the next pass puts in force.
-    fn begin(&mut self, proposal: Proposal, same: bool) {
+    fn begin(&mut self, proposal: Proposal, same: bool, ways: &BTreeMap<IpNet, Way>) {
         let Proposal { active, who, timeout, allow_large, reached, .. } = proposal;
         if !who.is_person() && !self.offer(&active) {
             return;
@@ -322,38 +327,38 @@ impl Engine {
             return self.work_with(active);
         }
         self.end_doubt();
-        let baseline = self.baseline(&active, reached.unwrap_or_default());
+        let baseline = self.baseline(&active, reached.unwrap_or_default(), ways);
         let proposed = Proposed { active, in_place_of, who, timeout, allow_large, baseline };
         self.gate.stage = Stage::Proposed(Box::new(proposed));
         self.timers.pass_at(clock::now());
         self.timers.publish = clock::now() + DEBOUNCE;
     }
 
-    fn baseline(&self, new: &Active, reached: BTreeSet<String>) -> Baseline {
-        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+    fn baseline(&self, new: &Active, reached: BTreeSet<String>, ways: &BTreeMap<IpNet, Way>) -> Baseline {
         let known = match &self.active {
             Some(old) => Baseline::of(&old.site, &new.site, self.monitor.healths(), &self.selection),
             None => Baseline::default(),
         };
-        Baseline { ways, reached, orders: self.overrides.clone(), ..known }
+        Baseline { ways: in_words(ways), reached, orders: self.overrides.clone(), ..known }
     }
 
-    pub(super) fn protected_ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
-        match self.router.kernel.ways(&self.gate.rules.protected.prefixes) {
-            Ok(ways) => ways,
-            Err(error) => {
-                tracing::warn!("the ways to the protected networks cannot be looked up: {error}");
-                BTreeMap::new()
-            }
+    /// How each protected network is reached now. Invariant: that it cannot be looked up never means that there is
+    /// no way, which the rails would let pass.
+    pub(super) fn protected_ways(&self) -> Result<BTreeMap<IpNet, Way>, String> {
+        let prefixes = &self.gate.rules.protected.prefixes;
+        if prefixes.is_empty() {
+            return Ok(BTreeMap::new());
         }
+        let failed = |e| format!("the ways to the protected networks cannot be looked up: {}", chain(&e));
+        self.router.kernel.ways(prefixes).map_err(failed)
     }
 
-    /// What the rails say to the proposal that the pass is about to carry out.
-    pub(super) fn refusals(&self) -> Vec<Refusal> {
-        let Stage::Proposed(proposed) = &self.gate.stage else { return Vec::new() };
-        let (old, ways) = (self.active.as_ref().map(|active| &*active.site), self.protected_ways());
+    /// What the rails say to the proposal that the pass is about to carry out, or why they cannot be asked.
+    pub(super) fn refusals(&self) -> Result<Vec<Refusal>, String> {
+        let Stage::Proposed(proposed) = &self.gate.stage else { return Ok(Vec::new()) };
+        let (old, ways) = (self.active.as_ref().map(|active| &*active.site), self.protected_ways()?);
         let change = Change { old, new: &proposed.active.site, facts: &self.observed.facts, ways: &ways };
-        rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
+        Ok(rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large))
     }
 
     /// After the steps of a pass: a trial goes on from here, or is over. Gives what people shall be told of the pass.
@@ -451,6 +456,11 @@ fn from_commit(commit: &Commit) -> (Who, bool) {
         _ => None,
     };
     (Who::Daemon { author: Some(commit.author.clone()), signer }, commit.allows_large())
+}
+
+/// The ways to the protected networks as people read them, and as two looks are compared.
+pub(super) fn in_words(ways: &BTreeMap<IpNet, Way>) -> BTreeMap<IpNet, String> {
+    ways.iter().map(|(net, way)| (*net, way.to_string())).collect()
 }
 
 /// What a task that has ended found.

@@ -99,10 +99,25 @@ impl Engine {
         };
         let why = again.to_string();
         self.gate.again = Some(again);
+        self.put_back(why);
+        true
+    }
+
+    /// The proposal of the source goes back to those that wait, and what is in the kernel goes on.
+    fn put_back(&mut self, why: String) {
         if let Some(proposed) = self.withdraw() {
             self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why);
         }
-        true
+    }
+
+    /// The rails cannot be asked about the proposal, which says nothing about it: it waits until they can be. A person
+    /// is told.
+    pub(super) fn cannot_weigh(&mut self, why: &str) {
+        if matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person()) {
+            self.turn_down(AttemptOutcome::Failed, why, Fault::Own);
+        } else {
+            self.put_back(why.to_owned());
+        }
     }
 
     /// A change was undone because this was silent: whether it is so without it has to be seen.

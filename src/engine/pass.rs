@@ -43,7 +43,7 @@ impl Engine {
         let (mut begun, mut choice, back) = (None, None, self.gate.is_going_back());
         let (outcome, steps, message) = match self.look_and_plan().await {
             Ok((planned, chosen)) => match self.refusals() {
-                refusals if refusals.is_empty() => match self.note_before(&planned, chosen.as_ref()) {
+                Ok(refusals) if refusals.is_empty() => match self.note_before(&planned, chosen.as_ref()) {
                     Ok(noted) => {
                         (begun, choice) = (noted, chosen);
                         self.bring_about(&planned).await
@@ -53,11 +53,15 @@ impl Engine {
                         (ReconcileOutcome::Refused, 0, Some(why))
                     }
                 },
-                refusals => {
+                Ok(refusals) => {
                     let reason = gate::reasons(&refusals);
                     let fault = if refusals.iter().all(Refusal::is_large) { Fault::TooLarge } else { Fault::Own };
                     self.turn_down(AttemptOutcome::Failed, &reason, fault);
                     (ReconcileOutcome::Refused, 0, Some(reason))
+                }
+                Err(why) => {
+                    self.cannot_weigh(&why);
+                    (ReconcileOutcome::Refused, 0, Some(why))
                 }
             },
             Err(error) => {
@@ -139,19 +143,23 @@ impl Engine {
         let site = self.goal().map(|goal| Arc::clone(&goal.site));
         let revision = self.goal_revision().unwrap_or_default();
         self.router.apply(planned, site.as_deref(), &revision).await;
+        self.note_refused(Vec::new());
         self.router.share(&mut self.observed);
         (ReconcileOutcome::Unchanged, 0, None)
     }
 
     async fn carry_out(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.goal().map(|goal| Arc::clone(&goal.site));
         let revision = self.goal_revision().unwrap_or_default();
         let started = clock::wall();
-        let report = self.router.apply(planned, site.as_deref(), &revision).await;
+        let (planned, report) = self.apply_what_goes(planned, &revision).await;
         self.gate.may_pass = report.outcome.may_pass();
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
         self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);
+        if outcome == ReconcileOutcome::Unchanged {
+            // All that was left to do is refused.
+            return (outcome, 0, None);
+        }
         self.recorder.run(Run {
             plan: Some(planned.stamp.plan),
             generation: planned.stamp.generation,
@@ -163,7 +171,7 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = self.reached(planned);
+            self.observed.state = self.reached(&planned);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
         }

@@ -110,7 +110,8 @@ impl Engine {
 
     fn alarms(&self) -> Vec<String> {
         let a = &self.alarms;
-        let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
+        let mut all: Vec<String> =
+            a.start.iter().chain(&a.kernel).chain(&a.refused).chain(&a.journal).cloned().collect();
         all.extend(self.router.ledger.alarm());
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Active, Engine,
-    gate::{Back, LOOK, Stage, Trial, answer},
+    gate::{Back, LOOK, Stage, Trial, answer, in_words},
     reach,
 };
 use crate::{
@@ -59,7 +59,7 @@ impl Engine {
     }
 
     fn evidence(&mut self) -> Judgement {
-        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let found = self.protected_ways();
         let Stage::Waiting(trial) = &mut self.gate.stage else { return Judgement::default() };
         if trial.asking.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(asking) = trial.asking.take()
@@ -71,6 +71,11 @@ impl Engine {
             trial.asking = Some(tokio::spawn(reach::ask(missing)));
         }
         let Some(active) = &self.active else { return Judgement::default() };
+        // What cannot be looked up is not known, and no evidence either way.
+        let (ways, unknown) = match found {
+            Ok(ways) => (in_words(&ways), None),
+            Err(why) => (trial.change.baseline.ways.clone(), Some(why)),
+        };
         let evidence = Evidence {
             site: &active.site,
             healths: self.monitor.healths(),
@@ -81,7 +86,9 @@ impl Engine {
             settled: trial.settled,
             orders: &self.overrides,
         };
-        judge(&trial.change.baseline, &evidence)
+        let mut found = judge(&trial.change.baseline, &evidence);
+        found.waits.extend(unknown);
+        found
     }
 
     /// The change stands.
