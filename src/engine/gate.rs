@@ -45,8 +45,6 @@ use crate::{
 pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// And at a revision that waits.
 const HELD: Duration = Duration::from_secs(1);
-/// And at one that could not even be written down.
-const UNABLE: Duration = Duration::from_secs(30);
 /// Everything about new revisions.
 pub(super) struct Gate {
     pub rules: Rules,
@@ -413,17 +411,6 @@ impl Engine {
             self.gate.refused = Some(reason.to_owned());
         } else {
             self.attempt_failed(outcome, reason, fault, self.active.is_some());
-        }
-    }
-
-    /// The proposal waits: it is no fault of its own that it cannot be tried now.
-    pub(super) fn make_wait(&mut self, why: &str) {
-        let Some(proposed) = self.withdraw() else { return };
-        if proposed.who.is_person() {
-            self.gate.refused = Some(why.to_owned());
-        } else {
-            self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why.to_owned());
-            self.gate.look = clock::now() + UNABLE;
         }
     }
 

@@ -110,9 +110,9 @@ impl Engine {
         }
     }
 
-    /// The rails cannot be asked about the proposal, which says nothing about it: it waits until they can be. A person
-    /// is told.
-    pub(super) fn cannot_weigh(&mut self, why: &str) {
+    /// The rails cannot be asked about the proposal, or it cannot be written down, which says nothing about it: it waits
+    /// until that is possible. A person is told.
+    pub(super) fn cannot_try(&mut self, why: &str) {
         if matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person()) {
             self.turn_down(AttemptOutcome::Failed, why, Fault::Own);
         } else {

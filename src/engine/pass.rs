@@ -49,7 +49,7 @@ impl Engine {
                         self.bring_about(&planned).await
                     }
                     Err(why) => {
-                        self.make_wait(&why);
+                        self.cannot_try(&why);
                         (ReconcileOutcome::Refused, 0, Some(why))
                     }
                 },
@@ -60,7 +60,7 @@ impl Engine {
                     (ReconcileOutcome::Refused, 0, Some(reason))
                 }
                 Err(why) => {
-                    self.cannot_weigh(&why);
+                    self.cannot_try(&why);
                     (ReconcileOutcome::Refused, 0, Some(why))
                 }
             },

@@ -23,7 +23,7 @@ pub struct Disk {
 }
 
 /// Every so many turns it is tried to return.
-const RETURN: u32 = 10;
+const RETURN: u32 = 5;
 
 impl Disk {
     /// A journal that has no other place.
