@@ -113,6 +113,7 @@ impl Books {
     /// The keys of what was put right by a pass that ended well.
     fn settle(&mut self, now: Instant) {
         self.fights.repaired(now);
+        self.along.put_back();
         self.found.retain(|drifted, _| self.spared.contains(&drifted.key));
     }
 }
@@ -146,6 +147,9 @@ impl Engine {
         let modes = *self.router.modes();
         let found = self.router.drift(&planned, &self.observed);
         let found = self.drift.along.without(found, &planned.desired, now);
+        // What goes with its interface is put back also where drift is ignored.
+        let ignored = found.iter().map(|drifted| &drifted.key).filter(|key| planned.spared.contains(*key));
+        let ignored: BTreeSet<Key> = ignored.cloned().collect();
         let (repaired, reported): (Vec<Drifted>, Vec<Drifted>) = found
             .into_iter()
             .filter(|drifted| modes.of(&drifted.key) != Mode::Ignore)
@@ -167,7 +171,7 @@ impl Engine {
             .collect();
         let spared = found.iter().filter(|(_, object)| object.treatment != Treatment::Repaired);
         self.drift.barred = spared.clone().filter_map(|(d, object)| self.barred(d, object, &planned.desired)).collect();
-        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).collect();
+        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).chain(ignored).collect();
         self.note_drift(found);
         self.tell_fights(&news, now);
         let planned = self.router.sparing(planned, spared, &self.observed);
