@@ -73,6 +73,11 @@ impl Along {
         self.took = if self.deaf { took(applied, found) } else { BTreeSet::new() };
     }
 
+    /// All that went was put back, and was seen to be there.
+    pub fn put_back(&mut self) {
+        self.gone.clear();
+    }
+
     /// Leaves what somebody did of what was found at this look.
     pub fn without(&mut self, found: Vec<Drifted>, wanted: &State, now: Instant) -> Vec<Drifted> {
         self.links.retain(|_, at| now.since(*at) < SOON);
@@ -305,7 +310,10 @@ mod tests {
         along.looked(&site(), &found);
         assert_eq!(along.without(drift.clone(), &site(), at(3)), [], "announcements were lost");
         along.looked(&site(), &found);
-        assert_eq!(along.without(drift, &site(), at(100)), [], "until it was seen to be put right");
+        assert_eq!(along.without(drift.clone(), &site(), at(100)), [], "until it was seen to be put right");
+        along.put_back();
+        along.looked(&site(), &found);
+        assert_eq!(along.without(drift.clone(), &site(), at(101)), drift, "somebody did it again at once");
     }
 
     #[test]

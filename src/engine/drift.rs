@@ -113,6 +113,7 @@ impl Books {
     /// The keys of what was put right by a pass that ended well.
     fn settle(&mut self, now: Instant) {
         self.fights.repaired(now);
+        self.along.put_back();
         self.found.retain(|drifted, _| self.spared.contains(&drifted.key));
     }
 }
@@ -146,6 +147,9 @@ impl Engine {
         let modes = *self.router.modes();
         let found = self.router.drift(&planned, &self.observed);
         let found = self.drift.along.without(found, &planned.desired, now);
+        // What goes with its interface is put back also where drift is ignored.
+        let ignored = found.iter().map(|drifted| &drifted.key).filter(|key| planned.spared.contains(*key));
+        let ignored: BTreeSet<Key> = ignored.cloned().collect();
         let (repaired, reported): (Vec<Drifted>, Vec<Drifted>) = found
             .into_iter()
             .filter(|drifted| modes.of(&drifted.key) != Mode::Ignore)
@@ -154,7 +158,7 @@ impl Engine {
         let lost = repaired.iter().map(|drifted| drifted.key.clone()).collect();
         let news = self.drift.fights.look(&lost, now);
         let held = self.drift.fights.held(now);
-        let new = self.active.as_ref().is_some_and(|active| !self.router.is_in_force(&active.revision));
+        let new = self.goal().is_some_and(|active| !self.router.is_in_force(&active.revision));
         let treat = |drifted: &Drifted| match modes.of(&drifted.key) {
             Mode::Report if !new => Treatment::Reported,
             _ if held.contains(&drifted.key) => Treatment::LeftAlone,
@@ -167,7 +171,7 @@ impl Engine {
             .collect();
         let spared = found.iter().filter(|(_, object)| object.treatment != Treatment::Repaired);
         self.drift.barred = spared.clone().filter_map(|(d, object)| self.barred(d, object, &planned.desired)).collect();
-        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).collect();
+        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).chain(ignored).collect();
         self.note_drift(found);
         self.tell_fights(&news, now);
         let planned = self.router.sparing(planned, spared, &self.observed);

@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod arrive;
 mod ask;
 pub mod captured;
 mod drift;

@@ -300,12 +300,11 @@ impl<K: Kernel> Router<K> {
         Ok(self.sparing(planned, ignored, observed))
     }
 
-    /// The same plan without a step for these objects, beside those that it spares already.
+    /// The same plan without a step for these objects, and with one for those that it spared before.
     pub fn sparing(&self, planned: Planned, spared: BTreeSet<Key>, observed: &Observed) -> Planned {
-        if spared.is_empty() {
+        if spared == planned.spared {
             return planned;
         }
-        let spared = planned.spared.into_iter().chain(spared).collect();
         let goal = drift::sparing(&planned.desired, &observed.state, &spared);
         let steps = self.steps(&goal, &planned.allocations, observed);
         Planned { steps, spared, ..planned }

@@ -63,7 +63,7 @@ impl Engine {
         planned: &'a Planned,
         revision: &str,
     ) -> (Cow<'a, Planned>, Report) {
-        let site = self.active.as_ref().map(|active| active.site.clone());
+        let site = self.goal().map(|goal| goal.site.clone());
         let (mut planned, mut told) = (Cow::Borrowed(planned), Vec::new());
         let mut report = self.router.apply(&planned, site.as_deref(), revision).await;
         while told.len() < FAULTS && !self.gate.is_proposed() {

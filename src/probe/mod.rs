@@ -67,6 +67,13 @@ pub struct ProbeSpec {
     pub probe: Arc<Probe>,
 }
 
+impl ProbeSpec {
+    /// Whether what was probed by the other says something of this one: the same questions, by the same way out.
+    fn leads_as(&self, other: &Self) -> bool {
+        (&self.probe, &self.interface, &self.gateways) == (&other.probe, &other.interface, &other.gateways)
+    }
+}
+
 /// Why probing is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {

@@ -139,8 +139,8 @@ fn kinds_that_are_reported_or_ignored_are_left_alone_until_a_new_revision_comes(
 fn an_interface_that_flaps_has_its_routes_back_each_time() {
     let repository = repository();
     let lab = repository.lab();
-    // Also where drift of routes is only reported: this is none.
-    for mode in ["repair", "report"] {
+    // Also where drift of routes is only reported or ignored: this is none.
+    for mode in ["repair", "report", "ignore"] {
         let modes = serde_json::json!({"drift": {"route": mode}});
         let mut daemon = Daemon::start_with(&lab, &repository, "berlin", modes);
         daemon.wait("both paths", all_up);
