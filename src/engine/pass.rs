@@ -8,7 +8,6 @@ use super::{
     AUDIT, Engine, RETRY, gate,
     orders::named,
     router::{PlanError, Planned},
-    source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
 };
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
-    units::{Name, plural},
+    units::{Name, chain, plural},
     validate::intent::{Path, Site},
 };
 

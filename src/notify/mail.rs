@@ -10,6 +10,7 @@ use lettre::{
 };
 
 use super::{Failed, Mail, Message, Tls, send::secret};
+use crate::units::chain;
 
 /// Sends one mail over a connection of its own.
 pub(super) async fn send(mail: &Mail, message: &Message) -> Result<(), Failed> {
@@ -58,17 +59,4 @@ fn protection(mail: &Mail) -> Result<Protection, Failed> {
 fn letter(mail: &Mail, message: &Message) -> Result<Letter, lettre::error::Error> {
     let letter = Letter::builder().from(mail.from.clone()).subject(&message.subject).header(ContentType::TEXT_PLAIN);
     mail.to.iter().fold(letter, |letter, to| letter.to(to.clone())).body(message.text.clone())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
