@@ -6,12 +6,18 @@
 pub mod along;
 pub mod fights;
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Key, State};
+use crate::{
+    state::{Key, Ranges, RouteValue, State, Target, Value},
+    units::Name,
+};
 
 /// What is done about drift.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -106,6 +112,26 @@ pub fn drifted(desired: &State, applied: &State, observed: &State) -> Vec<Drifte
     keys.into_iter().filter_map(of).collect()
 }
 
+/// The path that has no way of its own while this is as it is: its table has lost its route, or nothing leads there. What
+/// carries the path's mark, its probes first, does not leave by it then.
+#[must_use]
+pub fn barred<'a>(
+    drifted: &Drifted,
+    applied: &State,
+    targets: &'a BTreeMap<Target, u32>,
+    ranges: &Ranges,
+) -> Option<&'a Name> {
+    let table = match (&drifted.key, drifted.how, applied.objects.get(&drifted.key)?) {
+        (Key::Route(key), How::Missing | How::Changed, Value::Route(RouteValue::Via { .. })) => key.table,
+        (Key::Rule(key), How::Missing, _) if key.fwmark.is_some() => key.table,
+        _ => return None,
+    };
+    targets.iter().find_map(|(target, number)| match target {
+        Target::Path(path) if ranges.table(*number) == table => Some(path),
+        _ => None,
+    })
+}
+
 /// The state to lead to when these objects are left as they are found.
 #[must_use]
 pub fn sparing(desired: &State, observed: &State, spared: &BTreeSet<Key>) -> State {
@@ -179,6 +205,38 @@ mod tests {
         let ours = state(vec![sysctl("1")]);
         assert_eq!(hows(&ours, &ours, &state(vec![])), []);
         assert_eq!(hows(&state(vec![]), &state(vec![]), &ours), []);
+    }
+
+    #[test]
+    fn a_path_without_its_own_route_or_rule_is_named_and_no_other() {
+        let ranges = Ranges::default();
+        let path: Name = "fiber".parse().unwrap();
+        let targets = [(Target::Path(path.clone()), 1), (Target::Rule("critical".parse().unwrap()), 2)].into();
+        let route = |table, metric| {
+            let destination = "0.0.0.0/0".parse().unwrap();
+            Key::Route(RouteKey { table, family: Family::V4, destination, metric })
+        };
+        let by = RouteValue::Via { gateway: None, interface: "wan0".parse().unwrap(), mtu: None };
+        let mut marked = rule(20_001);
+        if let Key::Rule(rule) = &mut marked {
+            rule.fwmark = Some(crate::state::Fwmark { mark: 1 << 24, mask: 0xff << 24 });
+        }
+        let applied = state(vec![
+            (route(20_001, 10), Value::Route(by.clone())),
+            (route(20_001, u32::MAX), Value::Route(RouteValue::Unreachable)),
+            (route(20_002, 10), Value::Route(by)),
+            (marked.clone(), Value::Rule),
+            (rule(20_001), Value::Rule),
+        ]);
+        let of = |key: Key, how| barred(&Drifted { key, how }, &applied, &targets, &ranges);
+        for (key, how) in [(route(20_001, 10), How::Missing), (route(20_001, 10), How::Changed), (marked, How::Missing)]
+        {
+            assert_eq!(of(key, how), Some(&path));
+        }
+        for key in [route(20_001, u32::MAX), route(20_002, 10), rule(20_001), Key::Nft] {
+            assert_eq!(of(key, How::Missing), None);
+        }
+        assert_eq!(of(route(20_001, 5), How::Extra), None);
     }
 
     #[test]

@@ -215,7 +215,7 @@ pub struct HealthEvent {
 }
 
 /// The health of all paths of one site.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Monitor {
     tracks: BTreeMap<Name, Tracks>,
     healths: Healths,
@@ -266,9 +266,10 @@ impl Monitor {
         self.jury.pack();
     }
 
-    /// Takes in the result of a probe round. What is known of the path then; samples of unknown paths are dropped.
+    /// Takes in the result of a probe round. What is known of the path then; samples of unknown paths are dropped, and
+    /// those that another configuration has asked for.
     pub fn handle_sample(&mut self, sample: &Sample, now: Instant) -> Option<&PathHealth> {
-        let track = self.tracks.get_mut(&sample.path)?;
+        let track = self.tracks.get_mut(&sample.path).filter(|track| track.has_asked(sample))?;
         track.add(sample, now);
         if track.is_ready() {
             let targets = track.targets().iter();

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-pub use self::error::HttpError;
+pub use self::{error::HttpError, tls::plainly};
 
 /// How long an exchange may take when nothing else is said.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -202,7 +202,7 @@ impl Client {
         }
         let name = tls::server_name(&to)?;
         let shake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
-        let stream = shake.await.map_err(|source| HttpError::Tls { to, source })?;
+        let stream = shake.await.map_err(|error| HttpError::Tls { to, source: tls::explained(error) })?;
         converse(stream, request).await
     }
 }

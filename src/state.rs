@@ -1,8 +1,7 @@
 //! The vocabulary that the desired and the observed state share: plain values in one ordered map.
 //!
-//! Invariant: a [`State`] holds only objects that are ours. What is absent here is never touched. Two
-//! states that mean the same compare equal: whatever the kernel adds by itself (`linkdown`, handles,
-//! counter values) is normalised away before a value is built.
+//! Invariant: a [`State`] holds only objects that are ours. What is absent here is never touched. Two states that mean
+//! the same compare equal: whatever the kernel adds by itself (`linkdown`, handles, counter values) is normalised away.
 
 use std::{
     borrow::Cow,
@@ -420,10 +419,13 @@ pub struct LinkFacts {
     pub carrier: bool,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Its addresses with prefix lengths, global scope before link scope, then sorted; tentative ones left out.
+    /// With prefix lengths: by scope, then lasting, temporary, deprecated ones, each sorted. Tentative ones are left out.
     pub addresses: Vec<IpNet>,
     /// The gateways of default routes over it in the main table, lowest metric first, at most one per family.
     pub gateways: BTreeMap<Family, Gateway>,
+    /// The kernel refuses IPv6 routes through it: `disable_ipv6`, or an MTU below [`crate::units::IPV6_MTU`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_ipv6: bool,
 }
 
 /// The next hop of a default route of the main table.

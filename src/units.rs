@@ -61,6 +61,9 @@ pub fn pack<K: Ord, V>(map: &mut BTreeMap<K, V>) {
     *map = std::mem::take(map).into_iter().collect();
 }
 
+/// The smallest MTU of a link with IPv6 (RFC 8200, section 5). The kernel takes IPv6 away below it.
+pub const IPV6_MTU: u32 = 1280;
+
 /// An address family of the routing tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

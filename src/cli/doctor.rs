@@ -19,9 +19,10 @@ use crate::{
         facts::Configuration,
         gather::{self, Asked},
     },
-    engine::status::Status,
+    engine::{router::Router, status::Status},
     settings::{self, Settings, Source},
     source,
+    state::State,
 };
 
 /// Check this machine, the settings and the source before trouble comes; status 1 if something fails
@@ -80,7 +81,14 @@ async fn asked(args: &Args) -> Asked {
     let named = args.router.config.clone().unwrap_or_else(|| settings::PATH.into());
     let configuration = if settings_error.is_some() { Configuration::Unnamed } else { configuration(&settings) };
     let daemon = client::ask::<Status>(&settings.socket, Method::GET, "/v1/status", inspect::PATIENCE).await.is_ok();
-    Asked { root: "/".into(), settings, settings_error, settings_file: absolute(&named), configuration, daemon }
+    let (applied, settings_file) = (applied(&settings), absolute(&named));
+    Asked { root: "/".into(), settings, settings_error, settings_file, configuration, applied, daemon }
+}
+
+/// What the journal says was applied last.
+fn applied(settings: &Settings) -> Option<State> {
+    let router = Router::new(context::kernel().ok()?, context::ledger_to_read(settings), settings.ranges);
+    router.applied().cloned()
 }
 
 fn absolute(path: &std::path::Path) -> PathBuf {

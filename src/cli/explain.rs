@@ -17,7 +17,7 @@ use crate::{
     api::client::{self, ClientError},
     clock::{self, Wall},
     config::{Snapshot, scalars::Protocol},
-    drift::drifted,
+    drift::{self, drifted},
     engine::{
         self, Active,
         router::Router,
@@ -27,6 +27,7 @@ use crate::{
     failover::{Alternative, Pin, Selection, Transition},
     foreign,
     kernel::linux::Linux,
+    plan,
     settings::Settings,
     source,
     state::{Allocations, Key, Observed},
@@ -197,7 +198,8 @@ async fn present(
     let world = World { site, selection: &selection, facts: &observed.facts, numbers, ranges };
     let report = Report::of(flow, &world, active.revision)?;
     let kernel = kernel(&report.flow, &report.origin, &report.model, router, observed, &world)?;
-    let compared = explain::compare(&report.flow, &report.model, &kernel, &world);
+    let mut compared = explain::compare(&report.flow, &report.model, &kernel, &world);
+    compared.disagreements.extend(barred(&report.model, router, observed, &world));
     let since = chosen(settings, &report.model, clock::wall());
     let orders = bearing(orders, &report.model, site);
     Ok(Report { orders, since, kernel: Some(kernel), compared, ..report })
@@ -309,6 +311,20 @@ fn ruleset(router: &Router<Linux>, observed: &Observed) -> Ruleset {
         }
         Some(_) => Ruleset::Intact,
     }
+}
+
+/// The paths that the flow could take and that somebody left without a way of their own: nothing can be measured of them.
+fn barred(model: &Model, router: &Router<Linux>, observed: &Observed, world: &World<'_>) -> Vec<String> {
+    let Some(applied) = router.applied() else { return Vec::new() };
+    let could = in_question(model, world.site);
+    let text = |d: &drift::Drifted| {
+        let path =
+            drift::barred(d, applied, &world.numbers.targets, world.ranges).filter(|path| could.contains(path))?;
+        let command = plan::text::command(&d.key, applied.objects.get(&d.key)?, world.ranges.protocol)?;
+        let what = plan::text::key_text(&d.key);
+        Some(format!("path {path} has no way of its own: {what} {}; `{command}` puts it back", d.how))
+    };
+    drifted(applied, applied, &observed.state).iter().filter_map(text).collect()
 }
 
 /// The answer for an earlier moment: the configuration that was in force then, and what its rules used by the records.

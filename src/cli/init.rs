@@ -213,7 +213,15 @@ mod tests {
     fn link(address: &str, gateway: Option<&str>) -> LinkFacts {
         let gateways = gateway.map(|g| (Family::V4, Gateway::Address(g.parse().unwrap())));
         let addresses = vec![address.parse().unwrap()];
-        LinkFacts { up: true, carrier: true, mtu: 1500, addresses, gateways: gateways.into_iter().collect(), index: 1 }
+        LinkFacts {
+            up: true,
+            carrier: true,
+            mtu: 1500,
+            addresses,
+            gateways: gateways.into_iter().collect(),
+            index: 1,
+            no_ipv6: false,
+        }
     }
 
     fn machine(links: &[(&str, LinkFacts)]) -> Facts {

@@ -91,11 +91,11 @@ pub async fn run(args: Args) -> Outcome {
     engine.alarm_at_start(alarms);
     let supervisor = tokio::spawn(supervise(engine.status()));
     let (reload, stop) = signals.spawn();
-    engine.run(Wires { changes, commands, reload, stop }).await;
+    let ended = engine.run(Wires { changes, commands, reload, stop }).await;
     supervisor.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     drop((listeners, reflector, hook, reporter, notifier));
-    Ok(Exit::Done)
+    ended.map(|()| Exit::Done).map_err(|e| Failure::error("the daemon ends, to be started again", &e))
 }
 
 /// The settings' rules for changes; the Git remote has to be reachable afterwards as well.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::client,
     clock::{self, Wall},
-    engine::status::{ReconcileOutcome, ReconcileStatus, Status},
+    engine::status::{ReconcileOutcome, ReconcileStatus, SHOWN, Status, Treatment},
     revision::AttemptOutcome,
     units::{Span, plural},
 };
@@ -180,7 +180,7 @@ async fn reconciled(daemon: &Daemon, patience: Duration) -> Outcome {
             "format_version": 1, "reconcile": pass, "message": said,
             "source": status.source, "conditions": status.conditions,
         })),
-        Format::Text => inspect::print(&format!("{said}\n{}", last_pass(&pass))),
+        Format::Text => inspect::print(&format!("{said}\n{}", last_pass(&pass, &status))),
     };
     Ok(exit)
 }
@@ -253,8 +253,10 @@ fn under_way(status: &Status) -> String {
     reconciling.map_or_else(|| "the daemon is starting".to_owned(), |c| c.message.clone())
 }
 
-fn last_pass(done: &ReconcileStatus) -> String {
+fn last_pass(done: &ReconcileStatus, status: &Status) -> String {
+    let left = left_alone(status);
     let how = match done.outcome {
+        ReconcileOutcome::Unchanged if left.is_some() => "nothing was changed",
         ReconcileOutcome::Unchanged => "nothing to do: the kernel is as the configuration wants it",
         ReconcileOutcome::Applied => "the kernel was changed and read back",
         ReconcileOutcome::RolledBack => "rolled back, the old state is in force",
@@ -262,14 +264,29 @@ fn last_pass(done: &ReconcileStatus) -> String {
         ReconcileOutcome::Refused => "nothing was done",
     };
     let message = done.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
-    format!("last pass: {how}{message} ({}, {} ms)\n", plural(done.steps, "step"), done.micros / 1000)
+    let (steps, left) = (plural(done.steps, "step"), left.unwrap_or_default());
+    format!("last pass: {how}{message} ({steps}, {} ms)\n{left}", done.micros / 1000)
+}
+
+/// What a pass does not touch although it is not as the configuration wants it.
+fn left_alone(status: &Status) -> Option<String> {
+    let all = status.drifted.iter().filter(|object| object.treatment != Treatment::Repaired).count();
+    let first = status.drifted.iter().find(|object| object.treatment != Treatment::Repaired)?;
+    // The status carries the first of them.
+    let (more, verb) = (if all >= SHOWN { " or more" } else { "" }, if all == 1 { "is" } else { "are" });
+    Some(format!(
+        "left as found: {all}{more} of our objects {verb} not as the configuration wants: {}\n  `patronus drift` shows \
+         them; a new revision puts right what is only reported\n",
+        inspect::clean(&first.line())
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        engine::status::UnconfirmedStatus,
+        drift::How,
+        engine::status::{DriftedObject, UnconfirmedStatus},
         guard::Who,
         revision::{Attempt, Held, HeldWhy, Quarantined, Suspension, Trouble},
     };
@@ -310,6 +327,36 @@ mod tests {
         let (exit, text) = open(&status, Duration::ZERO);
         assert!(exit == Exit::Done && text.contains("on trial for 90 s"), "{text}");
         assert_eq!(open(&status, Duration::from_secs(1)).0, Exit::Busy);
+    }
+
+    #[test]
+    fn a_pass_names_what_it_leaves_as_it_found_it() {
+        let mut status = sample();
+        let done = ReconcileStatus {
+            at: Wall::default(),
+            micros: 3_000,
+            outcome: ReconcileOutcome::Unchanged,
+            steps: 0,
+            message: None,
+        };
+        status.drifted.clear();
+        assert_eq!(
+            last_pass(&done, &status),
+            "last pass: nothing to do: the kernel is as the configuration wants it (0 steps, 3 ms)\n"
+        );
+        let object = |treatment| DriftedObject {
+            kind: "route".into(),
+            object: "route  IPv4 default table 20001 metric 10".into(),
+            how: How::Missing,
+            detail: None,
+            treatment,
+        };
+        status.drifted = vec![object(Treatment::Repaired), object(Treatment::Reported)];
+        let text = last_pass(&done, &status);
+        assert!(text.starts_with("last pass: nothing was changed (0 steps, 3 ms)\nleft as found: 1 of our objects is"));
+        assert!(text.contains("table 20001 metric 10 is missing; only reported (`drift: {route: report}`)"), "{text}");
+        status.drifted = vec![object(Treatment::Reported); SHOWN];
+        assert!(last_pass(&done, &status).contains("20 or more of our objects are"), "{text}");
     }
 
     #[test]

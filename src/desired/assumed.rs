@@ -28,6 +28,7 @@ pub fn facts(site: &Site) -> Facts {
         mtu: MTU,
         addresses: addresses.clone(),
         gateways: gateways.clone(),
+        no_ipv6: false,
     };
     Facts { links: interfaces(site).into_iter().zip(1..).map(|(name, index)| (name.clone(), link(index))).collect() }
 }

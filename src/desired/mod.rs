@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     failover::Selection,
-    state::{Allocations, Facts, Key, NftTable, Originals, Ranges, State, Value},
+    state::{Allocations, Facts, Key, NftTable, Originals, Ranges, State, Target, Value},
     units::{Family, IfName, Name},
     validate::intent::{Path, Site},
 };
@@ -99,6 +99,12 @@ pub fn compile(site: &Site, inputs: Inputs<'_>) -> Result<Compiled, CompileError
 #[must_use]
 pub fn compile_routes(site: &Site, inputs: Inputs<'_>, allocations: &Allocations) -> State {
     State { objects: routes::routes(site, &inputs, allocations).collect() }
+}
+
+/// Everything that traffic of a site can be sent to.
+#[must_use]
+pub fn targets(site: &Site) -> BTreeSet<Target> {
+    allocate::targets(site)
 }
 
 /// What stays when everything of ours is taken away: sysctls at the values they had.

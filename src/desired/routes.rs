@@ -10,7 +10,7 @@ use crate::{
     state::{
         Allocations, Facts, Fwmark, Gateway, Key, LinkFacts, RouteKey, RouteValue, RuleKey, Target, Tunnel, Value,
     },
-    units::{Family, IfName, Name},
+    units::{Family, IPV6_MTU, IfName, Name},
     validate::intent::{Destination, GatewaySpec, Path, Site, TunnelSpec},
 };
 
@@ -40,7 +40,9 @@ fn tunnel(path: &Path, facts: &Facts) -> Option<Tunnel> {
     let under = facts.links.get(over)?;
     let family = Family::of(remote);
     let overhead = VXLAN_OVERHEAD.iter().find(|(f, _)| *f == family).map_or(70, |(_, bytes)| *bytes);
+    let mtu = path.mtu.unwrap_or_else(|| under.mtu.saturating_sub(overhead));
     let mut addresses = inner_local.clone();
+    addresses.retain(|net| mtu >= IPV6_MTU || net.addr().is_ipv4());
     addresses.sort();
     Some(Tunnel {
         id: *id,
@@ -48,7 +50,7 @@ fn tunnel(path: &Path, facts: &Facts) -> Option<Tunnel> {
         remote: *remote,
         port: *port,
         over: over.clone(),
-        mtu: path.mtu.unwrap_or_else(|| under.mtu.saturating_sub(overhead)),
+        mtu,
         addresses,
     })
 }
@@ -62,7 +64,14 @@ pub fn next_hops(site: &Site, path: &Path, facts: &Facts) -> BTreeMap<Family, Ro
         Destination::Site { tunnel, .. } => tunnel_hops(tunnel, path, facts),
     };
     let via = |gateway| RouteValue::Via { gateway, interface: path.interface.clone(), mtu: path.mtu };
-    hops.into_iter().map(|(family, gateway)| (family, via(gateway))).collect()
+    let taken = hops.into_iter().filter(|(family, _)| *family == Family::V4 || !no_ipv6(path, facts));
+    taken.map(|(family, gateway)| (family, via(gateway))).collect()
+}
+
+/// Whether the interface of a path has no IPv6, or will have none once it is made.
+fn no_ipv6(path: &Path, facts: &Facts) -> bool {
+    let made = || tunnel(path, facts).is_some_and(|tunnel| tunnel.mtu < IPV6_MTU);
+    facts.links.get(&path.interface).is_some_and(|link| link.no_ipv6) || made()
 }
 
 /// Why no route through a path can be set now, with the remedy; none if one can.
@@ -78,11 +87,25 @@ pub fn obstacle(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
     let why = match facts.links.get(interface) {
         None => format!("there is no interface {interface}: `ip link` shows those that are there"),
         Some(link) if !link.up => format!("{interface} is down: `ip link set {interface} up`"),
+        Some(link) if link.no_ipv6 && fixed_to_ipv6(site, path) => format!(
+            "its gateways are IPv6, and {} has none: its `disable_ipv6` is 1, or its MTU is below {IPV6_MTU}",
+            path.interface
+        ),
         Some(_) => format!(
             "no gateway is known: `auto` takes it from a default route over {interface} in the main table (DHCP, RA, PPP)"
         ),
     };
     Some(format!("path {} cannot be used now: {why}", path.name))
+}
+
+/// Whether the gateways that the configuration gives are all IPv6.
+fn fixed_to_ipv6(site: &Site, path: &Path) -> bool {
+    let given: &[IpAddr] = match (&path.to, site.endpoints.get(&path.from).map(|endpoint| &endpoint.gateway)) {
+        (Destination::Internet, Some(GatewaySpec::Fixed(gateways)))
+        | (Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. }, _) => gateways,
+        _ => &[],
+    };
+    !given.is_empty() && given.iter().all(IpAddr::is_ipv6)
 }
 
 type Hops = Vec<(Family, Option<IpAddr>)>;

@@ -43,12 +43,16 @@ fn wanted(site: &Site) -> impl Iterator<Item = (Option<&IfName>, String, &'stati
 /// The wanted sysctls of interfaces that exist or that this plan creates, and the old values of those that
 /// are no longer wanted.
 pub(super) fn sysctls(site: &Site, inputs: &Inputs<'_>) -> BTreeMap<Key, Value> {
-    let exists = |interface: &IfName| inputs.facts.links.contains_key(interface);
     let mut all: BTreeMap<Key, Value> = restored(inputs.originals, inputs.facts).collect();
-    all.extend(
-        wanted(site).filter(|(interface, ..)| interface.is_none_or(exists)).map(|(_, path, value)| entry(path, value)),
-    );
+    let there = wanted(site).filter(|(interface, path, _)| is_there(*interface, path, inputs.facts));
+    all.extend(there.map(|(_, path, value)| entry(path, value)));
     all
+}
+
+/// Whether there is such a sysctl: an interface without IPv6 has those of IPv4 alone.
+fn is_there(interface: Option<&IfName>, path: &str, facts: &Facts) -> bool {
+    let Some(interface) = interface else { return true };
+    facts.links.get(interface).is_some_and(|link| !link.no_ipv6 || !path.starts_with("ipv6/"))
 }
 
 fn entry(path: String, value: &'static str) -> (Key, Value) {
@@ -90,7 +94,11 @@ fn interface_of(key: &SysctlKey) -> Option<&str> {
 
 /// The old values, but for interfaces that have gone.
 pub(super) fn restored<'a>(originals: &'a Originals, facts: &'a Facts) -> impl Iterator<Item = (Key, Value)> + 'a {
-    let there = |key: &SysctlKey| interface_of(key).is_none_or(|interface| facts.links.contains_key(interface));
+    let there = |key: &SysctlKey| match interface_of(key).map(str::parse::<IfName>) {
+        Some(Ok(interface)) => is_there(Some(&interface), &key.path, facts),
+        Some(Err(_)) => false,
+        None => true,
+    };
     originals
         .iter()
         .filter(move |(key, _)| there(key))

@@ -78,6 +78,7 @@ fn facts() -> Facts {
         mtu: 1500,
         addresses: vec![],
         gateways: gateways.iter().copied().collect(),
+        no_ipv6: false,
     };
     let lte = Gateway::Address("10.64.0.1".parse().expect("an address"));
     let links = [("wan0", link(2, &[])), ("wwan0", link(3, &[(Family::V4, lte)])), ("lan0", link(4, &[]))];

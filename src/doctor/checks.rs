@@ -6,6 +6,7 @@ mod programs;
 mod routing;
 mod site;
 mod source;
+mod unit;
 
 use super::{Check, Facts, Finding, Verdict};
 
@@ -34,6 +35,7 @@ checks! {
     "rules-ahead", "no rule of others is asked before ours for our traffic", routing::rules_ahead;
     "marks", "nobody else uses our mark bits", routing::marks;
     "ranges", "nobody else is in our tables and priorities", routing::ranges;
+    "objects", "nobody changed what was applied last", routing::objects;
     "protocol-number", "nobody else has our protocol number, and it has its name", routing::protocol_number;
     "later-drops", "no chain of others drops forwarded traffic", routing::later_drops;
     "other-nat", "no chain of others translates addresses before ours", routing::other_nat;
@@ -53,8 +55,8 @@ checks! {
     "disk-inodes", "there are inodes for the records", machine::disk_inodes;
     "metrics-port", "the metrics port can be had", machine::metrics_port;
     "instance", "who works on this router", machine::instance;
-    "unit", "the systemd unit restarts and watches the daemon", machine::unit;
-    "unit-hardening", "the systemd unit gives what is needed and no more", machine::unit_hardening;
+    "unit", "the systemd unit restarts and watches the daemon", unit::restarts;
+    "unit-hardening", "the systemd unit gives what is needed and no more", unit::hardening;
     "settings", "the settings are right", source::settings;
     "settings-mode", "nobody else can change the settings", source::settings_mode;
     "source", "the source can be read", source::readable;

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     foreign::{Surroundings, programs::Process},
     settings::Settings,
-    state::Observed,
+    state::{Observed, State},
     units::IfName,
     validate::intent::Site,
 };
@@ -32,6 +32,8 @@ pub struct Facts {
     pub places: BTreeMap<PathBuf, Place>,
     /// The kernel, or why it cannot be looked at.
     pub kernel: Result<Kernel, String>,
+    /// What was applied last since the boot, if anything was.
+    pub applied: Option<State>,
     /// What `nft --version` says; nothing without the program.
     pub nft: Option<String>,
     /// Who runs.
@@ -80,6 +82,8 @@ pub struct Place {
     pub owner: u32,
     /// Whoever looks may write there.
     pub writable: bool,
+    /// Its file system is mounted read-only.
+    pub read_only: bool,
     /// Bytes free and in all, of its file system.
     pub bytes: (u64, u64),
     /// Inodes free and in all; (0, 0) where there is no such limit.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::{
-    sys::statvfs::statvfs,
+    sys::statvfs::{FsFlags, statvfs},
     unistd::{AccessFlags, access, geteuid},
 };
 
@@ -28,7 +28,7 @@ use crate::{
     plan::Step,
     settings::{Settings, Source},
     source::git::{Spec, Verify},
-    state::{Allocations, Fwmark, Key, Ranges, RuleKey, Tunnel, Value},
+    state::{Allocations, Fwmark, Key, Ranges, RuleKey, State, Tunnel, Value},
     units::{Family, IfName},
     validate::intent::Site,
 };
@@ -46,6 +46,8 @@ pub struct Asked {
     pub settings_file: PathBuf,
     /// The configuration.
     pub configuration: Configuration,
+    /// What was applied last since the boot, if anything was.
+    pub applied: Option<State>,
     /// Whether a daemon answers.
     pub daemon: bool,
 }
@@ -120,6 +122,7 @@ pub async fn gather(asked: Asked) -> Facts {
         texts: texts(&asked, site.as_deref()),
         places,
         kernel,
+        applied: asked.applied,
         nft,
         processes: processes::running(),
         user: geteuid().as_raw(),
@@ -273,6 +276,7 @@ fn place(path: &Path) -> Option<Place> {
         mode: metadata.mode() & 0o7777,
         owner: metadata.uid(),
         writable: access(path, AccessFlags::W_OK).is_ok(),
+        read_only: space.flags().contains(FsFlags::ST_RDONLY),
         bytes: (space.blocks_available() * space.fragment_size(), space.blocks() * space.fragment_size()),
         inodes: (space.files_available(), space.files()),
     })

@@ -8,11 +8,12 @@ use super::{
 };
 use crate::{
     config::{self, Snapshot},
+    drift::{Mode, Modes},
     foreign::{At, Chain, Does, Hook, Rule, programs::Process},
     settings::{Settings, Source},
-    state::{Gateway, LinkFacts},
+    state::{Gateway, Key, LinkFacts, RouteKey, RouteValue, State, Target, Value},
     units::{Family, IfName},
-    validate,
+    validate::{self, intent::Method},
 };
 
 const SITE: &str = "apiVersion: patronus.network/v1alpha1
@@ -69,7 +70,15 @@ fn name(text: &str) -> IfName {
 }
 
 fn place(directory: bool, mode: u32) -> Place {
-    Place { directory, mode, owner: 0, writable: true, bytes: (1 << 33, 1 << 34), inodes: (1 << 20, 1 << 21) }
+    Place {
+        directory,
+        mode,
+        owner: 0,
+        writable: true,
+        read_only: false,
+        bytes: (1 << 33, 1 << 34),
+        inodes: (1 << 20, 1 << 21),
+    }
 }
 
 fn links() -> [(IfName, LinkFacts); 4] {
@@ -143,6 +152,7 @@ fn fine() -> Facts {
         texts,
         places: places.into(),
         kernel: Ok(kernel),
+        applied: Some(State::default()),
         nft: Some("nftables v1.0.6 (Lester Gooch #5)".into()),
         processes: vec![Process { pid: 5, name: "chronyd".into() }],
         user: 0,
@@ -213,6 +223,13 @@ fn unit(facts: &mut Facts, from: &str, to: &str) {
     text(facts, "/etc/systemd/system/patronus.service", &UNIT.replace(from, to));
 }
 
+/// A path is probed by asking its gateway.
+fn asks_gateways(facts: &mut Facts) {
+    let Configuration::Site(site) = &mut facts.configuration else { return };
+    let path = Arc::make_mut(site).paths.values_mut().next().unwrap();
+    Arc::make_mut(&mut Arc::make_mut(path).probe).method = Method::Gateway;
+}
+
 /// For every check, ways to break the machine that it has to see, and how bad that is.
 const BREAKS: &[(&str, Verdict, Break)] = &[
     ("kernel-access", Verdict::Fail, |f| f.kernel = Err("no nft".into())),
@@ -258,6 +275,9 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
         kernel(f).around.chains.push(chain(At::Prerouting, 0, Does { mark: true, ..Does::default() }));
     }),
     ("ranges", Verdict::Fail, |f| kernel(f).observed.intruders.push("IPv4 rule priority 20001".into())),
+    ("objects", Verdict::Fail, |f| lose_routes(f, 20_001..=20_001)),
+    ("objects", Verdict::Warn, |f| lose_routes(f, 20_002..=20_010)),
+    ("objects", Verdict::Skipped, |f| f.applied = None),
     ("protocol-number", Verdict::Fail, |f| text(f, "/etc/iproute2/rt_protos.d/z.conf", "157 frr\n")),
     ("protocol-number", Verdict::Warn, |f| text(f, "/etc/iproute2/rt_protos.d/patronus.conf", "")),
     ("later-drops", Verdict::Fail, |f| kernel(f).around.chains.push(drops())),
@@ -286,6 +306,9 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("state-directory", Verdict::Fail, |f| lose(f, "/var/lib/patronus")),
     ("state-directory", Verdict::Fail, |f| set(f, "/var/lib/patronus", |p| p.mode = 0o777)),
     ("state-directory", Verdict::Warn, |f| set(f, "/var/lib/patronus", |p| p.mode = 0o755)),
+    ("state-directory", Verdict::Fail, |f| set(f, "/var/lib/patronus", |p| p.bytes.0 = 0)),
+    ("state-directory", Verdict::Fail, |f| set(f, "/var/lib/patronus", |p| p.inodes.0 = 0)),
+    ("runtime-directory", Verdict::Fail, |f| set(f, "/run/patronus", |p| p.read_only = true)),
     ("runtime-directory", Verdict::Fail, |f| set(f, "/run/patronus", |p| p.writable = false)),
     ("disk-space", Verdict::Warn, |f| set(f, "/var/lib/patronus", |p| p.bytes.0 = 100 << 20)),
     ("disk-space", Verdict::Fail, |f| set(f, "/var/lib/patronus", |p| p.bytes.0 = 1 << 20)),
@@ -295,9 +318,21 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("instance", Verdict::Fail, |f| f.daemon = true),
     ("unit", Verdict::Warn, |f| unit(f, "WatchdogSec=30", "WatchdogSec=0")),
     ("unit", Verdict::Warn, |f| unit(f, "Restart=always", "Restart=no")),
+    ("unit", Verdict::Warn, |f| unit(f, "StartLimitIntervalSec=0", "")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "PrivateTmp=yes\nProtectKernelTunables=yes")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN", "CAP_NET_ADMIN")),
     ("unit-hardening", Verdict::Warn, |f| unit(f, "NoNewPrivileges=yes", "")),
+    ("unit-hardening", Verdict::Warn, |f| unit(f, " AF_PACKET", "")),
+    ("unit-hardening", Verdict::Fail, |f| {
+        unit(f, " AF_PACKET", "");
+        asks_gateways(f);
+    }),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "AF_NETLINK", "")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "RestrictNamespaces=net", "RestrictNamespaces=yes")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, " CAP_SYS_ADMIN", "")),
+    ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "ProcSubset=pid")),
+    ("unit-hardening", Verdict::Fail, |f| f.settings.state_dir = "/srv/patronus".into()),
+    ("unit-hardening", Verdict::Fail, |f| f.settings.source = Some(Source::Dir("/root/network".into()))),
     ("settings", Verdict::Fail, |f| f.settings_error = Some("patronus.yaml:1:1: no".into())),
     ("settings", Verdict::Warn, |f| f.settings.site = None),
     ("settings", Verdict::Warn, |f| lose(f, "/etc/patronus/patronus.yaml")),
@@ -343,6 +378,33 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     }),
 ];
 
+/// Routes of these tables were applied and are not there; the first table is that of a path.
+fn lose_routes(facts: &mut Facts, tables: std::ops::RangeInclusive<u32>) {
+    let route = |table| {
+        let destination = "0.0.0.0/0".parse().unwrap();
+        let by = RouteValue::Via { gateway: Some("198.51.100.1".parse().unwrap()), interface: name("wan0"), mtu: None };
+        (Key::Route(RouteKey { table, family: Family::V4, destination, metric: 10 }), Value::Route(by))
+    };
+    facts.applied = Some(State { objects: tables.map(route).collect() });
+    kernel(facts).observed.allocations.targets = [(Target::Path("fiber".parse().unwrap()), 1)].into();
+}
+
+#[test]
+fn what_keeps_a_path_from_working_is_named_first_and_with_the_command_that_ends_it() {
+    let mut facts = fine();
+    lose_routes(&mut facts, 20_001..=20_010);
+    let outcome = of(&facts, "objects");
+    assert!(
+        outcome.says.starts_with("path fiber has no way of its own: route  IPv4 default table 20001"),
+        "{outcome:?}"
+    );
+    assert!(outcome.says.ends_with("; 7 more objects"), "{outcome:?}");
+    let command = "`ip -4 route replace default via 198.51.100.1 dev wan0 onlink table 20001 metric 10 proto 157`";
+    assert_eq!(outcome.remedies[0], command);
+    facts.settings.drift = Modes { route: Mode::Ignore, ..Modes::default() };
+    assert_eq!(of(&facts, "objects").verdict, Verdict::Ok);
+}
+
 #[test]
 fn each_check_sees_its_fault_and_says_what_to_do() {
     for (number, (id, verdict, wreck)) in BREAKS.iter().enumerate() {
@@ -370,6 +432,22 @@ fn the_checker_sees_a_check_that_is_never_fired() {
     facts.wall = 4_000;
     assert_eq!(of(&facts, "clock-sane").verdict, Verdict::Fail);
     assert_eq!(of(&fine(), "clock-sane").verdict, Verdict::Ok, "a check that is always red finds nothing");
+}
+
+#[test]
+fn the_shipped_unit_lets_the_daemon_ask_gateways_and_drop_ins_count() {
+    let mut facts = fine();
+    asks_gateways(&mut facts);
+    text(&mut facts, "/etc/systemd/system/patronus.service", UNIT);
+    assert_eq!(of(&facts, "unit-hardening").verdict, Verdict::Ok, "{:?}", of(&facts, "unit-hardening"));
+    let without = UNIT.replace(" AF_PACKET", "");
+    text(&mut facts, "/etc/systemd/system/patronus.service", &without);
+    let outcome = of(&facts, "unit-hardening");
+    assert!(outcome.verdict == Verdict::Fail && outcome.says.contains("AF_PACKET"), "{outcome:?}");
+    let drop_in = "[Service]\nRestrictAddressFamilies=AF_PACKET\nReadWritePaths=-/srv/patronus\n";
+    text(&mut facts, "/etc/systemd/system/patronus.service.d/a.conf", drop_in);
+    facts.settings.state_dir = "/srv/patronus".into();
+    assert_eq!(of(&facts, "unit-hardening").verdict, Verdict::Ok, "{:?}", of(&facts, "unit-hardening"));
 }
 
 #[test]

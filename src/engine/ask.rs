@@ -71,7 +71,10 @@ impl Engine {
         }
         self.pass().await;
         if self.active.as_ref().is_none_or(|active| active.revision != found.revision) {
-            return Err(self.gate.refused.take().unwrap_or_else(|| "look at `patronus status`".into()));
+            // Whoever is told no must not see it happen later all the same.
+            let planless = self.withdraw().and(self.last.as_ref()).and_then(|last| last.message.clone());
+            let why = self.gate.refused.take().or(planless);
+            return Err(why.unwrap_or_else(|| "look at `patronus status`".into()));
         }
         let reason = format!("{who} went back to generation {}", found.generation);
         self.attempt_failed(AttemptOutcome::RolledBack, &reason, Fault::Own, true);

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     Engine,
     router::Planned,
-    status::{DriftedObject, FightStatus, Treatment},
+    status::{DriftedObject, FightStatus, SHOWN, Treatment},
 };
 use crate::{
     apply::{Cause, Outcome},
@@ -30,11 +30,9 @@ use crate::{
     kernel::linux::processes,
     plan::text,
     state::{Key, State},
-    units::IfName,
+    units::{IfName, Name},
 };
 
-/// Objects that a status carries.
-const SHOWN: usize = 20;
 /// Notifications that are remembered as evidence.
 const TOUCHES: usize = 256;
 /// What surrounds us is looked at this often.
@@ -49,12 +47,24 @@ pub(super) struct Books {
     found: BTreeMap<Drifted, DriftedObject>,
     /// What the newest plan leaves as it is.
     pub(super) spared: BTreeSet<Key>,
+    /// What of that keeps paths from working.
+    barred: Vec<Barred>,
     fights: Fights,
     along: Along,
     culprits: BTreeMap<Key, Culprit>,
     touches: VecDeque<Touch>,
     overrides: Vec<Override>,
     next_look: Instant,
+}
+
+/// A path that has no way of its own, since what somebody did to that is left as it is.
+#[derive(Debug)]
+struct Barred {
+    path: Name,
+    /// What it lacks, for the reason of its state.
+    lacks: String,
+    /// The whole story, with what to do.
+    alarm: String,
 }
 
 impl Books {
@@ -91,12 +101,19 @@ impl Books {
     pub(super) fn alarms(&self, now: Instant) -> Vec<String> {
         let ahead = self.overrides.iter().filter(|o| o.certain && o.kind == foreign::Kind::RuleAhead);
         let ahead = ahead.map(|o| format!("{}; {}", o.what, o.remedy));
-        self.fights(now).iter().map(FightStatus::line).chain(ahead).collect()
+        let barred = self.barred.iter().map(|barred| barred.alarm.clone());
+        self.fights(now).iter().map(FightStatus::line).chain(ahead).chain(barred).collect()
+    }
+
+    /// What a path lacks of its own way in the kernel.
+    pub(super) fn lacks(&self, path: &Name) -> impl Iterator<Item = &str> {
+        self.barred.iter().filter(move |barred| barred.path == *path).map(|barred| barred.lacks.as_str())
     }
 
     /// The keys of what was put right by a pass that ended well.
     fn settle(&mut self, now: Instant) {
         self.fights.repaired(now);
+        self.along.put_back();
         self.found.retain(|drifted, _| self.spared.contains(&drifted.key));
     }
 }
@@ -113,6 +130,15 @@ pub(crate) fn object(drifted: &Drifted, treatment: Treatment, wanted: &State, fo
     }
 }
 
+/// What a path lacks, in few words.
+fn lacks(Drifted { key, how }: &Drifted) -> String {
+    match key {
+        Key::Route(key) => format!("its {} route in table {} {how}", key.family, key.table),
+        Key::Rule(key) => format!("its {} rule with priority {} {how}", key.family, key.priority),
+        _ => format!("its {} {how}", key.kind()),
+    }
+}
+
 impl Engine {
     /// Notes what of a plan only puts right what somebody else did, and takes out of it what is to be left alone: kinds
     /// that are only reported, unless a new revision comes, and objects that are fought over.
@@ -121,6 +147,9 @@ impl Engine {
         let modes = *self.router.modes();
         let found = self.router.drift(&planned, &self.observed);
         let found = self.drift.along.without(found, &planned.desired, now);
+        // What goes with its interface is put back also where drift is ignored.
+        let ignored = found.iter().map(|drifted| &drifted.key).filter(|key| planned.spared.contains(*key));
+        let ignored: BTreeSet<Key> = ignored.cloned().collect();
         let (repaired, reported): (Vec<Drifted>, Vec<Drifted>) = found
             .into_iter()
             .filter(|drifted| modes.of(&drifted.key) != Mode::Ignore)
@@ -129,7 +158,7 @@ impl Engine {
         let lost = repaired.iter().map(|drifted| drifted.key.clone()).collect();
         let news = self.drift.fights.look(&lost, now);
         let held = self.drift.fights.held(now);
-        let new = self.active.as_ref().is_some_and(|active| !self.router.is_in_force(&active.revision));
+        let new = self.goal().is_some_and(|active| !self.router.is_in_force(&active.revision));
         let treat = |drifted: &Drifted| match modes.of(&drifted.key) {
             Mode::Report if !new => Treatment::Reported,
             _ if held.contains(&drifted.key) => Treatment::LeftAlone,
@@ -141,12 +170,22 @@ impl Engine {
             .map(|d| (d.clone(), object(&d, treat(&d), &planned.desired, &self.observed.state)))
             .collect();
         let spared = found.iter().filter(|(_, object)| object.treatment != Treatment::Repaired);
-        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).collect();
+        self.drift.barred = spared.clone().filter_map(|(d, object)| self.barred(d, object, &planned.desired)).collect();
+        let spared: BTreeSet<Key> = spared.map(|(drifted, _)| drifted.key.clone()).chain(ignored).collect();
         self.note_drift(found);
         self.tell_fights(&news, now);
         let planned = self.router.sparing(planned, spared, &self.observed);
         self.drift.spared.clone_from(&planned.spared);
         planned
+    }
+
+    /// What is to be said of an object that is left as it is, if it is a path's own.
+    fn barred(&self, drifted: &Drifted, object: &DriftedObject, wanted: &State) -> Option<Barred> {
+        let (ranges, numbers) = (self.router.ranges(), &self.router.numbers(&self.observed).targets);
+        let path = drift::barred(drifted, wanted, numbers, ranges)?.clone();
+        let command = text::command(&drifted.key, wanted.objects.get(&drifted.key)?, ranges.protocol)?;
+        let alarm = format!("path {path} has no way of its own: {}; `{command}` puts it back", object.line());
+        Some(Barred { path, lacks: lacks(drifted), alarm })
     }
 
     /// Counts and tells of what was not there at the last look.
@@ -226,11 +265,20 @@ impl Engine {
         self.drift.culprits.clear();
     }
 
-    /// What goes with an interface goes by itself: with this one, or with any where none is named.
-    pub(super) fn interface_failed(&mut self, link: Option<&IfName>, now: Instant) {
-        match link {
-            Some(link) => self.drift.along.failed(link, now),
-            None => self.drift.along.any_failed(now),
+    /// What goes with this interface goes by itself.
+    pub(super) fn interface_failed(&mut self, link: &IfName, now: Instant) {
+        self.drift.along.failed(link, now);
+    }
+
+    /// Interfaces may have failed of which nothing was heard.
+    pub(super) const fn notifications_lost(&mut self) {
+        self.drift.along.missed();
+    }
+
+    /// What a look found tells of interfaces that failed unheard, before a switch of paths puts the first routes back.
+    pub(super) fn note_what_went(&mut self) {
+        if let Some(applied) = self.router.applied() {
+            self.drift.along.looked(applied, &self.observed.state);
         }
     }
 

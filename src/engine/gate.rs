@@ -1,23 +1,25 @@
 //! A new revision on trial: proposed, let in by the rails, in force until its evidence or its deadline.
 //!
-//! Invariant: one change at a time. While one is on trial every other revision waits. Repair and failover go on
-//! meanwhile, with the configuration that is on trial; going back is the ordinary pass with the one before it, against
+//! Invariant: one change at a time. While one is on trial every other revision waits; one that is only proposed, and one
+//! that cannot be undone, give way to another. Repair and failover go on meanwhile, with the configuration in the kernel; going back is the ordinary pass with the one before it, against
 //! the kernel as it is then and with the paths in use then, so nothing that failover did in between is undone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
+use ipnet::IpNet;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{
-    Active, Engine,
+    Active, DEBOUNCE, Engine,
+    arrive::Chosen,
     later::{Again, Services},
     reach,
+    ready::MEASURING,
     router::Planned,
     status::ReconcileOutcome,
 };
@@ -25,6 +27,7 @@ use crate::{
     apply,
     clock::{self, Instant},
     config::commit::{Commit, Signature},
+    failover::Selection,
     guard::{
         Deadline, Phase, Rules, Unconfirmed, Who,
         doubt::Doubt,
@@ -36,12 +39,13 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
-    units::{Name, PathPart},
-    validate::intent::Site,
+    units::{Name, PathPart, chain},
 };
 
 /// The evidence is looked at so often.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
+/// And at a revision that waits.
+const HELD: Duration = Duration::from_secs(1);
 /// Everything about new revisions.
 pub(super) struct Gate {
     pub rules: Rules,
@@ -57,7 +61,7 @@ pub(super) struct Gate {
     pub doubt: Option<Doubt>,
     /// Services that are asked although nothing is on trial.
     pub services: Services,
-    /// Probe rounds of this process, for a moment that asks what is remembered and what was seen.
+    /// Probe rounds of this process, while it is asked what is remembered and what was seen.
     pub seen: BTreeMap<Name, Rounds>,
     /// A proposal that the kernel could not take just then.
     pub again: Option<Again>,
@@ -67,6 +71,8 @@ pub(super) struct Gate {
     pub refused: Option<String>,
     /// The last revision that was told to wait, and why.
     told: Option<(String, String)>,
+    /// When the revision that waits is looked at again.
+    look: Instant,
 }
 
 /// A revision that wants to be put in force.
@@ -99,12 +105,17 @@ pub(super) struct Back {
     pub reason: String,
     /// What is the whole reason by its silence.
     pub silent: Silent,
-    /// What it made of the site, if that is known.
-    pub undone: Option<Arc<Site>>,
+    /// What comes back; none if nothing was before.
+    pub to: Option<Box<Active>>,
+    /// That was tried and failed. It is tried again, and another revision may take its place.
+    pub failed: bool,
 }
 
-/// A configuration that the engine works with and that is not in the kernel yet.
+/// A configuration that is not in the kernel yet: nothing works with it.
 pub(super) struct Proposed {
+    pub active: Active,
+    /// The way back that failed and that this shall end.
+    pub in_place_of: Option<Box<Back>>,
     pub who: Who,
     pub timeout: Duration,
     allow_large: bool,
@@ -169,6 +180,7 @@ impl Gate {
             may_pass: false,
             refused: None,
             told: None,
+            look: started,
         }
     }
 
@@ -177,17 +189,17 @@ impl Gate {
         self.rules.confirm.timeout
     }
 
-    /// What comes back if the one on trial fails.
-    pub(super) fn before(&self) -> Option<&Active> {
-        self.before.as_deref()
+    /// Whether the next pass is to give the place of the configuration in the kernel to another.
+    pub(super) const fn is_changing(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(_) | Stage::Back(_))
     }
 
-    /// The site whose place the next pass gives to another.
-    pub(super) fn replaced(&self) -> Option<&Site> {
+    /// Whether a change is under way that no other one may cut in on.
+    pub(super) const fn is_taken(&self) -> bool {
         match &self.stage {
-            Stage::Proposed(_) => self.before.as_ref().map(|before| &*before.site),
-            Stage::Back(back) => back.undone.as_deref(),
-            Stage::Idle | Stage::Waiting(_) => None,
+            Stage::Waiting(_) => true,
+            Stage::Back(back) => !back.failed,
+            Stage::Idle | Stage::Proposed(_) => false,
         }
     }
 
@@ -230,7 +242,9 @@ impl Gate {
     /// Takes in a probe round that was sent since the change.
     pub(super) fn note(&mut self, sample: &Sample, quorum: u32) {
         self.doubt.iter_mut().for_each(|doubt| doubt.add(sample));
-        if self.started.since(sample.sent).is_zero() {
+        if sample.sent.since(self.started) >= MEASURING {
+            self.seen = BTreeMap::new();
+        } else if sample.sent >= self.started {
             self.seen.entry(sample.path.clone()).or_default().add(sample, quorum);
         }
         if let Stage::Waiting(trial) = &mut self.stage
@@ -244,17 +258,18 @@ impl Gate {
 impl Engine {
     /// Somebody wants another revision in force: at once, or when its time has come.
     pub(super) fn propose(&mut self, mut proposal: Proposal) {
-        let same = self.active.as_ref().is_some_and(|old| old.site == proposal.active.site);
+        let same = self.active.as_ref().is_some_and(|old| old.content == proposal.active.content);
         match self.not_now(&proposal) {
             Some(why) if !same => self.hold(proposal, why),
             _ if !same && proposal.reached.is_none() && !self.gate.rules.confirm.reach.is_empty() => {
                 proposal.asking.get_or_insert_with(|| tokio::spawn(reach::ask(self.gate.rules.confirm.reach.clone())));
                 self.hold(proposal, "what answers now is being looked at".into());
             }
-            _ if self.gate.is_going_back() || self.gate.is_open() => {
-                self.hold(proposal, "another change is on trial".into());
-            }
-            _ => self.begin(proposal, same),
+            _ if self.gate.is_taken() => self.hold(proposal, "another change is on trial".into()),
+            _ => match self.protected_ways() {
+                Err(why) if !same => self.hold(proposal, why),
+                ways => self.begin(proposal, same, &ways.unwrap_or_default()),
+            },
         }
     }
 
@@ -268,13 +283,15 @@ impl Engine {
         self.gate.held = Some((Box::new(proposal), why));
     }
 
-    /// Looks again at the revision that waits.
-    pub(super) fn retry_held(&mut self) {
-        let Some((mut proposal, why)) = self.gate.held.take() else { return };
-        if proposal.asking.as_ref().is_some_and(|asking| !asking.is_finished()) {
-            self.gate.held = Some((proposal, why));
+    /// Looks again at the revision that waits, at once when the services have answered and else now and then: it may
+    /// wait for hours.
+    pub(super) fn retry_held(&mut self, now: Instant) {
+        let asking = self.gate.held.as_ref().and_then(|(proposal, _)| proposal.asking.as_ref());
+        if asking.map_or(self.gate.look > now, |asking| !asking.is_finished()) {
             return;
         }
+        self.gate.look = now + HELD;
+        let Some((mut proposal, _)) = self.gate.held.take() else { return };
         if let Some(asking) = proposal.asking.take() {
             proposal.reached = Some(answer(asking));
         }
@@ -295,51 +312,58 @@ impl Engine {
     }
 
     /// Makes it the configuration that the next pass puts in force.
-    fn begin(&mut self, proposal: Proposal, same: bool) {
+    fn begin(&mut self, proposal: Proposal, same: bool, ways: &BTreeMap<IpNet, Way>) {
         let Proposal { active, who, timeout, allow_large, reached, .. } = proposal;
         if !who.is_person() && !self.offer(&active) {
             return;
         }
-        if !same {
-            self.end_doubt();
-            let baseline = self.baseline(&active, reached.unwrap_or_default());
-            self.gate.before = self.active.take().map(Box::new);
-            self.gate.stage = Stage::Proposed(Box::new(Proposed { who, timeout, allow_large, baseline }));
+        let in_place_of = match std::mem::replace(&mut self.gate.stage, Stage::Idle) {
+            Stage::Back(back) => Some(back),
+            Stage::Proposed(proposed) => proposed.in_place_of,
+            Stage::Idle | Stage::Waiting(_) => None,
+        };
+        if same && in_place_of.is_none() {
+            return self.work_with(active);
         }
-        self.work_with(active);
+        self.end_doubt();
+        let baseline = self.baseline(&active, reached.unwrap_or_default(), ways);
+        let proposed = Proposed { active, in_place_of, who, timeout, allow_large, baseline };
+        self.gate.stage = Stage::Proposed(Box::new(proposed));
+        self.timers.pass_at(clock::now());
+        self.timers.publish = clock::now() + DEBOUNCE;
     }
 
-    fn baseline(&self, new: &Active, reached: BTreeSet<String>) -> Baseline {
-        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+    fn baseline(&self, new: &Active, reached: BTreeSet<String>, ways: &BTreeMap<IpNet, Way>) -> Baseline {
         let known = match &self.active {
             Some(old) => Baseline::of(&old.site, &new.site, self.monitor.healths(), &self.selection),
             None => Baseline::default(),
         };
-        Baseline { ways, reached, orders: self.overrides.clone(), ..known }
+        Baseline { ways: in_words(ways), reached, orders: self.overrides.clone(), ..known }
     }
 
-    pub(super) fn protected_ways(&self) -> BTreeMap<ipnet::IpNet, Way> {
-        match self.router.kernel.ways(&self.gate.rules.protected.prefixes) {
-            Ok(ways) => ways,
-            Err(error) => {
-                tracing::warn!("the ways to the protected networks cannot be looked up: {error}");
-                BTreeMap::new()
-            }
+    /// How each protected network is reached now. Invariant: that it cannot be looked up never means that there is
+    /// no way, which the rails would let pass.
+    pub(super) fn protected_ways(&self) -> Result<BTreeMap<IpNet, Way>, String> {
+        let prefixes = &self.gate.rules.protected.prefixes;
+        if prefixes.is_empty() {
+            return Ok(BTreeMap::new());
         }
+        let failed = |e| format!("the ways to the protected networks cannot be looked up: {}", chain(&e));
+        self.router.kernel.ways(prefixes).map_err(failed)
     }
 
-    /// What the rails say to the proposal that the pass is about to carry out.
-    pub(super) fn refusals(&self) -> Vec<Refusal> {
-        let (Stage::Proposed(proposed), Some(new)) = (&self.gate.stage, &self.active) else { return Vec::new() };
-        let (old, ways) = (self.gate.before.as_ref().map(|a| &*a.site), self.protected_ways());
-        let change = Change { old, new: &new.site, facts: &self.observed.facts, ways: &ways };
-        rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large)
+    /// What the rails say to the proposal that the pass is about to carry out, or why they cannot be asked.
+    pub(super) fn refusals(&self) -> Result<Vec<Refusal>, String> {
+        let Stage::Proposed(proposed) = &self.gate.stage else { return Ok(Vec::new()) };
+        let (old, ways) = (self.active.as_ref().map(|active| &*active.site), self.protected_ways()?);
+        let change = Change { old, new: &proposed.active.site, facts: &self.observed.facts, ways: &ways };
+        Ok(rails::check(&change, &self.gate.rules.protected, self.gate.rules.limits, proposed.allow_large))
     }
 
     /// Before the first step of a pass.
-    pub(super) fn trial_begins(&self, planned: &Planned) -> Option<Unconfirmed> {
+    pub(super) fn trial_begins(&self, planned: &Planned, selection: &Selection) -> Option<Unconfirmed> {
         match &self.gate.stage {
-            Stage::Proposed(proposed) => self.note_trial(proposed, planned),
+            Stage::Proposed(proposed) => Some(self.note_trial(proposed, planned, selection)),
             _ => None,
         }
     }
@@ -348,36 +372,28 @@ impl Engine {
     pub(super) fn after_pass(
         &mut self,
         begun: Option<Unconfirmed>,
+        chosen: Option<Chosen>,
         outcome: ReconcileOutcome,
         message: Option<String>,
     ) -> (ReconcileOutcome, Option<String>) {
-        let good = matches!(outcome, ReconcileOutcome::Applied | ReconcileOutcome::Unchanged);
-        match (std::mem::replace(&mut self.gate.stage, Stage::Idle), begun) {
-            (Stage::Proposed(proposed), Some(change)) if good => self.trial_waits(change, proposed.timeout),
-            (Stage::Proposed(proposed), Some(change)) => {
-                self.gate.stage = Stage::Proposed(proposed);
+        if matches!(outcome, ReconcileOutcome::Applied | ReconcileOutcome::Unchanged) {
+            return self.arrived(begun, chosen).map_or((outcome, message), |(outcome, text)| (outcome, Some(text)));
+        }
+        match (&mut self.gate.stage, begun) {
+            (Stage::Proposed(_), Some(change)) => {
                 self.never_in_force(&change, outcome, message.as_deref().unwrap_or_default());
             }
-            (Stage::Waiting(mut trial), _) => {
-                trial.settled = good;
-                self.gate.stage = Stage::Waiting(trial);
-            }
-            (Stage::Back(back), _) if good => {
-                self.is_back(&back.change, &back.reason, back.silent);
-                return (ReconcileOutcome::RolledBack, Some(back.reason));
-            }
-            (Stage::Back(back), _) => {
-                let text = format!("{}; going back failed: {}", back.reason, message.unwrap_or_default());
-                self.router.ledger.end_generation(back.change.record, Standing::RollbackFailed, &text);
-                self.gate.stage = Stage::Back(back);
+            (Stage::Waiting(trial), _) => trial.settled = false,
+            (Stage::Back(_), _) => {
+                let text = self.not_back(message.as_deref().unwrap_or_default());
                 return (ReconcileOutcome::RollbackFailed, Some(text));
             }
-            (other, _) => self.gate.stage = other,
+            (Stage::Idle | Stage::Proposed(_), _) => {}
         }
         (outcome, message)
     }
 
-    fn trial_waits(&mut self, mut change: Unconfirmed, timeout: Duration) {
+    pub(super) fn trial_waits(&mut self, mut change: Unconfirmed, timeout: Duration) {
         let now = clock::now();
         self.audit(&change.who, "apply", &format!("generation {}, revision {}", change.generation, change.revision));
         if timeout.is_zero() {
@@ -397,20 +413,30 @@ impl Engine {
         self.gate.stage = Stage::Waiting(trial);
     }
 
-    /// The proposal does not come in force.
+    /// The proposal does not come in force; what is in the kernel goes on.
     pub(super) fn turn_down(&mut self, outcome: AttemptOutcome, reason: &str, fault: Fault) {
-        let by_source = !matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person());
-        self.gate.stage = Stage::Idle;
-        self.active = None;
-        let before = self.gate.before.take();
-        if by_source {
-            self.attempt_failed(outcome, reason, fault, before.is_some());
-        } else {
+        let Some(proposed) = self.withdraw() else { return };
+        if proposed.who.is_person() {
             self.gate.refused = Some(reason.to_owned());
+        } else {
+            self.attempt_failed(outcome, reason, fault, self.active.is_some());
         }
-        if let Some(before) = before {
-            self.work_with(*before);
+    }
+
+    /// The proposal goes, and what it was to end goes on.
+    pub(super) fn withdraw(&mut self) -> Option<Proposed> {
+        let stage = std::mem::replace(&mut self.gate.stage, Stage::Idle);
+        let Stage::Proposed(mut proposed) = stage else {
+            self.gate.stage = stage;
+            return None;
+        };
+        if let Some(back) = proposed.in_place_of.take() {
+            // Its own record took the place of that of the change which is to be undone.
+            self.router.ledger.set_unconfirmed(&back.change);
+            self.gate.stage = Stage::Back(back);
         }
+        self.timers.pass_at(clock::now());
+        Some(*proposed)
     }
 
     /// Who did what.
@@ -426,6 +452,11 @@ fn from_commit(commit: &Commit) -> (Who, bool) {
         _ => None,
     };
     (Who::Daemon { author: Some(commit.author.clone()), signer }, commit.allows_large())
+}
+
+/// The ways to the protected networks as people read them, and as two looks are compared.
+pub(super) fn in_words(ways: &BTreeMap<IpNet, Way>) -> BTreeMap<IpNet, String> {
+    ways.iter().map(|(net, way)| (*net, way.to_string())).collect()
 }
 
 /// What a task that has ended found.

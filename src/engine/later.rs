@@ -92,21 +92,32 @@ impl Engine {
     /// a few times. False: it has to be turned down.
     fn put_off(&mut self, reason: &str) -> bool {
         let by_source = matches!(&self.gate.stage, Stage::Proposed(proposed) if !proposed.who.is_person());
-        let Some(active) = self.active.as_ref().filter(|_| by_source && self.gate.may_pass) else { return false };
-        let Some(again) = Again::next(self.gate.again.take(), &active.content, reason, clock::now()) else {
+        let Some(goal) = self.goal().filter(|_| by_source && self.gate.may_pass) else { return false };
+        let content = goal.content.clone();
+        let Some(again) = Again::next(self.gate.again.take(), &content, reason, clock::now()) else {
             return false;
         };
         let why = again.to_string();
         self.gate.again = Some(again);
-        self.gate.stage = Stage::Idle;
-        let active = self.active.take();
-        if let Some(before) = self.gate.before.take() {
-            self.work_with(*before);
-        }
-        if let Some(active) = active {
-            self.hold(Proposal::of_source(active, self.gate.timeout()), why);
-        }
+        self.put_back(why);
         true
+    }
+
+    /// The proposal of the source goes back to those that wait, and what is in the kernel goes on.
+    fn put_back(&mut self, why: String) {
+        if let Some(proposed) = self.withdraw() {
+            self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why);
+        }
+    }
+
+    /// The rails cannot be asked about the proposal, which says nothing about it: it waits until they can be. A person
+    /// is told.
+    pub(super) fn cannot_weigh(&mut self, why: &str) {
+        if matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person()) {
+            self.turn_down(AttemptOutcome::Failed, why, Fault::Own);
+        } else {
+            self.put_back(why.to_owned());
+        }
     }
 
     /// A change was undone because this was silent: whether it is so without it has to be seen.

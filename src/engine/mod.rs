@@ -4,6 +4,7 @@
 //! one shortcut is a switch of paths, which is the same difference restricted to routes, carried out at once and
 //! followed by the full pass.
 
+mod arrive;
 mod ask;
 pub mod captured;
 mod drift;
@@ -20,6 +21,7 @@ mod record;
 mod revise;
 pub mod router;
 mod source;
+mod spare;
 pub mod status;
 mod switch;
 mod trial;
@@ -168,6 +170,8 @@ pub struct Engine {
 struct Alarms {
     start: Vec<String>,
     kernel: Option<String>,
+    /// What the kernel refuses of what is in force.
+    refused: Option<String>,
     journal: Option<String>,
 }
 
@@ -205,11 +209,18 @@ impl Timers {
     }
 }
 
+/// Why the loop ended although nobody told it to: a path that nobody probes is never left.
+#[derive(Debug, thiserror::Error)]
+#[error("the thread that probes has ended, and no path is watched any more")]
+pub struct Unwatched;
+
 /// Who wakes the loop.
 enum Wake {
     Stop,
     Kernel(KernelEvent),
     Sample(Sample),
+    /// The thread that probes has ended.
+    Unwatched,
     Source,
     Reading(reader::Reading),
     Forgotten(Vec<forget::Forget>, Forgotten),
@@ -273,8 +284,9 @@ impl Engine {
         self.alarms.start.extend(alarms);
     }
 
-    /// Runs until told to stop. The data plane stays as it is when it ends.
-    pub async fn run(mut self, mut wires: Wires) {
+    /// Runs until told to stop, or until nobody probes any more: then another process has to. The data plane stays as it
+    /// is when it ends.
+    pub async fn run(mut self, mut wires: Wires) -> Result<(), Unwatched> {
         let mut watcher = self.origin.watcher();
         self.event("daemon", "", format!("started, version {}", env!("CARGO_PKG_VERSION")), Value::Null);
         let notes = std::mem::take(&mut self.notes);
@@ -283,10 +295,11 @@ impl Engine {
         self.start_from_last_good();
         self.recall_doubt();
         self.recall_health();
-        loop {
+        let ended = loop {
             self.on_time(&mut watcher).await;
             match self.wake(&mut wires, &mut watcher).await {
-                Wake::Stop => break,
+                Wake::Stop => break Ok(()),
+                Wake::Unwatched => break Err(Unwatched),
                 Wake::Kernel(event) => self.on_kernel(event, &mut wires.changes).await,
                 Wake::Sample(sample) => self.on_sample(sample).await,
                 Wake::Source => self.read_source_at(clock::now()),
@@ -295,15 +308,19 @@ impl Engine {
                 Wake::Command(command) => self.on_command(command).await,
                 Wake::Time => {}
             }
-        }
+        };
         self.forget_at_the_end(clock::now()).await;
-        self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null);
+        match &ended {
+            Ok(()) => self.event("daemon", "", "stopped; the data plane stays as it is".into(), Value::Null),
+            Err(error) => self.warning("daemon", "", format!("{error}; the data plane stays as it is"), Value::Null),
+        }
         self.router.remember_selection(&self.selection);
         self.keep_health();
         self.recorder.samples(self.batch.take());
         if !self.recorder.flush(Duration::from_secs(2)) {
             tracing::warn!("the last records could not be written in time");
         }
+        ended
     }
 
     async fn wake(&mut self, wires: &mut Wires, watcher: &mut Watcher) -> Wake {
@@ -312,7 +329,7 @@ impl Engine {
             biased;
             _ = &mut wires.stop => Wake::Stop,
             event = wires.changes.next() => Wake::Kernel(event),
-            Some(sample) = self.samples.recv() => Wake::Sample(sample),
+            sample = self.samples.recv() => sample.map_or(Wake::Unwatched, Wake::Sample),
             Some(()) = wires.reload.recv() => Wake::Source,
             Some(command) = wires.commands.recv() => Wake::Command(command),
             reading = self.reader.done() => Wake::Reading(reading),
@@ -387,16 +404,16 @@ impl Engine {
             match event {
                 KernelEvent::Link { name, up, carrier } => {
                     if !up {
-                        self.interface_failed(Some(&name), now);
+                        self.interface_failed(&name, now);
                     }
                     self.link_changed(&name, up, carrier, now);
                     linked = Some(linked.unwrap_or_default() || up && carrier);
                 }
                 KernelEvent::Touched(touch) => self.note_touch(touch),
                 KernelEvent::Changed(_) => {}
-                KernelEvent::AddressGone => self.interface_failed(None, now),
+                KernelEvent::AddressGone { link } => link.iter().for_each(|link| self.interface_failed(link, now)),
                 KernelEvent::Lost => {
-                    self.interface_failed(None, now);
+                    self.notifications_lost();
                     tracing::warn!("kernel notifications were lost; looking at everything");
                 }
             }

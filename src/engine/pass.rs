@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use serde_json::json;
 
 use super::{
-    AUDIT, Engine, RETRY, gate,
+    AUDIT, Engine, RETRY,
+    arrive::Chosen,
+    gate,
     orders::named,
     router::{PlanError, Planned},
     status::{ReconcileOutcome, ReconcileStatus},
@@ -33,22 +35,28 @@ impl Engine {
         let start = clock::now();
         self.timers.pass = None;
         self.timers.audit = start + AUDIT;
-        if self.active.is_none() && !self.gate.is_going_back() {
+        if self.active.is_none() && !self.gate.is_changing() {
             return;
         }
         self.tend_ledger();
-        let mut begun = None;
+        let (mut begun, mut choice, back) = (None, None, self.gate.is_going_back());
         let (outcome, steps, message) = match self.look_and_plan().await {
-            Ok(planned) => match self.refusals() {
-                refusals if refusals.is_empty() => {
-                    begun = self.trial_begins(&planned);
+            Ok((planned, chosen)) => match self.refusals() {
+                Ok(refusals) if refusals.is_empty() => {
+                    let selection = chosen.as_ref().map_or(&self.selection, |chosen| &chosen.selection);
+                    begun = self.trial_begins(&planned, selection);
+                    choice = chosen;
                     self.bring_about(&planned).await
                 }
-                refusals => {
+                Ok(refusals) => {
                     let reason = gate::reasons(&refusals);
                     let fault = if refusals.iter().all(Refusal::is_large) { Fault::TooLarge } else { Fault::Own };
                     self.turn_down(AttemptOutcome::Failed, &reason, fault);
                     (ReconcileOutcome::Refused, 0, Some(reason))
+                }
+                Err(why) => {
+                    self.cannot_weigh(&why);
+                    (ReconcileOutcome::Refused, 0, Some(why))
                 }
             },
             Err(error) => {
@@ -56,7 +64,12 @@ impl Engine {
                 (ReconcileOutcome::Refused, 0, Some(chain(&error)))
             }
         };
-        let (outcome, message) = self.after_pass(begun, outcome, message);
+        // A proposal that was turned down says nothing of the way back that it was to end.
+        let (outcome, message) = if back == self.gate.is_going_back() {
+            self.after_pass(begun, choice, outcome, message)
+        } else {
+            (outcome, message)
+        };
         self.ended(start, outcome, steps, message);
     }
 
@@ -95,47 +108,53 @@ impl Engine {
         self.keep_orders();
     }
 
-    async fn look_and_plan(&mut self) -> Result<Planned, PlanError> {
-        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
+    /// What has to be done, and the choice of paths if it is one for another configuration than the one in the kernel.
+    async fn look_and_plan(&mut self) -> Result<(Planned, Option<Chosen>), PlanError> {
+        let site = self.goal().map(|goal| Arc::clone(&goal.site));
         let found = self.router.observe(site.as_deref()).await?;
         // Before as much is compiled again.
         self.router.take_look(&mut self.observed, found);
+        self.note_what_went();
         let now = clock::now();
         self.catch_up(now);
         self.links_from_facts(now);
         self.decide(now).await;
         // `decide` may have asked for the pass that is just under way.
         self.timers.pass = None;
-        let Some(active) = &self.active else { return Ok(self.router.plan_teardown(&self.observed)) };
-        let mut planned = self.router.plan(&active.site, &self.selection, &self.observed).await?;
-        if let Some(old) = self.gate.replaced().filter(|_| !planned.steps.is_empty()) {
+        let Some(site) = site else { return Ok((self.router.plan_teardown(&self.observed), None)) };
+        let chosen = self.choose(now);
+        let selection = chosen.as_ref().map_or(&self.selection, |chosen| &chosen.selection);
+        let mut planned = self.router.plan(&site, selection, &self.observed).await?;
+        let replaced = self.active.as_ref().filter(|_| self.gate.is_changing() && !planned.steps.is_empty());
+        if let Some(old) = replaced {
             let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
-            let more = plan::forget_translated(old, &active.site, numbers, ranges);
+            let more = plan::forget_translated(&old.site, &site, numbers, ranges);
             planned.steps = planned.steps.iter().cloned().chain(more).collect();
         }
-        Ok(self.weigh_drift(planned))
+        Ok((self.weigh_drift(planned), chosen))
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
-        let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
+        let site = self.goal().map(|goal| Arc::clone(&goal.site));
+        let revision = self.goal_revision().unwrap_or_default();
         self.router.apply(planned, site.as_deref(), &revision).await;
+        self.note_refused(Vec::new());
         self.router.share(&mut self.observed);
-        self.drift_settled();
-        self.in_force();
-        self.configure_probes();
         (ReconcileOutcome::Unchanged, 0, None)
     }
 
     async fn carry_out(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {
-        let site = self.active.as_ref().map(|a| Arc::clone(&a.site));
-        let revision = self.active.as_ref().map(|a| a.revision.clone()).unwrap_or_default();
+        let revision = self.goal_revision().unwrap_or_default();
         let started = clock::wall();
-        let report = self.router.apply(planned, site.as_deref(), &revision).await;
+        let (planned, report) = self.apply_what_goes(planned, &revision).await;
         self.gate.may_pass = report.outcome.may_pass();
         self.alarms.journal = report.alarm.as_ref().map(|e| chain(e));
         self.drift_lost(&report.outcome);
         let (outcome, message) = told(&report.outcome);
+        if outcome == ReconcileOutcome::Unchanged {
+            // All that was left to do is refused.
+            return (outcome, 0, None);
+        }
         self.recorder.run(Run {
             plan: Some(planned.stamp.plan),
             generation: planned.stamp.generation,
@@ -147,12 +166,9 @@ impl Engine {
             message: message.clone(),
         });
         if outcome == ReconcileOutcome::Applied {
-            self.observed.state = self.reached(planned);
+            self.observed.state = self.reached(&planned);
             self.observed.allocations = planned.allocations.clone();
             self.observed.stamp = Some(planned.stamp.clone());
-            self.drift_settled();
-            self.in_force();
-            self.configure_probes();
         }
         (outcome, report.steps, message)
     }
@@ -188,8 +204,8 @@ impl Engine {
     }
 
     /// Tells the prober what to probe, through which mark, device and source.
-    fn configure_probes(&mut self) {
-        let Some(active) = &self.active else { return };
+    pub(super) fn configure_probes(&mut self) {
+        let Some(active) = &self.active else { return self.prober.configure(Vec::new()) };
         let own = desired::own_addresses(&self.observed.facts);
         let paths = active.site.paths.values().filter(|p| !p.probe.targets.is_empty());
         self.prober.configure(paths.map(|path| self.spec(&active.site, path, &own)).collect());

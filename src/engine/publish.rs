@@ -110,7 +110,8 @@ impl Engine {
 
     fn alarms(&self) -> Vec<String> {
         let a = &self.alarms;
-        let mut all: Vec<String> = a.start.iter().chain(&a.kernel).chain(&a.journal).cloned().collect();
+        let mut all: Vec<String> =
+            a.start.iter().chain(&a.kernel).chain(&a.refused).chain(&a.journal).cloned().collect();
         all.extend(self.router.ledger.alarm());
         all.extend(self.revisions.alarms(clock::wall()));
         all.extend(self.recorder.alarms());
@@ -140,7 +141,8 @@ impl Engine {
     fn path(&self, site: &Site, path: &Path) -> Option<PathStatus> {
         let name = &path.name;
         let counts = self.probes.get(name).cloned().unwrap_or_default();
-        let health = self.monitor.healths().get(name)?.clone();
+        let mut health = self.monitor.healths().get(name)?.clone();
+        self.drift.lacks(name).for_each(|lacks| health.reason = format!("{}; {lacks}", health.reason));
         let call = health.latency.map(|l| quality::mos(l, health.jitter.unwrap_or_default(), health.loss.as_f64()));
         let hops = desired::next_hops(site, path, &self.observed.facts);
         let mut gateways: Vec<_> = hops.values().filter_map(RouteValue::gateway).collect();

@@ -19,7 +19,7 @@ use crate::{
 
 /// After a start the paths get so long to be measured before a new revision is tried: without figures nothing could
 /// be compared.
-const MEASURING: Duration = Duration::from_secs(10);
+pub(super) const MEASURING: Duration = Duration::from_secs(10);
 
 /// After a change was undone, the paths that it may have cut get so long to answer again before the next revision is
 /// tried: otherwise that one, with the same fault in it perhaps, would find nothing that it could be blamed for.
@@ -32,7 +32,7 @@ impl Engine {
         if let Some((change, _)) = self.gate.waiting() {
             return Some(change.line());
         }
-        if self.gate.is_going_back() {
+        if self.gate.is_taken() {
             return Some("the revision before is being put in force again".into());
         }
         if !proposal.who.is_person()

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     apply, clock, desired,
+    failover::Selection,
     guard::{Deadline, Phase, Unconfirmed, patience},
     plan::{
         report::{self, Report, Revisions, View},
@@ -17,9 +18,10 @@ use crate::{
 
 impl Engine {
     /// Before the first step: whoever finds this later knows what to go back to.
-    pub(super) fn note_trial(&self, proposed: &Proposed, planned: &Planned) -> Option<Unconfirmed> {
-        let active = self.active.as_ref()?;
-        let (revision, report) = (active.revision.clone(), self.report(planned)?);
+    pub(super) fn note_trial(&self, proposed: &Proposed, planned: &Planned, selection: &Selection) -> Unconfirmed {
+        let active = &proposed.active;
+        let (revision, report) = (active.revision.clone(), self.report(active, planned, selection));
+        let back = proposed.in_place_of.as_ref().map_or(self.active.as_ref(), |back| back.to.as_deref());
         let generation = report.generation.to;
         let new = NewGeneration {
             generation,
@@ -36,14 +38,14 @@ impl Engine {
             record: 0,
             generation,
             revision: revision.clone(),
-            previous: self.gate.before().map(|before| before.revision.clone()).or_else(|| self.of_before()),
+            previous: back.map(|back| back.revision.clone()).or_else(|| self.of_before()),
             who: proposed.who.clone(),
             deadline: Deadline::after(wait, apply::place(), clock::now(), clock::wall()),
             phase: Phase::Applying,
             baseline: proposed.baseline.clone(),
         };
         self.router.ledger.add_generation(&new, &mut change);
-        Some(change)
+        change
     }
 
     /// What stands in this kernel although its configuration cannot be used any more, or was lost with the journal:
@@ -57,11 +59,16 @@ impl Engine {
     /// Another journal took the place of the one that was in use. It must know of the change on trial; if none is, and
     /// it is an older copy, it must not tell of one either.
     pub(super) fn note_trial_again(&mut self) {
-        let (change, shown, before) = match &mut self.gate.stage {
-            Stage::Waiting(trial) => (&mut trial.change, self.active.as_ref(), self.gate.before.as_deref()),
-            Stage::Back(back) => (&mut back.change, None, self.active.as_ref()),
-            Stage::Idle | Stage::Proposed(_) => return self.forget_trials(),
+        let (change, before) = match &mut self.gate.stage {
+            Stage::Waiting(trial) => (&mut trial.change, self.gate.before.as_deref()),
+            Stage::Back(back) => (&mut back.change, back.to.as_deref()),
+            Stage::Proposed(proposed) => match &mut proposed.in_place_of {
+                Some(back) => (&mut back.change, back.to.as_deref()),
+                None => return self.forget_trials(),
+            },
+            Stage::Idle => return self.forget_trials(),
         };
+        let shown = self.active.as_ref().filter(|active| active.revision == change.revision);
         let files = shown.map(|active| active.files.clone()).unwrap_or_default();
         self.router.ledger.add_trial_again(change, before.map(Active::as_last_good).as_ref(), &files);
     }
@@ -74,15 +81,13 @@ impl Engine {
     }
 
     /// The plan as people and programs read it.
-    fn report(&self, planned: &Planned) -> Option<Report> {
-        let active = self.active.as_ref()?;
-        let old = self.gate.before();
+    fn report(&self, active: &Active, planned: &Planned, selection: &Selection) -> Report {
+        let old = self.active.as_ref();
         let mut numbers = self.router.numbers(&self.observed).targets.clone();
         numbers.extend(planned.allocations.targets.clone());
-        let view = |site| View { site, selection: &self.selection };
         let inputs = report::Inputs {
-            old: old.map(|old| view(&old.site)),
-            new: Some(view(&active.site)),
+            old: old.map(|old| View { site: &old.site, selection: &self.selection }),
+            new: Some(View { site: &active.site, selection }),
             steps: &planned.steps,
             applied: self.router.applied(),
             intruders: &self.observed.intruders,
@@ -91,6 +96,6 @@ impl Engine {
             ranges: self.router.ranges(),
         };
         let revision = Revisions { to: active.revision.clone(), from: old.map(|old| old.revision.clone()) };
-        Some(report::report(&inputs, active.site.name.clone(), revision, self.router.generation_of(&self.observed)))
+        report::report(&inputs, active.site.name.clone(), revision, self.router.generation_of(&self.observed))
     }
 }

@@ -70,7 +70,7 @@ impl Engine {
         }
         let failures = self.revisions.trouble().map_or(0, |t| t.failures);
         self.timers.source = now + self.origin.rhythm().wait(failures, dice());
-        let current = self.active.as_ref().map(|a| a.revision.clone());
+        let current = self.goal_revision();
         self.reader.begin(self.origin.clone(), Ask { revisions: self.revisions.clone(), current, ways: self.ways() });
     }
 
@@ -107,7 +107,7 @@ impl Engine {
             }
             Reading::Read { revision, commit, via, checked } => {
                 self.reader.via = via;
-                let current = self.active.as_ref().map(|a| a.revision.clone());
+                let current = self.goal_revision();
                 let (triage, notes) = self.revisions.arrived(&revision, commit.as_ref(), current.as_deref(), now);
                 self.tell("source", notes);
                 self.drop_held(&revision);
@@ -137,14 +137,21 @@ impl Engine {
 
     /// Whether the revision may be tried that the source holds.
     pub(super) fn offer(&mut self, active: &Active) -> bool {
-        let current = self.active.as_ref().map(|a| a.revision.clone());
+        let current = self.goal_revision();
         let (may, notes) = self.revisions.offer(&active.content, current.as_deref(), clock::wall());
         self.tell("source", notes);
         self.write_down();
         may
     }
 
+    /// Works with a configuration that the kernel holds, or is to hold again, and has a pass make sure of it.
     pub(super) fn work_with(&mut self, active: Active) {
+        self.take_up(active);
+        self.timers.pass_at(clock::now());
+    }
+
+    /// Works with another configuration from now on.
+    pub(super) fn take_up(&mut self, active: Active) {
         let now = clock::now();
         self.monitor.reconfigure(&active.site, now);
         let mut counted = std::mem::take(&mut self.probes);
@@ -156,21 +163,14 @@ impl Engine {
         self.measure_loads(&active.site);
         self.active = Some(active);
         self.links_from_facts(now);
-        self.timers.pass_at(now);
         self.timers.publish = now + DEBOUNCE;
     }
 
-    /// The pass found the kernel as the configuration wants it, or made it so. One that waits for its confirmation
-    /// is not in force yet.
-    pub(super) fn in_force(&mut self) {
-        if !self.gate.is_open() {
-            self.now_in_force();
-        }
-    }
-
+    /// The pass found the kernel as the configuration wants it, or made it so, and nothing is on trial.
     pub(super) fn now_in_force(&mut self) {
         let Some(active) = &self.active else { return };
-        if self.revisions.applied().is_some_and(|seen| seen.revision == active.revision) {
+        let known = self.revisions.applied().is_some_and(|seen| seen.revision == active.revision);
+        if known && !self.revisions.is_trying(&active.revision) {
             return;
         }
         self.revisions.in_force(&active.revision, clock::wall());

@@ -300,15 +300,24 @@ impl<K: Kernel> Router<K> {
         Ok(self.sparing(planned, ignored, observed))
     }
 
-    /// The same plan without a step for these objects, beside those that it spares already.
+    /// The same plan without a step for these objects, and with one for those that it spared before.
     pub fn sparing(&self, planned: Planned, spared: BTreeSet<Key>, observed: &Observed) -> Planned {
-        if spared.is_empty() {
+        if spared == planned.spared {
             return planned;
         }
-        let spared = planned.spared.into_iter().chain(spared).collect();
         let goal = drift::sparing(&planned.desired, &observed.state, &spared);
         let steps = self.steps(&goal, &planned.allocations, observed);
         Planned { steps, spared, ..planned }
+    }
+
+    /// The same plan for all but these objects, which the kernel refuses: they are left as they are found, and are not
+    /// what was applied then, so that the next plan wants them again and nobody calls them drift.
+    pub fn without(&self, planned: &Planned, refused: &BTreeSet<Key>, observed: &Observed) -> Planned {
+        let stays = |step: &&Step| !matches!(step, Step::Set { key, .. } if refused.contains(key));
+        let steps = planned.steps.iter().filter(stays).cloned().collect();
+        let desired = Arc::new(drift::sparing(&planned.desired, &observed.state, refused));
+        let stamp = Stamp { plan: Uuid::now_v7(), ..planned.stamp.clone() };
+        Planned { desired, steps, stamp, ..planned.clone() }
     }
 
     /// Plans the removal of everything of ours.

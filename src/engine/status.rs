@@ -115,6 +115,9 @@ pub struct WaitingStatus {
     pub reason: String,
 }
 
+/// Drifted objects that a status carries at most.
+pub(crate) const SHOWN: usize = 20;
+
 /// An object that somebody else changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriftedObject {

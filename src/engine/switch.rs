@@ -1,6 +1,6 @@
 //! The fast path: health in, path choice out, routes switched at once.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 
@@ -89,11 +89,16 @@ impl Engine {
 
     /// Takes the links from the last look at the kernel.
     pub(super) fn links_from_facts(&mut self, now: Instant) {
-        let Some(active) = self.active.as_ref().filter(|_| self.has_looked()) else { return };
-        for path in active.site.paths.values() {
-            let link = link(path, |interface| self.link_of(interface));
-            self.monitor.set_link(&path.name, link, now);
+        let links = self.active.as_ref().map(|active| self.links(&active.site)).unwrap_or_default();
+        for (path, link) in links {
+            self.monitor.set_link(&path, link, now);
         }
+    }
+
+    /// What the last look at the kernel says of the paths of a site; nothing before the first.
+    pub(super) fn links(&self, site: &Site) -> Vec<(Name, Link)> {
+        let paths = site.paths.values().filter(|_| self.has_looked());
+        paths.map(|path| (path.name.clone(), link(path, |interface| self.link_of(interface)))).collect()
     }
 
     /// Whether the kernel has been looked at since the start: every network namespace has a loopback interface.
@@ -138,15 +143,19 @@ impl Engine {
         }
     }
 
-    /// Brings the routes to the new choice: the active ones first, then it begins that flows which have nothing to lose are
+    /// Brings the routes to the new choice, in the tables of targets that the site has: the active ones first, then it begins that flows which have nothing to lose are
     /// forgotten, then the tails. The full pass that follows must find nothing left to do here. Says when the kernel had the
     /// active routes.
     async fn switch(&mut self, decision: &Decision, now: Instant) -> Option<Instant> {
         let active = self.active.as_ref()?;
         let inputs = self.router.inputs(&self.selection, &self.observed);
-        let numbers = inputs.known.clone();
+        let mut numbers = inputs.known.clone();
+        let known = desired::targets(&active.site);
+        numbers.targets.retain(|target, _| known.contains(target));
+        let tables: BTreeSet<u32> = numbers.targets.values().map(|number| inputs.ranges.table(*number)).collect();
         let wanted = desired::compile_routes(&active.site, inputs, &numbers);
-        let routes = self.observed.state.objects.iter().filter(|(key, _)| matches!(key, Key::Route(_)));
+        let in_table = |key: &Key| matches!(key, Key::Route(route) if tables.contains(&route.table));
+        let routes = self.observed.state.objects.iter().filter(|(key, _)| in_table(key));
         let shown = State { objects: routes.map(|(key, value)| (key.clone(), value.clone())).collect() };
         let mut steps = plan::diff(&wanted, &shown);
         steps.retain(|step| !self.is_spared(step));
@@ -185,7 +194,7 @@ impl Engine {
         self.router.switched(&executed, &mut self.observed);
     }
 
-    fn told(&mut self, transition: Transition) {
+    pub(super) fn told(&mut self, transition: Transition) {
         let kind = transition.kind.word();
         let name = |n: &Option<Name>| n.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let message = format!(

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Active, Engine,
-    gate::{Back, LOOK, Stage, Trial, answer},
+    gate::{Back, LOOK, Stage, Trial, answer, in_words},
     reach,
 };
 use crate::{
@@ -26,7 +26,7 @@ const CUT_OFF: Duration = Duration::from_secs(10);
 impl Engine {
     /// Looks at the evidence, at the deadline, and at what waits.
     pub(super) fn watch_trial(&mut self, now: Instant) {
-        self.retry_held();
+        self.retry_held(now);
         let Stage::Waiting(trial) = &self.gate.stage else { return };
         if trial.next > now {
             return;
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     fn evidence(&mut self) -> Judgement {
-        let ways = self.protected_ways().into_iter().map(|(net, way)| (net, way.to_string())).collect();
+        let found = self.protected_ways();
         let Stage::Waiting(trial) = &mut self.gate.stage else { return Judgement::default() };
         if trial.asking.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(asking) = trial.asking.take()
@@ -65,6 +65,11 @@ impl Engine {
             trial.asking = Some(tokio::spawn(reach::ask(missing)));
         }
         let Some(active) = &self.active else { return Judgement::default() };
+        // What cannot be looked up is not known, and no evidence either way.
+        let (ways, unknown) = match found {
+            Ok(ways) => (in_words(&ways), None),
+            Err(why) => (trial.change.baseline.ways.clone(), Some(why)),
+        };
         let evidence = Evidence {
             site: &active.site,
             healths: self.monitor.healths(),
@@ -75,7 +80,9 @@ impl Engine {
             settled: trial.settled,
             orders: &self.overrides,
         };
-        judge(&trial.change.baseline, &evidence)
+        let mut found = judge(&trial.change.baseline, &evidence);
+        found.waits.extend(unknown);
+        found
     }
 
     /// The change stands.
@@ -112,13 +119,43 @@ impl Engine {
             let previous = previous.clone();
             return self.no_way_back(&change, &previous, reason);
         }
-        let undone = self.active.take().or_else(|| self.on_trial()).map(|active| active.site);
-        self.gate.stage = Stage::Back(Box::new(Back { change, reason: reason.to_owned(), silent, undone }));
-        match before {
-            Some(before) => self.work_with(*before),
-            None => self.active = None,
+        // After a restart nothing is worked with yet.
+        if self.active.is_none()
+            && let Some(held) = self.held_by_the_kernel(&change, before.as_deref())
+        {
+            self.work_with(held);
         }
+        let reason = reason.to_owned();
+        self.gate.stage = Stage::Back(Box::new(Back { change, reason, silent, to: before, failed: false }));
         self.timers.pass_at(clock::now());
+    }
+
+    /// What the kernel holds while a change is undone after a restart, as far as that can be told: what was applied
+    /// last, or what was before if its steps were undone.
+    fn held_by_the_kernel(&self, change: &Unconfirmed, before: Option<&Active>) -> Option<Active> {
+        let made = change.phase == Phase::Waiting || self.router.generation() >= change.generation;
+        self.on_trial().filter(|_| made).or_else(|| before.cloned())
+    }
+
+    /// Going back failed: it is tried again, and from now on another revision may take its place. Gives what people
+    /// shall be told.
+    pub(super) fn not_back(&mut self, why: &str) -> String {
+        let Stage::Back(back) = &mut self.gate.stage else { return why.to_owned() };
+        let (change, first) = (back.change.clone(), !std::mem::replace(&mut back.failed, true));
+        let text = format!("{}; going back failed: {why}", back.reason);
+        self.router.ledger.end_generation(change.record, Standing::RollbackFailed, &text);
+        if first {
+            let text =
+                format!("generation {} (revision {}) is to be undone: {text}", change.generation, change.revision);
+            self.audit(&Who::DAEMON, "rollback", &format!("FAILED: {text}"));
+            if !change.who.is_person() {
+                self.attempt_failed(AttemptOutcome::RollbackFailed, &text, Fault::Own, true);
+            }
+            self.revisions.stays(&change.revision, &text, clock::wall());
+            self.write_down();
+            self.read_source_at(clock::now());
+        }
+        text
     }
 
     /// The configuration before cannot be used any more: what the kernel holds stays, and is repaired if its own
@@ -149,6 +186,7 @@ impl Engine {
         self.read_source_at(clock::now());
     }
 
+    /// What was before the change is in the kernel again.
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: Silent) {
         let undone = self.on_trial().filter(|_| change.who.is_person());
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, reason);

@@ -1,7 +1,7 @@
 //! Whether a change has cut something off: what was so before it, against what is so since.
 //!
-//! A change stands when every path has done [`ROUNDS`] probe rounds since, each path that was up before answered
-//! all of them, each policy that had a path has one, the management networks are reached the way they were, and so
+//! A change stands when every path has done [`ROUNDS`] probe rounds since, each path that was up before has answered
+//! so many in a row once and is not down, each policy that had a path has one, the management networks are reached the way they were, and so
 //! are the Git remote and whatever else the settings name. What did not work before proves nothing.
 //!
 //! A family of a path is a witness like the path: one that was up before has to answer too, whatever the other does. Not
@@ -27,7 +27,8 @@ use crate::{
     validate::intent::{Action, Path, Policy, Site},
 };
 
-/// Probe rounds that a path has to do, and to answer, since the change.
+/// Probe rounds that a path has to do, and to answer in a row, since the change. Not the newest: of a thousand lines that
+/// lose one round in a hundred there is never a moment at which none has lost one just now.
 pub const ROUNDS: u32 = 2;
 
 /// What was so before a change.
@@ -162,6 +163,8 @@ pub struct Count {
     pub done: u32,
     /// Answered, the newest in a row.
     pub answered: u32,
+    /// Whether [`ROUNDS`] in a row were, at any time since.
+    pub proved: bool,
 }
 
 impl Rounds {
@@ -191,6 +194,7 @@ impl Count {
     const fn add(&mut self, good: bool) {
         self.done += 1;
         self.answered = if good { self.answered + 1 } else { 0 };
+        self.proved |= self.answered >= ROUNDS;
     }
 }
 
@@ -333,7 +337,8 @@ fn judge_part(before: &Baseline, now: &Evidence<'_>, part: PathPart, found: &mut
         found.waits.push(format!("{part} has done {} of {ROUNDS} probe rounds", rounds.done));
         return false;
     }
-    if !before.up.contains(&part) || rounds.answered >= ROUNDS {
+    let is_down = health.is_some_and(|health| health.state == PathState::Down);
+    if !before.up.contains(&part) || rounds.proved && !is_down {
         return true;
     }
     let why = health.map(|health| format!(" ({})", health.reason)).unwrap_or_default();
@@ -419,7 +424,7 @@ mod tests {
 
     /// Rounds of a path that is asked in both families: how many were done, and answered of each.
     fn rounds_of(done: u32, four: u32, six: u32) -> Rounds {
-        let count = |answered| Count { done, answered };
+        let count = |answered| Count { done, answered, proved: answered >= ROUNDS };
         Rounds { whole: count(four.max(six)), four: count(four), six: count(six) }
     }
 
@@ -524,6 +529,53 @@ mod tests {
         let world = World::new();
         assert_eq!(world.judge(), Judgement::default());
         assert_eq!(world.before.untouched.len(), 2);
+    }
+
+    /// A site of so many paths, each of which loses so many of a thousand rounds, from the change to its deadline: when the
+    /// change stood, if it did. `dies` is the path that dies after so many rounds.
+    fn stood(paths: usize, lost: u64, dies: Option<(&str, u32)>) -> Option<u32> {
+        let mut world = World::new();
+        world.old.policies.clear();
+        world.old.paths =
+            (0..paths).map(|n| path(&format!("p{n}"), 1, 1000)).map(|p| (p.name.clone(), p.into())).collect();
+        world.new = world.old.clone();
+        world.healths = world.old.paths.keys().map(|name| (name.clone(), health(PathState::Up, true))).collect();
+        let known = Baseline::of(&world.old, &world.new, &world.healths, &world.selection);
+        world.before = Baseline { ways: world.before.ways, reached: world.before.reached, ..known };
+        world.rounds.clear();
+        let (mut dice, mut row) = (7_u64, BTreeMap::new());
+        (1..=120).find(|round| {
+            for name in world.old.paths.keys() {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let dead = dies.is_some_and(|(path, after)| name.as_str() == path && *round > after);
+                let answer = (!dead && (dice >> 33) % 1000 >= lost).then_some(std::time::Duration::ZERO);
+                let lost = row.entry(name.clone()).or_insert(0);
+                *lost = if answer.is_some() { 0 } else { *lost + 1 };
+                let state = if *lost >= 3 { PathState::Down } else { PathState::Up };
+                world.healths.insert(name.clone(), health(state, true));
+                let notes = crate::health::Notes::default();
+                let answers = vec![("192.0.2.0".parse().unwrap(), answer)];
+                let sample = Sample { path: name.clone(), round: 1, sent: T0, done: T0, answers, notes };
+                world.rounds.entry(name.clone()).or_default().add(&sample, 1);
+            }
+            world.judge().stands()
+        })
+    }
+
+    #[test]
+    fn a_thousand_lines_that_lose_a_round_now_and_then_hold_up_no_change_and_one_that_dies_does() {
+        assert!(stood(1000, 0, None) == Some(2) && stood(1000, 10, None).is_some_and(|round| round <= 10));
+        assert!(stood(20, 200, None).is_some_and(|round| round <= 20), "and twenty bad ones");
+        assert_eq!(stood(1000, 0, Some(("p7", 0))), None, "it never answered");
+        assert_eq!(stood(1000, 0, Some(("p7", 1))), None, "it died after a round");
+        let mut world = World::new();
+        world.fails("lte", true);
+        world.rounds.insert(name("lte"), {
+            let mut rounds = rounds_of(9, 2, 2);
+            rounds.whole.answered = 0;
+            rounds
+        });
+        assert!(!world.judge().stands(), "it answered once and is down now");
     }
 
     #[test]
@@ -792,7 +844,7 @@ mod tests {
         rounds.add(&of(&[("192.0.2.1", true), ("2001:db8::1", false)]), 1);
         rounds.add(&of(&[("192.0.2.1", true)]), 1);
         rounds.add(&of(&[("192.0.2.1", true), ("2001:db8::1", true)]), 2);
-        let count = |done, answered| Count { done, answered };
+        let count = |done, answered| Count { done, answered, proved: answered >= ROUNDS };
         assert_eq!(
             [None, Some(Family::V4), Some(Family::V6)].map(|family| rounds.of(family)),
             [count(3, 3), count(3, 3), count(2, 1)],
@@ -871,7 +923,7 @@ mod tests {
         for good in [true, false, true, true] {
             rounds.add(&sample(good), 1);
         }
-        assert_eq!(rounds.of(None), Count { done: 4, answered: 2 });
+        assert_eq!(rounds.of(None), Count { done: 4, answered: 2, proved: true });
         rounds.add(&sample(true), 2);
         assert_eq!(rounds.of(None).answered, 0, "one answer is no quorum of two");
     }

@@ -365,6 +365,7 @@ spec:
             mtu: 1500,
             addresses: vec![address.parse().unwrap()],
             gateways: [(Family::V4, Gateway::Address(gateway.parse().unwrap()))].into_iter().collect(),
+            no_ipv6: false,
         };
         let links = [("wan0", "198.51.100.2/24", "198.51.100.1"), ("wwan0", "203.0.113.2/24", "203.0.113.1")];
         Facts { links: links.into_iter().map(|(n, a, g)| (n.parse().unwrap(), link(a, g))).collect() }

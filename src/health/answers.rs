@@ -53,7 +53,7 @@ impl Packed {
 }
 
 /// The answers of all targets of a path in its newest rounds, oldest round first.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Answers {
     targets: usize,
     packed: VecDeque<Packed>,

@@ -132,7 +132,7 @@ enum Suspicion {
     Over,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Round {
     sent: Instant,
     vote: Vote,
@@ -159,7 +159,7 @@ impl Jitter {
 }
 
 /// What is known of one target over its rounds.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Target {
     address: IpAddr,
     jitter: Jitter,
@@ -175,7 +175,7 @@ impl Target {
 }
 
 /// The newest rounds of a path, in the order in which they were sent.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Window {
     targets: Box<[Target]>,
     quorum: usize,

@@ -19,9 +19,11 @@ use crate::{
 };
 
 /// The tracks of one path.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Tracks {
     path: Arc<Path>,
+    /// Since when it is probed in this way.
+    since: Instant,
     /// Of all targets, or of those of IPv4.
     first: Track,
     /// Of those of IPv6, where there are both.
@@ -43,7 +45,7 @@ impl Tracks {
     pub fn new(path: &Arc<Path>, now: Instant) -> Self {
         let (first, six) = split(path);
         let six = six.map(|six| Box::new(Track::new(&six, now)));
-        Self { path: Arc::clone(path), first: Track::new(&first, now), six, six_speaks: false }
+        Self { path: Arc::clone(path), since: now, first: Track::new(&first, now), six, six_speaks: false }
     }
 
     /// Takes over new settings. When the history does not fit them, the path begins anew. Whether it did not.
@@ -61,6 +63,9 @@ impl Tracks {
         }
         self.first.reconfigure(&first, now);
         self.path = Arc::clone(path);
+        if !same {
+            self.since = now;
+        }
         same
     }
 
@@ -75,6 +80,13 @@ impl Tracks {
     /// Whether its interface is there, up and has a carrier.
     pub fn is_ready(&self) -> bool {
         self.first.link() == Link::Ready
+    }
+
+    /// Whether a round is one of this path as it is probed now. Another configuration's answers are not its own, and nor is
+    /// the absence of answers that it never asked for.
+    pub fn has_asked(&self, sample: &Sample) -> bool {
+        let known = |(target, _): &(IpAddr, Option<Duration>)| self.targets().contains(target);
+        sample.sent >= self.since && sample.answers.iter().all(known)
     }
 
     /// What it probes.

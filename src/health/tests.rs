@@ -339,6 +339,37 @@ fn sample(round: u64, rtt: Option<u64>) -> Sample {
 }
 
 #[test]
+fn what_another_configuration_asked_says_nothing_of_a_path() {
+    let asks = |target| {
+        let mut path = path("fiber", 1, 100);
+        Arc::make_mut(&mut path.probe).targets = vec![target];
+        site(vec![path])
+    };
+    let mut monitor = Monitor::new(&asks(target(0)), T0);
+    for round in 1..=5 {
+        monitor.handle_sample(&sample(round, Some(20)), T0 + Duration::from_millis(100 * round + 80));
+    }
+    assert_eq!(monitor.healths()[&name("fiber")].state, PathState::Up);
+    // The prober asks the old target still, which answers; or what it had asked comes late.
+    let changed = T0 + Duration::from_millis(600);
+    monitor.reconfigure(&asks(target(1)), changed);
+    for round in 6..=8 {
+        monitor.handle_sample(&sample(round, Some(20)), T0 + Duration::from_millis(100 * round + 80));
+    }
+    assert_eq!(monitor.healths()[&name("fiber")].state, PathState::Unknown);
+    let of_before = Sample { answers: vec![(target(1), None)], ..sample(5, None) };
+    for round in 9..=11 {
+        monitor.handle_sample(&Sample { round, ..of_before.clone() }, changed + Duration::from_millis(round));
+    }
+    assert_eq!(monitor.healths()[&name("fiber")].state, PathState::Unknown, "sent before there was this path");
+    for round in 12..=14 {
+        let lost = Sample { answers: vec![(target(1), None)], ..sample(round, None) };
+        monitor.handle_sample(&lost, T0 + Duration::from_millis(100 * round + 80));
+    }
+    assert_eq!(monitor.healths()[&name("fiber")].state, PathState::Down, "its own silence counts");
+}
+
+#[test]
 fn samples_that_come_late_are_sorted_in_and_none_counts_twice() {
     let mut s = Story::new(1, 100);
     s.rounds(5, &[20]);

@@ -32,7 +32,7 @@ enum Cause {
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// One path.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Track {
     path: Arc<Path>,
     window: Window,

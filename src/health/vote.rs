@@ -115,7 +115,7 @@ impl<T> std::ops::IndexMut<Family> for Each<T> {
 }
 
 /// One target of one path.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Cell {
     service: Service,
     /// Losses in a row up to the newest probe; none before the first result.
@@ -129,7 +129,7 @@ impl Cell {
 }
 
 /// The targets of one path.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Panel {
     cells: Vec<Cell>,
     /// What of it was found down while something answered elsewhere, and has not answered since.
@@ -167,7 +167,7 @@ impl Panel {
 }
 
 /// What was answered last, of all paths whose links are ready.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Jury {
     paths: BTreeMap<Name, Panel>,
     /// Of all paths.

@@ -163,12 +163,13 @@ fn urls_that_cannot_be_asked_are_refused() {
 }
 
 /// A certificate for `localhost` and 127.0.0.1 that signs itself, and its key; made by openssl(1).
-fn certificate(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
+fn certificate(dir: &Path, constraints: &[&str]) -> (std::path::PathBuf, std::path::PathBuf) {
     let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
         .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .args(constraints)
+        .arg("-keyout")
         .args([key.as_os_str(), "-out".as_ref(), cert.as_os_str()])
         .output()
         .unwrap();
@@ -198,7 +199,7 @@ async fn serve_tls(cert: &Path, key: &Path) -> SocketAddr {
 #[tokio::test]
 async fn over_tls_only_whom_the_authorities_name_is_believed() {
     let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = certificate(dir.path());
+    let (cert, key) = certificate(dir.path(), &["-addext", "basicConstraints=critical,CA:FALSE"]);
     let port = serve_tls(&cert, &key).await.port();
     let trusting = Client::new(Some(&cert)).unwrap();
     for host in ["localhost", "127.0.0.1"] {
@@ -210,6 +211,16 @@ async fn over_tls_only_whom_the_authorities_name_is_believed() {
     assert!(matches!(error, HttpError::Tls { .. }), "{error:?}");
     let error = client().send(get(&format!("https://localhost:{port}/"))).await.unwrap_err();
     assert!(matches!(error, HttpError::Tls { .. } | HttpError::NoAuthorities), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_shows_an_authority_s_certificate_is_refused_in_words_that_help() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = certificate(dir.path(), &[]);
+    let port = serve_tls(&cert, &key).await.port();
+    let error = Client::new(Some(&cert)).unwrap().send(get(&format!("https://localhost:{port}/"))).await.unwrap_err();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("basicConstraints=critical,CA:FALSE") && !why.contains("OtherError"), "{why}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Whom a client trusts, and what it expects a certificate to name.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -37,6 +37,27 @@ fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), HttpError> {
         roots.add(certificate).map_err(|e| wrong(e.into()))?;
     }
     Ok(())
+}
+
+/// Who signs a certificate for one server with plain `openssl req -x509` makes an authority of it, and TLS says of that
+/// the name of a code only.
+const AUTHORITY_SHOWN: &str = "the server shows the certificate of an authority (`CA:TRUE`, as plain `openssl req -x509` makes \
+    it), which is not believed of a server, also if it is the one given as `ca`: make it anew with `-addext \
+    basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:NAME`, and give that as `ca`";
+
+/// An error of TLS, in words for people where they are missing.
+#[must_use]
+pub fn plainly(text: String) -> String {
+    if is_authority_shown(&text) { AUTHORITY_SHOWN.to_owned() } else { text }
+}
+
+fn is_authority_shown(text: &str) -> bool {
+    text.contains("CaUsedAsEndEntity")
+}
+
+/// The same, for what a connection failed with.
+pub(super) fn explained(error: io::Error) -> io::Error {
+    if is_authority_shown(&error.to_string()) { io::Error::new(error.kind(), AUTHORITY_SHOWN) } else { error }
 }
 
 pub(super) fn server_name(to: &Authority) -> Result<ServerName<'static>, HttpError> {

@@ -80,13 +80,16 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether the same may work the next time: the kernel was busy or short of something, and has not refused what it
-    /// was asked for.
+    /// Whether the same may work the next time: the kernel was busy or short of something, or an interface went away
+    /// under the request; what was asked for is not at fault.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Netlink { errno, .. } => passes(*errno),
-            Self::Sysctl { source, .. } => source.raw_os_error().is_some_and(passes),
+            Self::Netlink { errno, .. } => passes(*errno) || is_of_a_link(*errno),
+            // The sysctls of an interface go with it.
+            Self::Sysctl { source, .. } => {
+                source.raw_os_error().is_some_and(|errno| passes(errno) || errno == Errno::ENOENT as i32)
+            }
             Self::Nft { text, .. } => PASSING.iter().any(|(_, words)| text.contains(words)),
             Self::Missing { .. } | Self::Privilege { .. } | Self::Injected { .. } => false,
         }
@@ -107,6 +110,15 @@ fn passes(errno: i32) -> bool {
     PASSING.iter().any(|(known, _)| *known == Errno::from_raw(errno))
 }
 
+/// What netlink answers when an interface is down, has gone or has lost its addresses between the look and the step.
+/// A configuration that asks for just that gets the same answers, so whoever tries again does so a few times and says so.
+const OF_A_LINK: [Errno; 6] =
+    [Errno::ENODEV, Errno::ENXIO, Errno::ENETDOWN, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EADDRNOTAVAIL];
+
+fn is_of_a_link(errno: i32) -> bool {
+    OF_A_LINK.contains(&Errno::from_raw(errno))
+}
+
 /// A change that the kernel announced. It carries no meaning beyond "look again", except that a lost
 /// carrier is acted on at once, and that what goes with an interface is put down to nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +135,10 @@ pub enum KernelEvent {
     /// Addresses, routes, rules or nft changed.
     Changed(&'static str),
     /// An address was taken from an interface, whose routes go with its last one.
-    AddressGone,
+    AddressGone {
+        /// Its name; none if it has gone by now, which is announced by itself.
+        link: Option<IfName>,
+    },
     /// Somebody changed an object that looks like ours: evidence for the case of a fight, never a reason to act.
     Touched(Touch),
     /// Notifications were lost (`ENOBUFS`): look at everything.
@@ -206,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_kernel_may_obey_the_next_time_and_one_that_refuses_does_not() {
+    fn a_kernel_that_is_busy_or_whose_link_flaps_may_obey_the_next_time_and_one_that_refuses_does_not() {
         let netlink = |errno: Errno| KernelError::Netlink { doing: "x".into(), errno: errno as i32, text: "x".into() };
         let nft = |text: &str| KernelError::Nft { doing: "x".into(), text: text.into() };
         let sysctl = |errno: Errno| KernelError::Sysctl { doing: "x".into(), source: errno.into() };
@@ -215,6 +230,13 @@ mod tests {
             netlink(Errno::ENOBUFS),
             nft("Error: Could not process rule: Device or resource busy"),
             sysctl(Errno::EAGAIN),
+            // An interface that flaps: gone, down, without its addresses, and its sysctls with it.
+            netlink(Errno::ENODEV),
+            netlink(Errno::ENETDOWN),
+            netlink(Errno::ENETUNREACH),
+            netlink(Errno::EHOSTUNREACH),
+            netlink(Errno::EADDRNOTAVAIL),
+            sysctl(Errno::ENOENT),
         ] {
             assert!(error.may_pass(), "{error:?}");
         }
@@ -222,7 +244,8 @@ mod tests {
             netlink(Errno::EINVAL),
             netlink(Errno::EOPNOTSUPP),
             nft("-:3:9-12: Error: syntax error, unexpected string"),
-            sysctl(Errno::ENOENT),
+            netlink(Errno::ENOENT),
+            sysctl(Errno::EINVAL),
             KernelError::Missing { what: "nft".into() },
         ] {
             assert!(!error.may_pass(), "{error:?}");

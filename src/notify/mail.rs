@@ -2,15 +2,17 @@
 
 use lettre::{
     AsyncSmtpTransport, AsyncTransport as _, Message as Letter, Tokio1Executor,
-    message::header::ContentType,
+    message::header::{ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0},
     transport::smtp::{
         authentication::Credentials,
         client::{Certificate, Tls as Protection, TlsParameters},
     },
 };
 
+use uuid::Uuid;
+
 use super::{Failed, Mail, Message, Tls, send::secret};
-use crate::units::chain;
+use crate::{http, units::chain};
 
 /// Sends one mail over a connection of its own.
 pub(super) async fn send(mail: &Mail, message: &Message) -> Result<(), Failed> {
@@ -24,7 +26,7 @@ pub(super) async fn send(mail: &Mail, message: &Message) -> Result<(), Failed> {
     match sent {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
-            let why = format!("{place}: {}", chain(&error));
+            let why = format!("{place}: {}", http::plainly(chain(&error)));
             Err(if error.is_permanent() { Failed::for_good(why) } else { Failed::again(why) })
         }
         Err(_) => Err(Failed::again(format!("{place} did not take the mail within {} s", mail.timeout.as_secs()))),
@@ -56,7 +58,16 @@ fn protection(mail: &Mail) -> Result<Protection, Failed> {
     Ok(if mail.tls == Tls::Implicit { Protection::Wrapper(parameters) } else { Protection::Required(parameters) })
 }
 
+/// Without a version of MIME a strict client shows the encoding; what no person sent is not to be answered by a machine
+/// (RFC 3834).
 fn letter(mail: &Mail, message: &Message) -> Result<Letter, lettre::error::Error> {
-    let letter = Letter::builder().from(mail.from.clone()).subject(&message.subject).header(ContentType::TEXT_PLAIN);
+    const SENT_BY: HeaderName = HeaderName::new_from_ascii_str("Auto-Submitted");
+    let letter = Letter::builder()
+        .from(mail.from.clone())
+        .subject(&message.subject)
+        .message_id(Some(format!("<{}@{}>", Uuid::now_v7(), mail.from.email.domain())))
+        .header(MIME_VERSION_1_0)
+        .header(ContentType::TEXT_PLAIN)
+        .raw_header(HeaderValue::new(SENT_BY, "auto-generated".to_owned()));
     mail.to.iter().fold(letter, |letter, to| letter.to(to.clone())).body(message.text.clone())
 }

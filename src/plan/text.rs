@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     state::{Key, NftTable, RouteValue, RuleKey, UNKNOWN, Value},
-    units::plural,
+    units::{Family, plural},
 };
 
 /// Most lines of a ruleset's difference that are shown unless all are asked for.
@@ -183,6 +183,32 @@ fn rule_text(k: &RuleKey) -> String {
     let table = if k.table == 254 { "main".to_owned() } else { k.table.to_string() };
     let suppress = k.suppress_prefixlength.map(|n| format!(" suppress_prefixlength {n}")).unwrap_or_default();
     format!("rule   {} priority {}{mark}{oif} -> table {table}{suppress}", k.family, k.priority)
+}
+
+/// The command that puts a route or a rule by mark back, for whoever has to do it by hand.
+#[must_use]
+pub fn command(key: &Key, value: &Value, protocol: u8) -> Option<String> {
+    let ip = |family| if family == Family::V4 { "ip -4" } else { "ip -6" };
+    match (key, value) {
+        (Key::Route(k), Value::Route(RouteValue::Via { gateway, interface, mtu })) => {
+            let to = if k.destination.prefix_len() == 0 { "default".to_owned() } else { k.destination.to_string() };
+            let via = gateway.map(|g| format!(" via {g}")).unwrap_or_default();
+            let onlink = gateway.map_or("", |_| " onlink");
+            let mtu = mtu.map(|m| format!(" mtu {m}")).unwrap_or_default();
+            Some(format!(
+                "{} route replace {to}{via} dev {interface}{onlink} table {} metric {} proto {protocol}{mtu}",
+                ip(k.family),
+                k.table,
+                k.metric
+            ))
+        }
+        (Key::Rule(k), Value::Rule) => {
+            let mark = k.fwmark?;
+            let (ip, priority, table) = (ip(k.family), k.priority, k.table);
+            Some(format!("{ip} rule add priority {priority} fwmark {mark} lookup {table} protocol {protocol}"))
+        }
+        _ => None,
+    }
 }
 
 /// How what was found differs from what was wanted, on one line; nothing where one of them is not there.

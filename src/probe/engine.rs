@@ -37,8 +37,6 @@ use crate::{
     validate::intent::Method,
 };
 
-/// Packets taken in before anything else is done, so that a flood of forged answers does not stop the probes.
-const BATCH: usize = 4096;
 /// Paths that are asked about a target when another path does not reach it.
 const WITNESSES: usize = 8;
 
@@ -66,13 +64,12 @@ struct Count {
 
 impl Probed {
     /// A path that is probed in this way from now on, and how it was before. Another mark or address leaves what was found
-    /// out of it; another way of probing does not, and what comes of rounds that were sent before says nothing of it.
+    /// out of it; another way of probing or another gateway does not, and what comes of rounds that were sent before says
+    /// nothing of it.
     fn by(spec: ProbeSpec, before: Option<Self>) -> Self {
         match before {
             Some(same) if *same.spec == spec => same,
-            Some(moved) if (&moved.spec.probe, &moved.spec.interface) == (&spec.probe, &spec.interface) => {
-                Self { spec: Arc::new(spec), trouble: None, ..moved }
-            }
+            Some(moved) if moved.spec.leads_as(&spec) => Self { spec: Arc::new(spec), trouble: None, ..moved },
             changed => {
                 let round = changed.map_or(0, |c| c.round);
                 Self { spec: Arc::new(spec), round, outdated: round, counts: <[Count; 2]>::default(), trouble: None }
@@ -189,7 +186,8 @@ impl Engine {
     fn prepare(&mut self, spec: &ProbeSpec) {
         let path = &spec.path;
         if let Err(error) = self.senders.prepare(spec) {
-            warn!(%path, "{error}");
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            warn!(%path, "{error}{cause}");
         }
         if matches!(spec.probe.method, Method::Http(_)) && self.web.is_none() {
             match Client::new(None) {
@@ -201,8 +199,8 @@ impl Engine {
 
     /// What came in first, so that an answer that waits in the socket is not called late; then what is due.
     fn turn(&mut self) {
-        for _ in 0..BATCH {
-            let Some(arrival) = self.senders.receive() else { break };
+        self.senders.renew();
+        while let Some(arrival) = self.senders.receive() {
             if let Some(sample) = self.rounds.arrived(&arrival) {
                 self.report(sample);
             }
@@ -439,6 +437,15 @@ mod tests {
             gateways: vec![],
             probe: Probe { targets: vec![target.parse().unwrap()], ..Probe::default() }.into(),
         }
+    }
+
+    #[test]
+    fn rounds_that_left_by_another_gateway_say_nothing_of_this_one() {
+        let by = |gateway: &str| ProbeSpec { gateways: vec![gateway.parse().unwrap()], ..spec("192.0.2.1", 1) };
+        let counts = [Count { good: 5, lost: 2 }, Count::default()];
+        let bad = Probed { round: 7, counts, ..Probed::by(by("198.51.100.66"), None) };
+        let undone = Probed::by(by("198.51.100.1"), Some(bad));
+        assert_eq!((undone.round, undone.counts, undone.outdated), (7, [Count::default(); 2], 7));
     }
 
     #[test]

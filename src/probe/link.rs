@@ -20,11 +20,12 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
 use super::{
-    ProbeSpec,
+    ProbeError, ProbeSpec,
     echo::Reply,
     neighbour::{self, Mac},
     rounds::Arrival,
-    socket::{Kind, Sockets},
+    senders::called,
+    socket::{Kind, Ration, Sockets},
 };
 use crate::{
     clock::{self, Instant},
@@ -34,6 +35,7 @@ use crate::{
 /// A gateway as asked: the index of its interface, and its address.
 type Asked = (u32, IpAddr);
 
+const ARP_SOCKET: &str = "the socket that asks gateways by ARP (AF_PACKET)";
 /// Longer than any answer is waited for.
 const LATELY: Duration = Duration::from_secs(600);
 /// So many cost nothing.
@@ -77,6 +79,7 @@ impl<T: Copy> Lately<T> {
 pub(super) struct Links {
     /// Tokio has no type for a packet socket, and this one adds nothing but readiness.
     arp: UdpSocket,
+    ration: Ration,
     discovery: Option<Sockets>,
     waiting: Lately<(Reply, IpAddr)>,
     known: Lately<Mac>,
@@ -85,18 +88,15 @@ pub(super) struct Links {
 
 impl Links {
     /// Opens the sockets; without IPv6, IPv4 alone.
-    pub fn open() -> io::Result<Self> {
-        let arp = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(neighbour::ARP.to_be()))))?;
-        arp.set_nonblocking(true)?;
-        arp.attach_filter(&REPLIES)?;
-        setsockopt(&arp, sockopt::ReceiveTimestampns, &true)?;
+    pub fn open() -> Result<Self, ProbeError> {
+        let arp = arp().map_err(|source| ProbeError::Open { what: ARP_SOCKET, source })?;
         let discovery = match Sockets::open(Family::V6, Kind::Discovery) {
             Ok(sockets) => Some(sockets),
             Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
-            Err(e) => return Err(e),
+            Err(source) => return Err(ProbeError::Open { what: called(Kind::Discovery, Family::V6), source }),
         };
         let (waiting, known, ours) = (Lately::new(), Lately::new(), HashMap::new());
-        Ok(Self { arp: UdpSocket::from_std(arp.into())?, discovery, waiting, known, ours })
+        Ok(Self { arp, ration: Ration::new(), discovery, waiting, known, ours })
     }
 
     /// Waits until there may be an answer.
@@ -165,6 +165,12 @@ impl Links {
         Ok(link)
     }
 
+    /// Another turn begins: as much may be read again.
+    pub fn renew(&self) {
+        self.ration.renew();
+        self.discovery.iter().for_each(Sockets::renew);
+    }
+
     /// The next answer that was waited for.
     pub fn receive(&mut self) -> Option<Arrival> {
         while let Some(found) = self.next() {
@@ -177,16 +183,18 @@ impl Links {
     }
 
     fn next(&mut self) -> Option<Arrival> {
-        loop {
+        while self.ration.take() {
             match self.next_arp() {
                 Ok(Some(arrival)) => return Some(arrival),
                 Ok(None) | Err(nix::Error::EINTR) => {}
-                Err(_) => break,
+                Err(_) => {
+                    // Tells the runtime that the socket is empty.
+                    let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+                    let _ = self.arp.try_io(Interest::READABLE, empty);
+                    break;
+                }
             }
         }
-        // Tells the runtime that the socket is empty.
-        let empty = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-        let _ = self.arp.try_io(Interest::READABLE, empty);
         self.discovery.as_ref()?.receive()
     }
 
@@ -209,6 +217,15 @@ impl Links {
         let reply = Reply { sequence: 0, nonce: 0 };
         Ok(Some(Arrival { reply, from, interface: index, wall, read: clock::now(), reflection: None }))
     }
+}
+
+/// The socket for ARP, which a tokio runtime watches.
+fn arp() -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(neighbour::ARP.to_be()))))?;
+    socket.set_nonblocking(true)?;
+    socket.attach_filter(&REPLIES)?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// A filter that takes ARP replies.

@@ -46,7 +46,7 @@ use senders::Senders;
 
 use crate::{
     health::Sample,
-    units::{Family, IfName, Name},
+    units::{IfName, Name},
     validate::intent::Probe,
 };
 
@@ -67,15 +67,38 @@ pub struct ProbeSpec {
     pub probe: Arc<Probe>,
 }
 
+impl ProbeSpec {
+    /// Whether what was probed by the other says something of this one: the same questions, by the same way out.
+    fn leads_as(&self, other: &Self) -> bool {
+        (&self.probe, &self.interface, &self.gateways) == (&other.probe, &other.interface, &other.gateways)
+    }
+}
+
 /// Why probing is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The kernel refused a raw socket, its mark or its buffers.
-    #[error("cannot open the {0} probe sockets: probing needs CAP_NET_RAW and CAP_NET_ADMIN")]
-    Open(Family, #[source] io::Error),
+    /// The kernel refused a socket, its mark or its buffers.
+    #[error("cannot open {what}{}", hint(.source))]
+    Open {
+        /// Which sockets.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
     /// The system has no room for a thread.
     #[error("cannot start the thread that probes")]
     Start(#[source] io::Error),
+}
+
+/// What to do next where a socket is refused.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(nix::libc::EPERM | nix::libc::EACCES) => ": probing needs CAP_NET_RAW and CAP_NET_ADMIN",
+        Some(nix::libc::EAFNOSUPPORT) => {
+            ": this kernel has no such sockets, or the unit's `RestrictAddressFamilies=` keeps them from the daemon"
+        }
+        _ => "",
+    }
 }
 
 /// A handle to the probing thread; the thread ends when it is dropped.
@@ -112,7 +135,8 @@ impl Prober {
 
     /// Replaces what is probed. Paths whose specification stays are not disturbed.
     pub fn configure(&self, specs: Vec<ProbeSpec>) {
-        // The thread ends only with this handle.
+        // The thread ends with this handle, or by a fault of its own: then the channel of its samples is closed too, and
+        // whoever reads that sees it.
         let _ = self.specs.send(specs);
     }
 }

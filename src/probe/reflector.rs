@@ -6,11 +6,15 @@
 //! Invariant: it can be used against nobody. An answer is never longer than its question, each address gets so many
 //! ([`Limit`]), and what comes from the reflector's own port is not answered: it may be another reflector's answer, and two
 //! reflectors would answer each other for ever.
+//!
+//! Invariant: nothing that the rest of the daemon does holds up an answer, which the other end would take for a dead path.
+//! It has a thread of its own.
 
 use std::{
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
+    thread,
 };
 
 use nix::{
@@ -18,7 +22,7 @@ use nix::{
     sys::socket::{ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, sendmsg, setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket, task::JoinHandle};
+use tokio::{io::Interest, net::UdpSocket, runtime::Builder, sync::oneshot};
 
 use super::{
     limit::{Limit, RATE},
@@ -29,27 +33,36 @@ use crate::{clock, units::Family};
 
 /// A reflector that runs; dropped, it ends.
 #[derive(Debug)]
-pub struct Reflector(JoinHandle<()>);
+pub struct Reflector(#[expect(dead_code, reason = "its end is what the thread waits for")] oneshot::Sender<()>);
 
 impl Reflector {
-    /// Listens at an address and answers from now on, in a task on the current tokio runtime. `synchronised` is what it
-    /// says of the wall clock.
+    /// Listens at an address of the current network namespace and answers from now on. `synchronised` is what it says of
+    /// the wall clock.
     pub fn start(at: SocketAddr, synchronised: bool) -> io::Result<Self> {
-        let socket = open(at)?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let socket = {
+            let _entered = runtime.enter();
+            open(at)?
+        };
         let port = socket.local_addr()?.port();
         let mut end = End { socket, family: Family::of(&at.ip()), port, synchronised, limit: Limit::new(clock::now()) };
-        Ok(Self(tokio::spawn(async move {
+        let (running, dropped) = oneshot::channel();
+        let answers = async move {
             loop {
                 // Errors here are answers to earlier answers (ICMP); the socket goes on.
                 let _ = end.one().await;
             }
-        })))
-    }
-}
-
-impl Drop for Reflector {
-    fn drop(&mut self) {
-        self.0.abort();
+        };
+        let run = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = dropped => {}
+                    () = answers => {}
+                }
+            });
+        };
+        thread::Builder::new().name("stamp".to_owned()).spawn(run)?;
+        Ok(Self(running))
     }
 }
 
@@ -170,6 +183,20 @@ mod tests {
         twin.send_to(&question(64), at).unwrap();
         end.one().await.unwrap();
         assert_eq!(answers(&twin), [] as [usize; 0], "two reflectors would answer each other for ever");
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered_while_a_long_apply_holds_up_the_daemon() {
+        let free = std::net::UdpSocket::bind("127.0.0.3:0").unwrap().local_addr().unwrap();
+        let _reflector = Reflector::start(free, true).unwrap();
+        let asker = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        asker.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let mut bytes = [0; 64];
+        for _ in 0..20 {
+            // Nothing of this runtime goes on meanwhile.
+            asker.send_to(&question(64), free).unwrap();
+            assert_eq!(asker.recv(&mut bytes).unwrap(), 64);
+        }
     }
 
     #[tokio::test]

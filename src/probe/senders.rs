@@ -19,11 +19,12 @@ struct Pair {
 
 impl Pair {
     fn open(kind: Kind) -> Result<Self, ProbeError> {
-        let v4 = Sockets::open(Family::V4, kind).map_err(|e| ProbeError::Open(Family::V4, e))?;
+        let failed = |family| move |source| ProbeError::Open { what: called(kind, family), source };
+        let v4 = Sockets::open(Family::V4, kind).map_err(failed(Family::V4))?;
         let v6 = match Sockets::open(Family::V6, kind) {
             Ok(sockets) => Some(sockets),
             Err(e) if e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => None,
-            Err(e) => return Err(ProbeError::Open(Family::V6, e)),
+            Err(e) => return Err(failed(Family::V6)(e)),
         };
         Ok(Self { v4: Some(v4), v6 })
     }
@@ -38,11 +39,26 @@ impl Pair {
         of(&self.v4).or_else(|| of(&self.v6))
     }
 
+    fn renew(&self) {
+        self.v4.iter().chain(&self.v6).for_each(Sockets::renew);
+    }
+
     async fn readable(&self) {
         tokio::select! {
             () = readable(self.v4.as_ref()) => {}
             () = readable(self.v6.as_ref()) => {}
         }
+    }
+}
+
+/// What a pair of sockets is called in an error.
+pub(super) const fn called(kind: Kind, family: Family) -> &'static str {
+    match (kind, family) {
+        (Kind::Echo(_), Family::V4) => "the sockets that probe by ICMP (IPv4, raw)",
+        (Kind::Echo(_), Family::V6) => "the sockets that probe by ICMPv6 (IPv6, raw)",
+        (Kind::Datagram | Kind::Stamp, Family::V4) => "the sockets that probe by UDP over IPv4",
+        (Kind::Datagram | Kind::Stamp, Family::V6) => "the sockets that probe by UDP over IPv6",
+        (Kind::Discovery, _) => "the socket that asks gateways by neighbour discovery (IPv6, raw)",
     }
 }
 
@@ -80,7 +96,7 @@ impl Senders {
             Method::Udp { .. } if self.udp.is_none() => self.udp = Some(Pair::open(Kind::Datagram)?),
             Method::Stamp { .. } if self.stamp.is_none() => self.stamp = Some(Pair::open(Kind::Stamp)?),
             Method::Gateway if self.links.is_none() => {
-                self.links = Some(Links::open().map_err(|e| ProbeError::Open(Family::V4, e))?);
+                self.links = Some(Links::open()?);
             }
             _ => {}
         }
@@ -95,6 +111,12 @@ impl Senders {
             Method::Stamp { .. } => self.stamp.as_ref().ok_or_else(closed)?.of(family),
             _ => self.icmp.of(family),
         }
+    }
+
+    /// Another turn begins: as much may be read from each of them again.
+    pub fn renew(&self) {
+        std::iter::once(&self.icmp).chain(&self.udp).chain(&self.stamp).for_each(Pair::renew);
+        self.links.iter().for_each(Links::renew);
     }
 
     /// The next answer to any of them.

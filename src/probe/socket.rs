@@ -59,6 +59,32 @@ pub enum Kind {
     Discovery,
 }
 
+/// Packets that are read from a socket before anything else is done.
+const BATCH: usize = 4096;
+
+/// What may still be read from a socket in this turn. Each read counts, whatever came: a flood of packets that are no
+/// answers must not stop the probes.
+#[derive(Debug)]
+pub(super) struct Ration(Cell<usize>);
+
+impl Ration {
+    pub(super) const fn new() -> Self {
+        Self(Cell::new(BATCH))
+    }
+
+    /// Another turn begins.
+    pub(super) fn renew(&self) {
+        self.0.set(BATCH);
+    }
+
+    /// Whether one more packet may be read.
+    pub(super) fn take(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
 /// The sockets of one address family.
 #[derive(Debug)]
 pub struct Sockets {
@@ -69,6 +95,7 @@ pub struct Sockets {
     dscp: Cell<Option<Dscp>>,
     /// Tokio has no type for a raw socket, and this one adds nothing but readiness.
     receive: UdpSocket,
+    ration: Ration,
 }
 
 impl Sockets {
@@ -102,7 +129,8 @@ impl Sockets {
             setsockopt(&receive, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
         arrivals(&receive, family)?;
-        Ok(Self { family, kind, send, dscp: Cell::new(None), receive: UdpSocket::from_std(receive.into())? })
+        let receive = UdpSocket::from_std(receive.into())?;
+        Ok(Self { family, kind, send, dscp: Cell::new(None), receive, ration: Ration::new() })
     }
 
     /// Makes the next probes leave by a path; the index of its interface.
@@ -157,10 +185,18 @@ impl Sockets {
         let _ = self.receive.readable().await;
     }
 
-    /// The next answer, if one is there. It asks the socket and not the runtime, which may not have looked at it yet
-    /// when this process was held up.
+    /// Another turn begins: as much may be read again.
+    pub fn renew(&self) {
+        self.ration.renew();
+    }
+
+    /// The next answer, if one is there and the turn's ration is not used up. It asks the socket and not the runtime,
+    /// which may not have looked at it yet when this process was held up.
     pub fn receive(&self) -> Option<Arrival> {
         loop {
+            if !self.ration.take() {
+                return None;
+            }
             // 60 bytes of IP header at most, the ICMP header, the nonce.
             let mut bytes = [0; 96];
             match receive(self.receive.as_raw_fd(), self.family, &mut bytes) {
@@ -333,5 +369,30 @@ fn echoes(family: Family, ident: u16) -> Vec<SockFilter> {
             take,
             drop,
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opening the sockets takes `CAP_NET_ADMIN`.
+    #[tokio::test]
+    async fn a_flood_of_packets_that_are_no_answers_ends_a_turn_and_not_the_probes() {
+        let sockets = Sockets::open(Family::V4, Kind::Datagram).unwrap();
+        let at = (Ipv4Addr::LOCALHOST, sockets.receive.local_addr().unwrap().port());
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..=BATCH {
+            other.send_to(b"x", at).unwrap();
+        }
+        assert!(sockets.receive().is_none());
+        let mut bytes = [0; 8];
+        assert!(receive(sockets.receive.as_raw_fd(), Family::V4, &mut bytes).is_ok(), "something is left to read");
+        other.send_to(b"x", at).unwrap();
+        assert!(sockets.receive().is_none(), "not in this turn");
+        sockets.renew();
+        assert!(sockets.receive().is_none());
+        let empty = receive(sockets.receive.as_raw_fd(), Family::V4, &mut bytes);
+        assert_eq!(empty.err(), Some(nix::Error::EAGAIN), "the next turn reads on");
     }
 }

@@ -45,7 +45,7 @@ pub use rows::{HealthSample, Run, TransitionRecord};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// `SQLite` refused.
-    #[error("cannot {doing} {}", file.display())]
+    #[error("cannot {doing} {}{}", file.display(), likely(source))]
     Database {
         /// What was being done.
         doing: &'static str,
@@ -125,6 +125,18 @@ impl StoreError {
     #[must_use]
     pub fn chain(&self) -> String {
         crate::units::chain(self)
+    }
+}
+
+/// What is behind codes of `SQLite` that do not say it: the file beside a database through which its log is shared could not
+/// be made or grow.
+fn likely(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ffi::{SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_WRITE};
+    match error.sqlite_error().map(|error| error.extended_code) {
+        Some(SQLITE_IOERR_SHMMAP | SQLITE_IOERR_SHMOPEN | SQLITE_IOERR_SHMSIZE | SQLITE_IOERR_WRITE) => {
+            " (its disk is full or read-only)"
+        }
+        _ => "",
     }
 }
 

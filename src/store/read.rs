@@ -52,40 +52,47 @@ fn open(file: &Path) -> Result<Option<Connection>, StoreError> {
 
 /// Opens a database of ours; none too if nothing was ever written into it.
 fn open_written(file: &Path) -> Result<Option<Connection>, StoreError> {
-    let Some(db) = open(file)? else { return Ok(None) };
+    let Some(db) = connect(file)? else { return Ok(None) };
     let version: u32 =
         db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(StoreError::database("read", file))?;
     Ok((version > 0).then_some(db))
 }
 
-/// Opens a database wherever it lies. In a place where nothing can be created its log cannot be shared, and need not be:
-/// nobody writes there. A log that lies beside it belongs to it and is not passed over.
+/// Opens a database of ours wherever it lies.
 pub(super) fn open_anywhere(file: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
-    let db = connect_anywhere(file)?;
+    let missing = || StoreError::Missing { dir: file.parent().unwrap_or(file).to_owned() };
+    let db = connect(file)?.ok_or_else(missing)?;
     schema::check(&db, file, migrations)?;
     Ok(db)
 }
 
-fn connect_anywhere(file: &Path) -> Result<Connection, StoreError> {
+/// Opens a database wherever it lies, if it is there. In a place where nothing can be created, and on a disk that is full,
+/// its log cannot be shared, and need not be: nobody writes there. A log that lies beside it belongs to it and is not
+/// passed over.
+fn connect(file: &Path) -> Result<Option<Connection>, StoreError> {
     let err = || StoreError::database("read", file);
-    let missing = || StoreError::Missing { dir: file.parent().unwrap_or(file).to_owned() };
-    let db = open(file)?.ok_or_else(missing)?;
+    let Some(db) = open(file)? else { return Ok(None) };
     let readable = db.query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |_| Ok(()));
     let mut log = file.as_os_str().to_owned();
     log.push("-wal");
     let log = Path::new(&log).exists();
     match readable {
-        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == rusqlite::ErrorCode::CannotOpen && !log => {
+        Err(rusqlite::Error::SqliteFailure(e, _)) if cannot_share(e.code) && !log => {
             let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
             let mut uri = String::from("file:");
             for byte in path.as_os_str().as_encoded_bytes() {
                 uri += &format!("%{byte:02x}");
             }
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-            Connection::open_with_flags(uri + "?immutable=1", flags).map_err(err())
+            Connection::open_with_flags(uri + "?immutable=1", flags).map(Some).map_err(err())
         }
-        _ => Ok(db),
+        _ => Ok(Some(db)),
     }
+}
+
+const fn cannot_share(code: rusqlite::ErrorCode) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    matches!(code, CannotOpen | DiskFull | ReadOnly | SystemIoFailure)
 }
 
 /// The times of the oldest and the newest sample of a file of records; none without samples.

@@ -4,6 +4,7 @@
 mod daemon;
 mod families;
 mod person;
+mod proposed;
 
 use std::{
     net::TcpListener,

@@ -129,6 +129,7 @@ async fn files_are_looked_for_below_the_root_that_is_asked_for() {
         settings_error: None,
         settings_file: "/etc/patronus/patronus.yaml".into(),
         configuration: Configuration::Unnamed,
+        applied: None,
         daemon: false,
     };
     let outcomes = doctor::examine(&gather::gather(asked).await);

@@ -789,6 +789,9 @@ fn changes_of_links_addresses_routes_rules_and_our_table_are_announced() {
             ip(command);
             wait_for(&mut changes, of(what)).await;
         }
+        ip("address del 192.0.2.77/24 dev wan0");
+        let gone = KernelEvent::AddressGone { link: Some(name("wan0")) };
+        wait_for(&mut changes, |event| *event == gone).await;
         // What was announced by now is there at once, and then nothing more.
         let route = |n| format!("route add unreachable 198.18.{}.{} table 20001\n", n / 250, n % 250);
         ip_batch("-4", &(0..1000).map(route).collect::<String>());
@@ -820,7 +823,10 @@ fn foreign_tables_and_specific_routes_of_the_main_table_wake_nobody() {
         ip("rule add priority 7 table 100");
         // The kernel's own IPv6 addresses may still come up.
         let harmless = |event: &KernelEvent| {
-            matches!(event, KernelEvent::Changed("address") | KernelEvent::AddressGone | KernelEvent::Link { .. })
+            matches!(
+                event,
+                KernelEvent::Changed("address") | KernelEvent::AddressGone { .. } | KernelEvent::Link { .. }
+            )
         };
         loop {
             match tokio::time::timeout(Duration::from_secs(5), changes.next()).await.unwrap() {

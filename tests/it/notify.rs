@@ -194,8 +194,16 @@ async fn a_mail_arrives_and_a_password_never_crosses_in_the_clear() {
     let (port, said) = sink(false);
     Sender::new(&mail(port, "none", false)).send(&message()).await.unwrap();
     let said = said.join().unwrap();
-    for part in ["RCPT TO:<boss@example.net>", "Subject: [berlin] test", "To: noc@example.net", "nothing has happened"]
-    {
+    for part in [
+        "RCPT TO:<boss@example.net>",
+        "Subject: [berlin] test",
+        "To: noc@example.net",
+        "MIME-Version: 1.0",
+        "Message-ID: <",
+        "@example.net>",
+        "Auto-Submitted: auto-generated",
+        "nothing has happened",
+    ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
     let (port, said) = sink(true);

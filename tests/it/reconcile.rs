@@ -3,6 +3,7 @@
 mod bare;
 mod drift;
 mod fights;
+mod refused;
 mod revisions;
 mod source;
 mod store;

@@ -1,4 +1,4 @@
-//! Clock, disk, ports, processes, the unit.
+//! Clock, disk, ports, processes.
 
 use std::path::Path;
 
@@ -8,6 +8,8 @@ use crate::doctor::facts::{Place, Port};
 /// Free space below which records will soon be lost, and below which the journal may not be written.
 const LOW: u64 = 256 << 20;
 const VERY_LOW: u64 = 32 << 20;
+/// Free space in which not one page of a database fits safely.
+const NOTHING: u64 = 64 << 10;
 const FEW_INODES: u64 = 1_000;
 /// 2025-01-01: no machine that runs this is older.
 const EARLIEST: i64 = 1_735_689_600;
@@ -78,6 +80,14 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
             format!("`chmod go-w {shown}`"),
         );
     }
+    if place.read_only {
+        return Finding::fail(
+            format!("{shown} lies on a file system that is mounted read-only"),
+            format!(
+                "`mount -o remount,rw $(findmnt -nT {shown} -o TARGET)`; `dmesg` tells if the kernel did it after errors of the disk"
+            ),
+        );
+    }
     if !place.writable {
         let says = format!("{shown} cannot be written by user {}; its owner is user {}", facts.user, place.owner);
         return Finding::fail(says, format!("run as its owner, or `chown` it: {shown}"));
@@ -85,6 +95,12 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
     if private && place.mode & 0o004 != 0 {
         let says = format!("{shown} can be read by everybody (mode {:o})", place.mode & 0o7777);
         return Finding::warn(says, format!("`chmod o-rwx {shown}`: the journal holds the configuration"));
+    }
+    if place.bytes.0 < NOTHING || matches!(place.inodes, (0, 1..)) {
+        return Finding::fail(
+            format!("{shown} is there, and nothing can be written to it: its file system is full"),
+            "make room: `du -x / | sort -n | tail`",
+        );
     }
     Finding::ok(format!("{shown} is there and can be written"))
 }
@@ -147,74 +163,4 @@ pub(super) fn instance(facts: &Facts) -> Finding {
         ),
         (None, false) => Finding::ok("nobody works on this router now"),
     }
-}
-
-/// The unit with its drop-ins, if there is one.
-fn unit_text(facts: &Facts) -> Option<String> {
-    let places = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
-    let main = places.iter().find_map(|place| facts.text(&format!("{place}/patronus.service")))?;
-    let more = facts.texts_below("/etc/systemd/system/patronus.service.d").map(|(_, text)| text);
-    Some(std::iter::once(main).chain(more).collect::<Vec<_>>().join("\n"))
-}
-
-/// The last value of a key in a unit.
-fn value<'a>(unit: &'a str, key: &str) -> Option<&'a str> {
-    let mut values = unit.lines().filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
-    values.next_back().map(|(_, value)| value.trim())
-}
-
-const NO_UNIT: &str = "there is no unit patronus.service";
-
-pub(super) fn unit(facts: &Facts) -> Finding {
-    let Some(unit) = unit_text(facts) else { return Finding::skipped(NO_UNIT) };
-    let wanted = [
-        ("Type", "notify", "systemd then knows when the daemon is ready"),
-        ("Restart", "always", "a daemon that dies is started again"),
-        ("RuntimeDirectoryPreserve", "yes", "the lock outlives its holder"),
-    ];
-    let mut found: Vec<Finding> = wanted
-        .iter()
-        .filter(|(key, good, _)| value(&unit, key) != Some(good))
-        .map(|(key, good, why)| Finding::warn(format!("{key} is not {good}"), format!("`{key}={good}`: {why}")))
-        .collect();
-    if value(&unit, "WatchdogSec").is_none_or(|text| text == "0") {
-        found.push(Finding::warn("there is no watchdog", "`WatchdogSec=30`: a loop that hangs is restarted"));
-    }
-    Finding::worst(found, "the unit restarts and watches the daemon")
-}
-
-pub(super) fn unit_hardening(facts: &Facts) -> Finding {
-    let Some(unit) = unit_text(facts) else { return Finding::skipped(NO_UNIT) };
-    let mut found = Vec::new();
-    let no = |key: &str| value(&unit, key).is_none_or(|text| matches!(text, "no" | "false"));
-    if !no("ProtectKernelTunables") {
-        found.push(Finding::fail(
-            "ProtectKernelTunables= keeps the daemon from setting sysctls",
-            "`ProtectKernelTunables=no`",
-        ));
-    }
-    if !no("PrivateNetwork") {
-        found.push(Finding::fail("PrivateNetwork= takes the network away", "`PrivateNetwork=no`"));
-    }
-    let bounding = value(&unit, "CapabilityBoundingSet");
-    if let Some(set) = bounding.filter(|set| !set.starts_with('~')) {
-        let missing = ["CAP_NET_ADMIN", "CAP_NET_RAW"].into_iter().filter(|c| !set.split_whitespace().any(|w| w == *c));
-        found.extend(
-            missing.map(|c| Finding::fail(format!("{c} is not in CapabilityBoundingSet="), format!("add {c} to it"))),
-        );
-    } else {
-        found.push(Finding::warn(
-            "the daemon has every capability",
-            "`CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN`",
-        ));
-    }
-    for (key, good) in [("NoNewPrivileges", "yes"), ("ProtectSystem", "strict")] {
-        if value(&unit, key) != Some(good) {
-            found.push(Finding::warn(
-                format!("{key} is not {good}"),
-                format!("`{key}={good}`, as in the unit that is shipped"),
-            ));
-        }
-    }
-    Finding::worst(found, "the unit gives what is needed and no more")
 }

@@ -2,8 +2,10 @@
 
 use super::{Facts, Finding, either, known, seen};
 use crate::{
+    drift::{self, Drifted, Mode},
     foreign::{self, Kind, Override},
-    units::IfName,
+    plan::text,
+    units::{IfName, plural},
     validate::intent::{GatewaySpec, Site},
 };
 
@@ -43,6 +45,36 @@ pub(super) fn other_nat(facts: &Facts) -> Finding {
 
 pub(super) fn flowtables(facts: &Facts) -> Finding {
     overriding(facts, &[Kind::Flowtable], "there are no flowtables")
+}
+
+/// Objects that are named; `patronus drift` has all.
+const NAMED: usize = 3;
+
+/// What a daemon repairs is as it was before anybody reads this: what is left is only reported or fought over, or no
+/// daemon runs. What keeps a path from working comes first.
+pub(super) fn objects(facts: &Facts) -> Finding {
+    either(seen(facts).map(|kernel| {
+        let Some(applied) = &facts.applied else { return Finding::skipped("nothing was applied since the boot") };
+        let is_seen = |d: &Drifted| facts.settings.drift.of(&d.key) != Mode::Ignore;
+        let found = drift::drifted(applied, applied, &kernel.observed.state).into_iter().filter(is_seen);
+        let ranges = &facts.settings.ranges;
+        let barred = |d: &Drifted| drift::barred(d, applied, &kernel.observed.allocations.targets, ranges);
+        let (first, rest): (Vec<Drifted>, Vec<Drifted>) = found.partition(|d| barred(d).is_some());
+        let count = first.len() + rest.len();
+        let says = |d: &Drifted| {
+            let path = barred(d).map(|path| format!("path {path} has no way of its own: ")).unwrap_or_default();
+            format!("{path}{} {}", text::key_text(&d.key), d.how)
+        };
+        let finding = |d: &Drifted| {
+            let command = text::command(&d.key, applied.objects.get(&d.key)?, ranges.protocol)?;
+            barred(d).map(|_| Finding::fail(says(d), format!("`{command}`")))
+        };
+        let other = |d: &Drifted| Finding::warn(says(d), "`patronus drift` shows all; a new revision puts them right");
+        let named = first.iter().chain(&rest).take(NAMED).map(|d| finding(d).unwrap_or_else(|| other(d)));
+        let more = count.checked_sub(NAMED).filter(|more| *more > 0);
+        let more = more.map(|more| Finding::warn(plural(more, "more object"), "`patronus drift` shows all"));
+        Finding::worst(named.chain(more), "our objects are as they were applied")
+    }))
 }
 
 /// Numbers and names in `rt_protos` and its directory, a later file over an earlier one.

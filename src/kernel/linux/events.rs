@@ -14,6 +14,7 @@ use netlink_sys::{
 };
 use nix::{
     errno::Errno,
+    net::if_::if_indextoname,
     sys::socket::{setsockopt, sockopt},
 };
 use tokio::task::unconstrained;
@@ -184,7 +185,7 @@ fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent
         16 => link_event(payload, true),
         17 => link_event(payload, false),
         20 => Some(KernelEvent::Changed("address")),
-        21 => Some(KernelEvent::AddressGone),
+        21 => Some(address_gone(payload)),
         24 | 25 if route_matters(payload, ranges) => Some(KernelEvent::Changed("route")),
         32 | 33 => Some(KernelEvent::Changed("rule")),
         // RTM_NEWNETCONF: forwarding, rp_filter, ignore_routes_with_linkdown.
@@ -196,6 +197,13 @@ fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent
 fn link_event(payload: &[u8], exists: bool) -> Option<KernelEvent> {
     let link = Link::parse(payload)?;
     Some(KernelEvent::Link { name: link.name, up: exists && link.up, carrier: exists && link.carrier })
+}
+
+/// Whose address it was: `struct ifaddrmsg` has the index of its interface.
+fn address_gone(payload: &[u8]) -> KernelEvent {
+    const INDEX: usize = 4;
+    let name = wire::u32_at(payload, INDEX).and_then(|index| if_indextoname(index).ok());
+    KernelEvent::AddressGone { link: name.and_then(|name| name.to_str().ok()?.parse().ok()) }
 }
 
 /// Routes in our tables are ours, and default routes of the main table are facts. Other tables, and a full BGP

@@ -46,9 +46,14 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INET6_CONF: u16 = 2;
+const AF_INET6: u16 = 10;
+/// Place of `disable_ipv6` among the settings of an interface (`DEVCONF_DISABLE_IPV6`).
+const DISABLE_IPV6: usize = 26;
 /// Statistics are most of a dump's bytes.
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
@@ -60,6 +65,7 @@ pub(super) struct Link {
     pub up: bool,
     pub carrier: bool,
     pub mtu: u32,
+    no_ipv6: bool,
     alias: Option<String>,
     /// What makes it a VXLAN tunnel; empty for other kinds.
     vxlan: Vec<InfoVxlan>,
@@ -82,6 +88,7 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             mtu: wire::find(attributes, IFLA_MTU).and_then(|v| wire::u32_at(v, 0)).unwrap_or(0),
+            no_ipv6: no_ipv6(attributes),
             alias,
             vxlan: vxlan_attributes(data),
         })
@@ -120,6 +127,13 @@ impl Link {
     }
 }
 
+/// Whether a link has no IPv6: the kernel tells nothing of it there (its MTU is too small), or that it is switched off.
+fn no_ipv6(attributes: &[u8]) -> bool {
+    let ipv6 = wire::find(attributes, IFLA_AF_SPEC).and_then(|families| wire::find(families, AF_INET6));
+    let settings = ipv6.and_then(|ipv6| wire::find(ipv6, IFLA_INET6_CONF));
+    settings.is_none_or(|settings| wire::u32_at(settings, 4 * DISABLE_IPV6).is_some_and(|off| off != 0))
+}
+
 fn vxlan_attributes(data: &[u8]) -> Vec<InfoVxlan> {
     let framed = wire::attributes(data).filter_map(|(kind, value)| {
         let mut bytes = Vec::new();
@@ -129,12 +143,16 @@ fn vxlan_attributes(data: &[u8]) -> Vec<InfoVxlan> {
     framed.collect()
 }
 
-/// One address as the dump shows it.
+/// One address as the dump shows it. In their order, the one to send from comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Address {
     index: u32,
     /// The kernel's scope number: 0 global, 253 link, 254 host.
     scope: u8,
+    /// Its time is over: the provider may have given its network to somebody else.
+    deprecated: bool,
+    /// It lasts for a day or so (RFC 8981); of IPv4, another of its network comes first.
+    temporary: bool,
     net: IpNet,
     /// The kernel's own doing.
     automatic: bool,
@@ -186,15 +204,24 @@ fn usable(message: &AddressMessage) -> Option<Address> {
     let pending = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
     let net = IpNet::new(local.or(peer)?, message.header.prefix_len).ok()?;
     let automatic = automatic(protocol, net.addr());
-    let address = Address { index: message.header.index, scope: message.header.scope.into(), net, automatic };
+    let address = Address {
+        index: message.header.index,
+        scope: message.header.scope.into(),
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        // `IFA_F_TEMPORARY` is the same bit.
+        temporary: flags.contains(AddressFlags::Secondary),
+        net,
+        automatic,
+    };
     (!pending && !flags.contains(AddressFlags::Dadfailed)).then_some(address)
 }
 
 impl Links {
     /// Facts of one interface, without its gateways.
     pub(super) fn facts(&self, link: &Link) -> LinkFacts {
-        let Link { index, up, carrier, mtu, .. } = *link;
-        LinkFacts { index, up, carrier, mtu, addresses: self.addresses_of(index), gateways: BTreeMap::new() }
+        let Link { index, up, carrier, mtu, no_ipv6, .. } = *link;
+        let (addresses, gateways) = (self.addresses_of(index), BTreeMap::new());
+        LinkFacts { index, up, carrier, mtu, addresses, gateways, no_ipv6 }
     }
 
     fn addresses_of(&self, index: u32) -> Vec<IpNet> {
@@ -400,5 +427,72 @@ pub(super) fn wanted(value: Option<&crate::state::Value>) -> Result<Option<&Tunn
         None => Ok(None),
         Some(crate::state::Value::Link(tunnel)) => Ok(Some(tunnel)),
         Some(_) => Err(malformed("the value of a tunnel")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str, flags: AddressFlags) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        let net: IpNet = text.parse().unwrap();
+        (message.header.index, message.header.prefix_len) = (7, net.prefix_len());
+        message.attributes = vec![AddressAttribute::Address(net.addr()), AddressAttribute::Flags(flags)];
+        message
+    }
+
+    #[test]
+    fn the_address_to_send_from_comes_first_and_a_deprecated_one_after_those_that_are_not() {
+        let none = AddressFlags::empty();
+        let found = [
+            ("2001:db8:1::2/64", AddressFlags::Deprecated),
+            ("2001:db8:1::3/64", AddressFlags::Deprecated | AddressFlags::Secondary),
+            ("2001:db8:2::1/64", AddressFlags::Secondary),
+            ("2001:db8:2::9/64", none),
+            ("2001:db8:3::9/64", AddressFlags::Tentative),
+            ("2001:db8:3::a/64", AddressFlags::Dadfailed),
+            ("198.51.100.1/24", AddressFlags::Secondary),
+            ("198.51.100.9/24", none),
+        ];
+        let mut addresses: Vec<Address> =
+            found.iter().filter_map(|(text, flags)| usable(&address(text, *flags))).collect();
+        let mut link = address("fe80::1/64", none);
+        link.header.scope = AddressScope::Link;
+        addresses.extend(usable(&link));
+        addresses.sort();
+        let links = Links { addresses, ..Links::default() };
+        let texts: Vec<String> = links.addresses_of(7).iter().map(ToString::to_string).collect();
+        let wanted = [
+            "198.51.100.9/24",
+            "2001:db8:2::9/64",
+            "198.51.100.1/24",
+            "2001:db8:2::1/64",
+            "2001:db8:1::2/64",
+            "2001:db8:1::3/64",
+            "fe80::1/64",
+        ];
+        assert_eq!(texts, wanted);
+    }
+
+    #[test]
+    fn a_link_has_no_ipv6_where_the_kernel_tells_nothing_of_it_or_that_it_is_switched_off() {
+        let link = |settings: Option<[u32; 40]>| {
+            let mut ipv6 = Vec::new();
+            if let Some(settings) = settings {
+                wire::put(&mut ipv6, IFLA_INET6_CONF, &settings.map(u32::to_ne_bytes).concat());
+            }
+            let mut families = Vec::new();
+            wire::put(&mut families, 2, &[]);
+            if settings.is_some() {
+                wire::put(&mut families, AF_INET6, &ipv6);
+            }
+            let mut attributes = Vec::new();
+            wire::put(&mut attributes, IFLA_AF_SPEC, &families);
+            attributes
+        };
+        let mut off = [0; 40];
+        off[DISABLE_IPV6] = 1;
+        assert!(no_ipv6(&link(None)) && no_ipv6(&link(Some(off))) && !no_ipv6(&link(Some([0; 40]))));
     }
 }

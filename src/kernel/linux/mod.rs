@@ -63,12 +63,6 @@ pub struct Linux {
     canonical: Mutex<Option<(String, String)>>,
 }
 
-/// Everything that rtnetlink tells in one look.
-#[derive(PartialEq)]
-struct Routing {
-    observed: Observed,
-}
-
 impl Linux {
     /// Connects to the kernel of the calling thread's network namespace. Needs no privilege; says what is
     /// missing: `nft`, or a kernel of 4.20 or later.
@@ -105,10 +99,11 @@ impl Linux {
             }
             last = next;
         }
-        Ok(last.observed)
+        Ok(last)
     }
 
-    fn look_at_routing(&self, scope: &Scope) -> Result<Routing, KernelError> {
+    /// Everything that rtnetlink tells in one look.
+    fn look_at_routing(&self, scope: &Scope) -> Result<Observed, KernelError> {
         let mut observed = Observed::default();
         let links = link::list(&self.route)?;
         let routes = route::ours(&self.route, &scope.ranges, &links.names)?;
@@ -119,7 +114,7 @@ impl Linux {
         objects.extend(rules.ours.into_iter().map(|key| (Key::Rule(key), Value::Rule)));
         observed.intruders = rules.intruders;
         self.add_facts(scope, &links, &mut observed)?;
-        Ok(Routing { observed })
+        Ok(observed)
     }
 
     fn add_facts(&self, scope: &Scope, links: &Links, observed: &mut Observed) -> Result<(), KernelError> {
@@ -229,11 +224,6 @@ impl Linux {
         }
         let tuple = conntrack::Tuple { protocol, source, destination: flow.destination, ports: [from, to] };
         conntrack::find(&self.netfilter, &tuple)
-    }
-
-    /// A number that changes with every change of any nft ruleset in the namespace; about 20 microseconds.
-    pub fn nft_generation(&self) -> Result<u32, KernelError> {
-        tables::generation(&self.netfilter)
     }
 
     /// Active flows by policy number, as the connection marks say. The kernel cannot count by a part of the

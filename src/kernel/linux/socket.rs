@@ -77,10 +77,11 @@ impl Refusal {
         self.errno == errno as i32
     }
 
-    /// The error for the user, who reads first what was being done.
+    /// The error for the user, who reads first what was being done. What the kernel itself says goes before our guess.
     pub(super) fn doing(self, doing: impl Into<String>) -> KernelError {
         let doing = doing.into();
-        if self.is(Errno::EPERM) || self.is(Errno::EACCES) {
+        let unsaid = self.text == Errno::from_raw(self.errno).desc();
+        if unsaid && (self.is(Errno::EPERM) || self.is(Errno::EACCES)) {
             return super::privilege(&doing);
         }
         KernelError::Netlink { doing, errno: self.errno, text: self.text }
@@ -301,5 +302,22 @@ fn turn(message: &Message<'_>) -> Turn {
             Turn::End(Refusal::acknowledged(code(), attributes).map_or(Ok(()), Err))
         }
         _ => Turn::Go,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_own_words_go_before_the_guess_that_a_capability_is_missing() {
+        let mut words = Vec::new();
+        wire::put_text(&mut words, wire::NLMSGERR_ATTR_MSG, "IPv6 is disabled on nexthop device");
+        let said = Refusal::acknowledged(-(Errno::EACCES as i32), &words).unwrap().doing("set a route");
+        assert_eq!(said.to_string(), "set a route: Permission denied (IPv6 is disabled on nexthop device)");
+        for errno in [Errno::EACCES, Errno::EPERM] {
+            let unsaid = Refusal::acknowledged(-(errno as i32), &[]).unwrap().doing("set a route");
+            assert!(unsaid.to_string().contains("CAP_NET_ADMIN"), "{unsaid}");
+        }
     }
 }

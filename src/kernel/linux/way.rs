@@ -22,6 +22,11 @@ use crate::{
 const GET: u16 = 26;
 const RTA_DST: u16 = 1;
 
+/// What the lookup answers where there is no way, whatever else is asked: nothing leads there, or a route or a rule of
+/// the type `unreachable`, `blackhole`, `prohibit` or `throw` does (`fib_props` of the kernel's IPv4; IPv6 answers with
+/// that route).
+const NO_WAY: [Errno; 5] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EINVAL, Errno::EACCES, Errno::EAGAIN];
+
 /// The way to a network; none if there is none. Addresses that are the machine's own say nothing and are passed over.
 pub(super) fn to(channel: &Channel, net: &IpNet, names: &Names) -> Result<Option<Way>, Refusal> {
     let mut hosts = net.hosts();
@@ -29,9 +34,7 @@ pub(super) fn to(channel: &Channel, net: &IpNet, names: &Names) -> Result<Option
     for address in candidates.into_iter().flatten() {
         let reply = match channel.get(GET, question(address)) {
             Ok(reply) => reply,
-            Err(refusal) if [Errno::ENETUNREACH, Errno::EHOSTUNREACH].iter().any(|e| refusal.is(*e)) => {
-                return Ok(None);
-            }
+            Err(refusal) if NO_WAY.iter().any(|errno| refusal.is(*errno)) => return Ok(None),
             Err(refusal) => return Err(refusal),
         };
         let message = RouteMessage::parse(&reply).map_err(|e| Refusal::text(e.to_string()))?;

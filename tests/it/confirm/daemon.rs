@@ -5,12 +5,12 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Durat
 use patronus::{
     engine::status::Status,
     health::PathState,
-    lab::Fault,
+    lab::{Fault, Node},
     store::{Standing, read},
 };
 
 use super::{CHANGES, Change, REMOTE, SITE, World, harmless, ours};
-use crate::support::daemon::{Daemon, active};
+use crate::support::daemon::{Daemon, active, name, sh};
 
 pub(super) fn well(status: &Status) -> bool {
     status.paths.len() == 2
@@ -196,6 +196,31 @@ fn the_rails_and_the_windows_of_the_settings_hold_new_revisions_back_and_never_r
     daemon.sh("nft delete table inet patronus");
     daemon.wait("the repair", |s| s.totals.drift.contains_key("nft"));
     assert_eq!(ours(&daemon), shown, "repair is not frozen, and the revision waits still");
+}
+
+/// Private networks that nothing is to leave by have routes that lead nowhere, for all of which the lookup has an error
+/// of its own.
+#[test]
+fn a_protected_network_with_a_route_that_leads_nowhere_leaves_the_rails_of_the_others_standing() {
+    let narrow = SITE
+        .replace("dscp: [ef]", "dscp: [ef], destination: [192.0.2.0/24]")
+        .replace("{priority: 1000,", "{priority: 1000, match: {source: [192.168.10.0/24]},");
+    let world = World::of(&narrow);
+    let mut settings = world.settings("2s");
+    settings["protected"] =
+        serde_json::json!({"prefixes": ["172.16.0.0/12", "10.77.0.0/16", "10.78.0.0/16", "198.19.0.0/24"]});
+    let routes = "ip route add blackhole 172.16.0.0/12; ip route add prohibit 10.77.0.0/16; \
+                  ip route add throw 10.78.0.0/16; ip route replace default via 198.51.100.1 dev wan0";
+    sh(&world.lab, &Node::Router(name("berlin")), routes);
+    let daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", settings);
+    let good = wait_confirmed(&daemon).source.applied;
+    world.repository.write("site.yaml", SITE);
+    let known = |s: &Status| s.source.quarantine.iter().any(|q| q.reason.contains("PAT0901"));
+    let tried = |s: &Status| s.source.applied != good || s.unconfirmed.is_some() || known(s);
+    let status = daemon.wait("the word of the rails", tried);
+    assert!(known(&status) && status.source.applied == good && status.unconfirmed.is_none(), "{:?}", status.source);
+    let reason = &status.source.quarantine[0].reason;
+    assert!(reason.contains("198.19.0.0/24") && !reason.contains("172.16"), "{reason}");
 }
 
 /// The configuration before stands in the journal and is not valid any more, as after an upgrade of the program.

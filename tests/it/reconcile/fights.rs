@@ -139,8 +139,8 @@ fn kinds_that_are_reported_or_ignored_are_left_alone_until_a_new_revision_comes(
 fn an_interface_that_flaps_has_its_routes_back_each_time() {
     let repository = repository();
     let lab = repository.lab();
-    // Also where drift of routes is only reported: this is none.
-    for mode in ["repair", "report"] {
+    // Also where drift of routes is only reported or ignored: this is none.
+    for mode in ["repair", "report", "ignore"] {
         let modes = serde_json::json!({"drift": {"route": mode}});
         let mut daemon = Daemon::start_with(&lab, &repository, "berlin", modes);
         daemon.wait("both paths", all_up);
@@ -153,8 +153,49 @@ fn an_interface_that_flaps_has_its_routes_back_each_time() {
         }
         let status = daemon.wait("both paths again", all_up);
         assert_eq!((drifted(&status, "route"), status.fights.len()), (0, 0), "{:?}", status.drift);
+        if mode == "report" {
+            flap_unheard(&mut daemon);
+            deleted_and_only_reported(&daemon);
+        }
         daemon.terminate();
     }
+}
+
+/// While the daemon is dead nobody hears of it, and all that it leaves is routes that are missing.
+fn flap_unheard(daemon: &mut Daemon) {
+    daemon.terminate();
+    daemon.sh("ip link set wan0 down; ip link set wan0 up");
+    daemon.settle();
+    let status = daemon.wait("both paths after a flap unheard", |s| all_up(s) && s.drifted.is_empty());
+    assert_eq!(drifted(&status, "route"), 0, "{:?}", daemon.events(Some("drift")));
+    assert!(daemon.sh("ip route show table 20001").contains("dev wan0"));
+}
+
+/// What a person does to a path's only route stays as he did it, whatever happens elsewhere, and every verb says so.
+fn deleted_and_only_reported(daemon: &Daemon) {
+    daemon.sh("ip route del default table 20001 metric 10");
+    let status = daemon.wait("the route to be reported", |s| s.drifted.len() == 1);
+    assert_eq!(status.drifted[0].treatment, Treatment::Reported, "{status:?}");
+    daemon.sh("ip link add other0 type veth peer name other1
+        ip addr add 203.0.113.77/32 dev other0; ip addr del 203.0.113.77/32 dev other0");
+    let said = daemon.says(&["reconcile"]);
+    assert!(said.contains("nothing was changed") && said.contains("left as found: 1 of our objects is"), "{said}");
+    let routes = daemon.sh("ip route show table 20001");
+    assert!(!routes.contains("metric 10"), "an address of another interface brought it back: {routes}");
+    let status = daemon.wait("the path to say why", |s| {
+        s.paths["fiber"].health.reason.ends_with("its IPv4 route in table 20001 is missing")
+    });
+    let named =
+        |text: &str| text.contains("path fiber has no way of its own: route  IPv4 default table 20001 metric 10");
+    for words in [&["doctor"][..], &["explain", "udp 192.168.10.5:4711 to 192.0.2.9:5060 dscp ef in lan0"]] {
+        let (code, text) = daemon.tells(words);
+        assert!(code == Some(1) && named(&text), "{words:?}: {text}");
+    }
+    let alarm = status.alarms.iter().find(|alarm| named(alarm)).unwrap_or_else(|| panic!("{:?}", status.alarms));
+    eprintln!("{said}{alarm}\n{}", daemon.says(&["status"]));
+    let command = alarm.split('`').find(|part| part.starts_with("ip -4 route")).unwrap();
+    daemon.sh(command);
+    daemon.wait("all as before", |s| all_up(s) && s.drifted.is_empty() && !s.alarms.iter().any(|alarm| named(alarm)));
 }
 
 #[test]
