@@ -204,8 +204,10 @@ impl Engine {
             PlanError::Compile(_) => true,
             PlanError::Kernel(error) => matches!(error, KernelError::Nft { .. }) && !error.may_pass(),
         };
-        if own && self.gate.is_proposed() {
+        if own {
             self.turn_down(AttemptOutcome::Failed, &chain(error), Fault::Own);
+        } else {
+            self.put_aside(&chain(error));
         }
     }
 
