@@ -21,7 +21,6 @@ use super::{
     reach,
     ready::MEASURING,
     router::Planned,
-    source::chain,
     status::ReconcileOutcome,
 };
 use crate::{
@@ -40,7 +39,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
-    units::{Name, PathPart},
+    units::{Name, PathPart, chain},
 };
 
 /// The evidence is looked at so often.

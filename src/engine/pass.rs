@@ -10,7 +10,6 @@ use super::{
     gate,
     orders::named,
     router::{PlanError, Planned},
-    source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
 };
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
-    units::{Name, plural},
+    units::{Name, chain, plural},
     validate::intent::{Path, Site},
 };
 
