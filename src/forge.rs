@@ -33,6 +33,7 @@ use crate::{
     http::{Client, HttpError},
     revision::Rhythm,
     source::git::{Secret, read_secret},
+    units::chain,
 };
 
 /// How long the forge is left alone after failures.
@@ -175,15 +176,4 @@ impl Work {
             }
         }
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }

@@ -260,8 +260,9 @@ impl Revisions {
             return (false, vec![Note::warning(format!("{text}; {}", self.kept()))]);
         }
         let revision = seen.revision.clone();
-        let repeated = self.memory.attempted.as_ref().is_some_and(|a| a.revision == revision);
-        self.memory.deaths = if repeated { self.memory.deaths } else { 0 };
+        let repeated = self.memory.attempted.as_ref().filter(|a| a.revision == revision);
+        let told = repeated.is_some_and(|a| a.outcome == AttemptOutcome::Pending);
+        self.memory.deaths = if repeated.is_some() { self.memory.deaths } else { 0 };
         self.attempted(Attempt {
             revision: revision.clone(),
             content: content.to_owned(),
@@ -270,7 +271,8 @@ impl Revisions {
             at: now,
         });
         self.memory.trying = Some(seen);
-        (true, vec![Note::good(format!("revision {revision} is valid"))])
+        let note = Note::good(format!("revision {revision} is valid"));
+        (true, if told { Vec::new() } else { vec![note] })
     }
 
     fn attempted(&mut self, attempt: Attempt) {

@@ -47,9 +47,11 @@ macro_rules! text_unit {
     };
 }
 
+mod causes;
 mod names;
 mod part;
 
+pub use causes::chain;
 pub use names::{IfName, Name};
 pub use part::{PathPart, told};
 

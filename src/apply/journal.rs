@@ -1,6 +1,6 @@
 //! What a run leaves behind so that the next start can finish or undo it.
 //!
-//! Invariant: the whole list of steps is durable before the first of them runs, so that recovery never needs
+//! Invariant: the whole list of steps is written down before the first of them runs, so that recovery never needs
 //! the configuration, the desired state or the plan that has been computed since.
 
 use std::{
@@ -111,13 +111,19 @@ pub struct JournalError {
 
 /// Where runs are written down.
 pub trait Journal {
-    /// Opens a run. When it returns Ok, the record survives a power cut. Runs still open are closed as
-    /// [`Ending::Superseded`] in the same transaction: whoever begins has recovered before.
+    /// Opens a run. When it returns Ok, the record survives the death of the process, not of the machine: a power cut
+    /// takes the kernel's state with it. Runs still open are closed as [`Ending::Superseded`] in the same transaction:
+    /// whoever begins has recovered before.
     fn begin(&mut self, record: &RunRecord) -> impl Future<Output = Result<RunId, JournalError>>;
 
-    /// Notes how far a step has come. It must survive the death of the process, not of the machine: a power
-    /// cut takes the kernel's state with it.
-    fn step(&mut self, run: RunId, index: usize, state: StepState) -> impl Future<Output = Result<(), JournalError>>;
+    /// Notes how far a step has come, and why it failed; empty if it has not. It survives what the run survives.
+    fn step(
+        &mut self,
+        run: RunId,
+        index: usize,
+        state: StepState,
+        why: &str,
+    ) -> impl Future<Output = Result<(), JournalError>>;
 
     /// Closes a run; `message` is one line for a person and may be empty.
     fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> impl Future<Output = Result<(), JournalError>>;
@@ -176,7 +182,7 @@ impl Journal for Memory {
         Ok(run)
     }
 
-    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
+    async fn step(&mut self, run: RunId, index: usize, state: StepState, _: &str) -> Result<(), JournalError> {
         self.with(run, |entry| entry.states.get_mut(index).map(|slot| *slot = Some(state)))
     }
 

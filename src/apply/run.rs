@@ -1,6 +1,6 @@
 //! One run: forward over its steps, backward over those that ran.
 
-use std::{ops::Range, time::Duration};
+use std::{error::Error, ops::Range, time::Duration};
 
 use uuid::Uuid;
 
@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     kernel::{Kernel, KernelError, Scope},
-    plan::Step,
+    plan::{self, Step},
     state::{Key, Observed, Stamp},
+    units::chain,
 };
 
 /// How often the kernel is read back before a run gives up.
@@ -41,9 +42,9 @@ impl<'a, J: Journal> Log<'a, J> {
         Self { journal, run: Some(run), alarm: None }
     }
 
-    async fn step(&mut self, index: usize, state: StepState) {
+    async fn step(&mut self, index: usize, state: StepState, why: &str) {
         if let Some(run) = self.run {
-            let written = self.journal.step(run, index, state).await;
+            let written = self.journal.step(run, index, state, why).await;
             self.keep(written);
         }
     }
@@ -116,8 +117,16 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     }
 
     async fn mark(&mut self, index: usize, state: StepState) {
+        self.note(index, state, "").await;
+    }
+
+    async fn mark_failed(&mut self, index: usize, why: &dyn Error) {
+        self.note(index, StepState::Failed, &chain(why)).await;
+    }
+
+    async fn note(&mut self, index: usize, state: StepState, why: &str) {
         self.states[index] = Some(state);
-        self.log.step(index, state).await;
+        self.log.step(index, state, why).await;
     }
 
     async fn execute(&mut self, step: &Step, stamp: &Stamp) -> Result<(), KernelError> {
@@ -138,7 +147,9 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
             if self.states[index] != Some(StepState::Done) {
                 self.mark_all(group.clone(), StepState::Started).await;
                 if let Err(error) = self.execute_all(steps).await {
-                    self.mark_all(group, StepState::Failed).await;
+                    for index in group {
+                        self.mark_failed(index, &error).await;
+                    }
                     return Err(Cause::Step { number: index + 1, total, step: in_words(&steps[0]), error });
                 }
                 self.mark_all(group.clone(), StepState::Done).await;
@@ -195,7 +206,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
                 Err(error) => Cause::Look { error },
             };
         }
-        self.mark(self.states.len() - 1, StepState::Failed).await;
+        self.mark_failed(self.states.len() - 1, &cause).await;
         Err(cause)
     }
 
@@ -212,7 +223,7 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
                 continue;
             }
             if let Err(error) = self.kernel.execute(step, &self.scope.ranges, &record.stamp).await {
-                self.mark(index, StepState::Failed).await;
+                self.mark_failed(index, &error).await;
                 let (number, total) = (index + 1, record.steps.len());
                 return Err(Cause::Step { number, total, step: in_words(step), error });
             }
@@ -262,11 +273,9 @@ impl<'a, K: Kernel, J: Journal> Run<'a, K, J> {
     async fn undo_once(&mut self) -> Result<(), KernelError> {
         let record = self.record;
         let old = previous(record);
-        for (index, step) in record.steps.iter().enumerate().rev() {
-            if matches!(self.states[index], None | Some(StepState::Undone)) {
-                continue;
-            }
-            if let Some(inverse) = step.inverse() {
+        let has_run = |index: usize| !matches!(self.states[index], None | Some(StepState::Undone));
+        for (index, inverse) in plan::undo(&record.steps, has_run) {
+            if let Some(inverse) = inverse {
                 self.execute(&inverse, &old).await?;
             }
             self.mark(index, StepState::Undone).await;
@@ -307,15 +316,4 @@ async fn pause(round: u32) {
 /// The stamp that an undo puts back: a table without one gets the nil plan.
 pub(super) fn previous(record: &RunRecord) -> Stamp {
     record.previous.clone().unwrap_or(Stamp { generation: 0, plan: Uuid::nil() })
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -78,7 +78,7 @@ fn usual() -> Settings {
 /// settings' source.
 pub fn settings(args: &RouterArgs, dir: Option<PathBuf>) -> Result<Settings, Failure> {
     let mut settings = Settings::load(args.config.as_deref(), |name| std::env::var(name).ok())
-        .map_err(|error| Failure::new(Exit::Settings, crate::engine::chain(&error)))?;
+        .map_err(|error| Failure::new(Exit::Settings, crate::units::chain(&error)))?;
     settings.source = dir.map(Source::Dir).or(settings.source);
     settings.site = args.site.clone().or(settings.site);
     if let Some(dir) = &args.state_dir {

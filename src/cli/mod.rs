@@ -9,6 +9,8 @@ use std::{
 use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
+use crate::units;
+
 pub mod apply;
 pub mod confirm;
 mod context;
@@ -76,14 +78,7 @@ impl Failure {
 
     /// An ordinary error, with its chain of causes on one line.
     pub fn error(doing: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
-        let mut message = format!("{doing}: {cause}");
-        let mut next = cause.source();
-        while let Some(source) = next {
-            message.push_str(": ");
-            message.push_str(&source.to_string());
-            next = source.source();
-        }
-        Self::new(Exit::Error, message)
+        Self::new(Exit::Error, format!("{doing}: {}", units::chain(cause)))
     }
 }
 

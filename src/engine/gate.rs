@@ -21,7 +21,6 @@ use super::{
     reach,
     ready::MEASURING,
     router::Planned,
-    source::chain,
     status::ReconcileOutcome,
 };
 use crate::{
@@ -40,7 +39,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::Way,
     store::Standing,
-    units::{Name, PathPart},
+    units::{Name, PathPart, chain},
 };
 
 /// The evidence is looked at so often.
@@ -397,10 +396,10 @@ impl Engine {
     pub(super) fn trial_waits(&mut self, mut change: Unconfirmed, timeout: Duration) {
         let now = clock::now();
         self.audit(&change.who, "apply", &format!("generation {}, revision {}", change.generation, change.revision));
+        self.gate.again = None;
         if timeout.is_zero() {
             return self.stands(&change, Standing::Applied, "no confirmation was asked for");
         }
-        self.gate.again = None;
         let Some(active) = &self.active else { return };
         change.deadline = Deadline::after(patience(timeout, &active.site), apply::place(), now, clock::wall());
         change.phase = Phase::Waiting;

@@ -27,6 +27,8 @@ use crate::{
 const TRIES: u32 = 3;
 /// The first wait; each further one is four times as long.
 const FIRST: Duration = Duration::from_secs(1);
+/// The longest wait of a proposal that cannot be planned.
+const PLANLESS: Duration = Duration::from_secs(60);
 /// Services are asked so often while it is open whether a change had cut them off.
 const DOUBTED: Duration = Duration::from_secs(2);
 /// And so often while a change waits for them: many routers may wait for the same one.
@@ -47,7 +49,9 @@ pub(super) struct Services {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Again {
     content: String,
+    /// How often the kernel was asked to take it; 0 while there is no plan even.
     tries: u32,
+    wait: Duration,
     /// Not before then.
     pub at: Instant,
     reason: String,
@@ -57,8 +61,21 @@ impl Again {
     /// The next try of a content; none when it was tried often enough.
     fn next(old: Option<Self>, content: &str, reason: &str, now: Instant) -> Option<Self> {
         let tries = old.filter(|old| old.content == content).map_or(0, |old| old.tries) + 1;
-        let at = now + FIRST * 4_u32.pow(tries.min(TRIES) - 1);
-        (tries <= TRIES).then(|| Self { content: content.to_owned(), tries, at, reason: reason.to_owned() })
+        let wait = FIRST * 4_u32.pow(tries.min(TRIES) - 1);
+        let at = now + wait;
+        (tries <= TRIES).then(|| Self { content: content.to_owned(), tries, wait, at, reason: reason.to_owned() })
+    }
+
+    /// The same of one that cannot be planned: that says nothing against it, however long it lasts.
+    fn planless(old: Option<Self>, content: &str, reason: &str, now: Instant) -> Self {
+        let old = old.filter(|old| old.content == content && old.tries == 0);
+        let wait = old.map_or(FIRST, |old| (old.wait * 4).min(PLANLESS));
+        Self { content: content.to_owned(), tries: 0, wait, at: now + wait, reason: reason.to_owned() }
+    }
+
+    /// Whether it could not be planned, for the same reason.
+    pub(super) fn is_planless(&self, reason: Option<&str>) -> bool {
+        self.tries == 0 && reason == Some(&self.reason)
     }
 
     /// Whether this content has to wait still.
@@ -69,7 +86,10 @@ impl Again {
 
 impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; that may be over soon, so it is tried again ({} of {TRIES})", self.reason, self.tries)
+        match self.tries {
+            0 => write!(f, "{}; there is no plan without that, so it is tried again", self.reason),
+            tries => write!(f, "{}; that may be over soon, so it is tried again ({tries} of {TRIES})", self.reason),
+        }
     }
 }
 
@@ -118,6 +138,19 @@ impl Engine {
         } else {
             self.put_back(why.to_owned());
         }
+    }
+
+    /// The kernel cannot be asked just now whether it would take the proposal, which says nothing about it: it waits, and
+    /// what is in force is repaired meanwhile. The first configuration of a router has nothing else to go on with.
+    pub(super) fn put_aside(&mut self, reason: &str) {
+        let Stage::Proposed(proposed) = &self.gate.stage else { return };
+        if proposed.who.is_person() || self.active.is_none() {
+            return;
+        }
+        let again = Again::planless(self.gate.again.take(), &proposed.active.content, reason, clock::now());
+        let why = again.to_string();
+        self.gate.again = Some(again);
+        self.put_back(why);
     }
 
     /// A change was undone because this was silent: whether it is so without it has to be seen.
@@ -219,6 +252,13 @@ mod tests {
             assert!(waits.len() < 9);
         }
         assert_eq!(waits, [1, 4, 16]);
+        let mut planless = Again::planless(Some(Again::planless(None, "a", "full", at(0))), "a", "full", at(0));
+        assert_eq!((planless.wait.as_secs(), planless.is_planless(Some("full"))), (4, true));
+        for _ in 0..9 {
+            planless = Again::planless(Some(planless), "a", "full", at(0));
+        }
+        assert_eq!(planless.wait, PLANLESS, "and never turned down for that");
+        assert_eq!(Again::next(Some(planless), "a", "busy", at(0)).map(|again| again.tries), Some(1));
         let other =
             Again::next(None, "a", "x", at(0)).and_then(|old| Again::next(Some(old), "b", "busy", at(0))).unwrap();
         assert_eq!(other.to_string(), "busy; that may be over soon, so it is tried again (1 of 3)");

@@ -61,7 +61,7 @@ use crate::{
 pub use self::orders::kept as kept_orders;
 pub use self::source::{Active, ConfigError, Origin, Whence, activate};
 pub use self::status::ReconcileOutcome;
-pub(crate) use self::{drift::object as drifted_object, pass::told, revise::dice, source::chain};
+pub(crate) use self::{drift::object as drifted_object, pass::told, revise::dice};
 use self::{
     router::Router,
     status::{ReconcileStatus, Status, Tally, Totals},

@@ -10,7 +10,6 @@ use super::{
     gate,
     orders::named,
     router::{PlanError, Planned},
-    source::chain,
     status::{ReconcileOutcome, ReconcileStatus},
 };
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
     revision::{AttemptOutcome, Fault},
     state::{Key, RouteValue, SysctlKey, Target, Value},
     store::Run,
-    units::{Name, plural},
+    units::{Name, chain, plural},
     validate::intent::{Path, Site},
 };
 
@@ -180,7 +179,10 @@ impl Engine {
         *self.totals.reconciles.entry(outcome).or_default() += 1;
         self.totals.reconcile_seconds += took.as_secs_f64();
         let failed = !matches!(outcome, ReconcileOutcome::Unchanged | ReconcileOutcome::Applied);
-        let repeated = self.last.as_ref().is_some_and(|l| l.outcome == outcome && l.message == message);
+        let again = self.gate.again.as_ref().is_some_and(|again| again.is_planless(message.as_deref()));
+        // What is in force is looked at between two tries of a proposal.
+        let known = if again { &self.change } else { &self.last };
+        let repeated = known.as_ref().is_some_and(|k| k.outcome == outcome && k.message == message);
         if outcome != ReconcileOutcome::Unchanged && !(failed && repeated) {
             let text = summary(outcome, steps, took, message.as_deref(), self.router.generation());
             let detail = json!({ "steps": steps, "micros": took.as_micros() });

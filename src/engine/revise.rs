@@ -11,7 +11,7 @@ use super::{
     gate::Proposal,
     reader::{Ask, Reading},
     router::PlanError,
-    source::{Active, ConfigError, chain},
+    source::{Active, ConfigError},
     status::SourceStatus,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     revision::{AttemptOutcome, Fault, Note, Revisions, Seen, Suspension, Triage},
     source::Watcher,
     store::{LastGood, Ledger},
+    units::chain,
 };
 
 /// A tree that somebody writes to is looked at again after this time.
@@ -203,8 +204,10 @@ impl Engine {
             PlanError::Compile(_) => true,
             PlanError::Kernel(error) => matches!(error, KernelError::Nft { .. }) && !error.may_pass(),
         };
-        if own && self.gate.is_proposed() {
+        if own {
             self.turn_down(AttemptOutcome::Failed, &chain(error), Fault::Own);
+        } else {
+            self.put_aside(&chain(error));
         }
     }
 

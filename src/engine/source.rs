@@ -176,15 +176,3 @@ fn content(site: &Site) -> String {
     let beginning = Sha256::digest(text).iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
     format!("{beginning:016x}")
 }
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

@@ -12,7 +12,7 @@ use lettre::{
 use uuid::Uuid;
 
 use super::{Failed, Mail, Message, Tls, send::secret};
-use crate::http;
+use crate::{http, units::chain};
 
 /// Sends one mail over a connection of its own.
 pub(super) async fn send(mail: &Mail, message: &Message) -> Result<(), Failed> {
@@ -70,17 +70,4 @@ fn letter(mail: &Mail, message: &Message) -> Result<Letter, lettre::error::Error
         .header(ContentType::TEXT_PLAIN)
         .raw_header(HeaderValue::new(SENT_BY, "auto-generated".to_owned()));
     mail.to.iter().fold(letter, |letter, to| letter.to(to.clone())).body(message.text.clone())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

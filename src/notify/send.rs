@@ -16,6 +16,7 @@ use super::{Address, Channel, Exec, Message, Way, Webhook, mail, render};
 use crate::{
     http::{self, Client, Url},
     source::git::{Secret, read_secret},
+    units::chain,
 };
 
 /// What a program gets of the environment, beside `LANG`.
@@ -119,10 +120,6 @@ async fn post(client: &Client, hook: &Webhook, url: Url, token: Option<&str>, me
         status if status.is_client_error() || status.is_redirection() => Err(Failed::for_good(why())),
         _ => Err(Failed::again(why())),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// Runs a program with the message on its standard input, in a process group of its own that ends with the timeout.

@@ -187,10 +187,11 @@ const fn leaves_by(value: &Value) -> Option<&IfName> {
     }
 }
 
-/// The undo of executed steps: each inverted, last first.
+/// The undo of a run: each step that has run, last first, by its place, with the step that takes it back if there is one.
 #[must_use]
-pub fn invert(executed: &[Step]) -> Vec<Step> {
-    executed.iter().rev().filter_map(Step::inverse).collect()
+pub fn undo(steps: &[Step], has_run: impl Fn(usize) -> bool) -> Vec<(usize, Option<Step>)> {
+    let run = steps.iter().enumerate().rev().filter(|(index, _)| has_run(*index));
+    run.map(|(index, step)| (index, step.inverse())).collect()
 }
 
 /// Steps that forget the flows of targets whose number is given up, so that whoever gets the number next

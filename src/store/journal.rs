@@ -13,11 +13,11 @@ use std::{
 };
 
 use rusqlite::{Connection, OptionalExtension as _, params};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use uuid::Uuid;
+use serde::de::DeserializeOwned;
 
 use super::{PATIENCE, StoreError, head::Head, int, journal_file, move_aside, open, read, schema, uint, word};
 use crate::{
+    apply::{RunId, RunRecord, StepState, Unfinished},
     clock::{self, Wall},
     engine::status::ReconcileOutcome,
     failover::Selection,
@@ -25,106 +25,20 @@ use crate::{
     state::{Stamp, State},
 };
 
-/// Finished runs whose steps and plan are kept; older ones keep only their line in the history.
+/// Finished runs whose steps are kept; older ones keep only their line in the history.
 const KEEP_STEPS: i64 = 100;
 /// Finished runs that are kept at all.
 const KEEP_RUNS: i64 = 10_000;
 
-/// Number of a run in the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunId(pub i64);
-
-/// A plan about to be carried out.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PlanRecord {
-    /// Its id.
-    pub plan: Uuid,
-    /// The generation that it leads to.
-    pub generation: u64,
-    /// What the nft table carried when the plan was made; an undo puts it back.
-    pub previous: Option<Stamp>,
-    /// Where its steps run (boot and network namespace), in the words of whoever applies.
-    pub place: String,
-    /// The revision of its configuration.
-    pub revision: Option<String>,
-    /// When it begins.
-    pub started: Wall,
-    /// The plan as shown, for the history; `Null` if it is of no interest.
-    pub document: serde_json::Value,
-    /// Its steps in order.
-    pub steps: Arc<[Step]>,
-}
-
-/// How far a step has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StepState {
-    /// Not begun.
-    Planned,
-    /// Begun: it may or may not have reached the kernel.
-    Started,
-    /// Done.
-    Done,
-    /// Done, then undone.
-    Undone,
-    /// Refused; the text says why.
-    Failed(String),
-}
-
-impl StepState {
-    fn columns(&self) -> (&'static str, Option<&str>) {
-        match self {
-            Self::Planned => ("planned", None),
-            Self::Started => ("started", None),
-            Self::Done => ("done", None),
-            Self::Undone => ("undone", None),
-            Self::Failed(error) => ("failed", Some(error)),
-        }
+const fn of_word(state: &str) -> Option<StepState> {
+    match state.as_bytes() {
+        b"planned" => None,
+        b"done" => Some(StepState::Done),
+        b"undone" => Some(StepState::Undone),
+        b"failed" => Some(StepState::Failed),
+        // An unknown word is treated as the state that recovery takes most care with.
+        _ => Some(StepState::Started),
     }
-
-    fn from_columns(state: &str, error: Option<String>) -> Self {
-        match state {
-            "planned" => Self::Planned,
-            "done" => Self::Done,
-            "undone" => Self::Undone,
-            "failed" => Self::Failed(error.unwrap_or_default()),
-            // An unknown word is treated as the state that recovery takes most care with.
-            _ => Self::Started,
-        }
-    }
-}
-
-/// A step with how far it has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournaledStep {
-    /// Its place in the plan, from 0.
-    pub index: usize,
-    /// The step.
-    pub step: Step,
-    /// How far it has come.
-    pub state: StepState,
-}
-
-/// A run that was begun and not finished: the process died in the middle of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfinished {
-    /// The run.
-    pub run: RunId,
-    /// Its plan.
-    pub plan: Uuid,
-    /// The generation that it was to lead to.
-    pub generation: u64,
-    /// What the nft table carried when the plan was made.
-    pub previous: Option<Stamp>,
-    /// Where its steps ran.
-    pub place: String,
-    /// The revision of its configuration.
-    pub revision: Option<String>,
-    /// When it began.
-    pub started: Wall,
-    /// All its steps in order.
-    pub steps: Vec<JournaledStep>,
 }
 
 /// The journal of one router.
@@ -253,26 +167,25 @@ impl Journal {
 
     /// Writes down a plan with all its steps before the first one runs. Runs that are still open are closed:
     /// whoever begins has recovered before.
-    pub fn begin(&self, plan: &PlanRecord) -> Result<RunId, StoreError> {
+    pub fn begin(&self, record: &RunRecord, started: Wall) -> Result<RunId, StoreError> {
         const DOING: &str = "begin a run in";
-        let document = (!plan.document.is_null()).then(|| plan.document.to_string());
         let previous =
-            plan.previous.as_ref().map(serde_json::to_string).transpose().map_err(StoreError::value(DOING))?;
+            record.previous.as_ref().map(serde_json::to_string).transpose().map_err(StoreError::value(DOING))?;
         let work = self.db.unchecked_transaction().map_err(self.err(DOING))?;
         let closed = "UPDATE runs SET ended = ?, message = 'replaced by a later run' WHERE ended IS NULL";
-        work.execute(closed, [plan.started.as_micros()]).map_err(self.err(DOING))?;
+        work.execute(closed, [started.as_micros()]).map_err(self.err(DOING))?;
         work.prepare_cached(
-            "INSERT INTO runs (boot, place, plan, previous, generation, revision, started, steps, document)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (boot, place, plan, previous, generation, revision, started, steps)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .and_then(|mut s| {
-            let (id, generation, steps) = (plan.plan.to_string(), int(plan.generation), int(plan.steps.len()));
-            let (started, place) = (plan.started.as_micros(), &plan.place);
-            s.execute(params![self.boot, place, id, previous, generation, plan.revision, started, steps, document])
+            let RunRecord { stamp, revision, place, steps, .. } = record;
+            let (plan, generation, steps) = (stamp.plan.to_string(), int(stamp.generation), int(steps.len()));
+            s.execute(params![self.boot, place, plan, previous, generation, revision, started.as_micros(), steps])
         })
         .map_err(self.err(DOING))?;
         let run = RunId(work.last_insert_rowid());
-        for (number, step) in plan.steps.iter().enumerate() {
+        for (number, step) in record.steps.iter().enumerate() {
             let step = serde_json::to_string(step).map_err(StoreError::value(DOING))?;
             work.prepare_cached("INSERT INTO steps (run, number, step, state) VALUES (?, ?, ?, 'planned')")
                 .and_then(|mut s| s.execute(params![run.0, int(number), step]))
@@ -282,12 +195,11 @@ impl Journal {
         Ok(run)
     }
 
-    /// Writes down how far a step has come.
-    pub fn step(&self, run: RunId, index: usize, state: &StepState) -> Result<(), StoreError> {
-        let (state, error) = state.columns();
+    /// Writes down how far a step has come. Why it failed stays when it was undone since.
+    pub fn step(&self, run: RunId, index: usize, state: StepState, why: Option<&str>) -> Result<(), StoreError> {
         self.db
-            .prepare_cached("UPDATE steps SET state = ?, error = ? WHERE run = ? AND number = ?")
-            .and_then(|mut s| s.execute(params![state, error, run.0, int(index)]))
+            .prepare_cached("UPDATE steps SET state = ?, error = coalesce(?, error) WHERE run = ? AND number = ?")
+            .and_then(|mut s| s.execute(params![state.as_str(), why, run.0, int(index)]))
             .map(drop)
             .map_err(self.err("write a step to"))
     }
@@ -308,10 +220,6 @@ impl Journal {
             params![ended.as_micros(), outcome.as_ref().map(word), message, run.0],
         )
         .and_then(|_| work.execute("DELETE FROM steps WHERE run <= ?", [run.0 - KEEP_STEPS]))
-        .and_then(|_| {
-            let old = "UPDATE runs SET document = NULL WHERE id <= ? AND document IS NOT NULL";
-            work.execute(old, [run.0 - KEEP_STEPS])
-        })
         .and_then(|_| work.execute("DELETE FROM runs WHERE id <= ?", [run.0 - KEEP_RUNS]))
         .and_then(|_| work.commit())
         .map_err(self.err(DOING))
@@ -320,40 +228,35 @@ impl Journal {
     /// The newest run of this boot that was begun and never finished.
     pub fn unfinished(&self) -> Result<Option<Unfinished>, StoreError> {
         const DOING: &str = "read the unfinished run of";
-        let sql = "SELECT id, plan, generation, revision, started, previous, place FROM runs
+        let sql = "SELECT id, plan, generation, revision, previous, place FROM runs
             WHERE ended IS NULL AND boot = ? ORDER BY id DESC LIMIT 1";
         let found = self.db.query_row(sql, [&self.boot], |row| {
-            let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(5)?);
-            Ok(Unfinished {
-                run: RunId(row.get(0)?),
-                plan: plan.parse().map_err(|e| unreadable(1, e))?,
-                generation: uint(row.get(2)?),
-                revision: row.get(3)?,
-                started: Wall::from_micros(row.get(4)?),
-                previous: previous.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| unreadable(5, e))?,
-                place: row.get(6)?,
-                steps: Vec::new(),
-            })
+            let (plan, previous): (String, Option<String>) = (row.get(1)?, row.get(4)?);
+            let stamp = Stamp { generation: uint(row.get(2)?), plan: plan.parse().map_err(|e| unreadable(1, e))? };
+            let record = RunRecord {
+                stamp,
+                previous: previous.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| unreadable(4, e))?,
+                revision: row.get::<_, Option<String>>(3)?.unwrap_or_default(),
+                place: row.get(5)?,
+                steps: Arc::default(),
+            };
+            Ok(Unfinished { run: RunId(row.get(0)?), record, states: Vec::new() })
         });
         let Some(mut found) = found.optional().map_err(self.err(DOING))? else { return Ok(None) };
-        found.steps = self.steps(found.run)?;
+        let (steps, states): (Vec<Step>, _) = self.steps(found.run)?.into_iter().unzip();
+        (found.record.steps, found.states) = (steps.into(), states);
         Ok(Some(found))
     }
 
-    /// The steps of a run in order.
-    pub fn steps(&self, run: RunId) -> Result<Vec<JournaledStep>, StoreError> {
+    /// The steps of a run in order, with how far each came.
+    pub fn steps(&self, run: RunId) -> Result<Vec<(Step, Option<StepState>)>, StoreError> {
         const DOING: &str = "read the steps of";
-        let sql = "SELECT number, step, state, error FROM steps WHERE run = ? ORDER BY number";
+        let sql = "SELECT step, state FROM steps WHERE run = ? ORDER BY number";
         let mut statement = self.db.prepare_cached(sql).map_err(self.err(DOING))?;
-        let rows = statement.query_map([run.0], |row| {
-            let (number, step, state): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok((number, step, StepState::from_columns(&state, row.get(3)?)))
-        });
-        let rows = rows.and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(self.err(DOING))?;
-        let step = |(number, step, state): (i64, String, StepState)| {
-            let step = serde_json::from_str(&step).map_err(StoreError::value(DOING))?;
-            Ok(JournaledStep { index: usize::try_from(number).unwrap_or(0), step, state })
-        };
+        let rows = statement.query_map([run.0], |row| Ok((row.get(0)?, of_word(&row.get::<_, String>(1)?))));
+        let rows = rows.and_then(Iterator::collect::<Result<Vec<(String, _)>, _>>).map_err(self.err(DOING))?;
+        let step =
+            |(step, state): (String, _)| Ok((serde_json::from_str(&step).map_err(StoreError::value(DOING))?, state));
         rows.into_iter().map(step).collect()
     }
 

@@ -4,12 +4,12 @@
 //! selection. Everything here has a default, so that a dead store costs memory and never function. What cannot be
 //! written waits in [`Pending`] and is seen by whoever reads it here; [`Ledger::flush`] tries again.
 
-use std::{cell::RefCell, collections::BTreeMap, path::Path, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Generation, Journal, LastGood, NewGeneration, PlanRecord, RemovedFile, Standing, StoreError, journal, journal_file,
+    Generation, Journal, LastGood, NewGeneration, RemovedFile, Standing, StoreError, journal_file,
     pending::{Ended, Pending, UNCONFIRMED, Write},
 };
 use crate::{
@@ -18,8 +18,7 @@ use crate::{
     engine::status::ReconcileOutcome,
     failover::Selection,
     guard::{Unconfirmed, Who},
-    plan::Step,
-    state::{Originals, Stamp, State, SysctlKey, sysctl_text},
+    state::{Originals, State, SysctlKey, sysctl_text},
 };
 
 /// Where runs are journaled and what is remembered.
@@ -353,37 +352,22 @@ fn failed(doing: &str) -> impl FnOnce(StoreError) -> JournalError {
 
 impl apply::Journal for Ledger {
     async fn begin(&mut self, record: &RunRecord) -> Result<RunId, JournalError> {
-        let journal = match self {
-            Self::Memory(memory) => return memory.begin(record).await,
-            Self::Disk(disk) => &disk.journal,
-        };
-        let plan = PlanRecord {
-            plan: record.stamp.plan,
-            generation: record.stamp.generation,
-            revision: Some(record.revision.clone()),
-            started: clock::wall(),
-            document: serde_json::Value::Null,
-            previous: record.previous.clone(),
-            place: record.place.clone(),
-            steps: Arc::clone(&record.steps),
-        };
-        close_older(journal).map_err(failed("closing older runs in the journal"))?;
-        let id = journal.begin(&plan).map_err(failed("writing the plan to the journal"))?;
-        Ok(RunId(id.0))
+        match self {
+            Self::Memory(memory) => memory.begin(record).await,
+            Self::Disk(disk) => {
+                disk.journal.begin(record, clock::wall()).map_err(failed("writing the plan to the journal"))
+            }
+        }
     }
 
-    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
-        let journal = match self {
-            Self::Memory(memory) => return memory.step(run, index, state).await,
-            Self::Disk(disk) => &disk.journal,
-        };
-        let state = match state {
-            StepState::Started => journal::StepState::Started,
-            StepState::Done => journal::StepState::Done,
-            StepState::Failed => journal::StepState::Failed(String::new()),
-            StepState::Undone => journal::StepState::Undone,
-        };
-        journal.step(journal::RunId(run.0), index, &state).map_err(failed("writing a step to the journal"))
+    async fn step(&mut self, run: RunId, index: usize, state: StepState, why: &str) -> Result<(), JournalError> {
+        let why = (!why.is_empty()).then_some(why);
+        match self {
+            Self::Memory(memory) => memory.step(run, index, state, why.unwrap_or_default()).await,
+            Self::Disk(disk) => {
+                disk.journal.step(run, index, state, why).map_err(failed("writing a step to the journal"))
+            }
+        }
     }
 
     async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
@@ -398,48 +382,13 @@ impl apply::Journal for Ledger {
             Ending::Superseded => None,
         };
         let message = (!message.is_empty()).then_some(message);
-        journal
-            .finish(journal::RunId(run.0), clock::wall(), outcome, message)
-            .map_err(failed("closing a run in the journal"))
+        journal.finish(run, clock::wall(), outcome, message).map_err(failed("closing a run in the journal"))
     }
 
     async fn unfinished(&mut self) -> Result<Option<Unfinished>, JournalError> {
-        let journal = match self {
-            Self::Memory(memory) => return memory.unfinished().await,
-            Self::Disk(disk) => &disk.journal,
-        };
-        let Some(found) = journal.unfinished().map_err(failed("reading the unfinished run of the journal"))? else {
-            return Ok(None);
-        };
-        let (steps, states): (Vec<Step>, _) = found.steps.into_iter().map(|s| (s.step, from_disk(&s.state))).unzip();
-        Ok(Some(Unfinished {
-            run: RunId(found.run.0),
-            record: RunRecord {
-                stamp: Stamp { generation: found.generation, plan: found.plan },
-                previous: found.previous,
-                revision: found.revision.unwrap_or_default(),
-                place: found.place,
-                steps: steps.into(),
-            },
-            states,
-        }))
-    }
-}
-
-/// A run that was left open while the disk was dead must never be undone over a later one.
-fn close_older(journal: &Journal) -> Result<(), StoreError> {
-    while let Some(open) = journal.unfinished()? {
-        journal.finish(open.run, clock::wall(), None, Some("superseded by a later run"))?;
-    }
-    Ok(())
-}
-
-const fn from_disk(state: &journal::StepState) -> Option<StepState> {
-    match state {
-        journal::StepState::Planned => None,
-        journal::StepState::Started => Some(StepState::Started),
-        journal::StepState::Done => Some(StepState::Done),
-        journal::StepState::Undone => Some(StepState::Undone),
-        journal::StepState::Failed(_) => Some(StepState::Failed),
+        match self {
+            Self::Memory(memory) => memory.unfinished().await,
+            Self::Disk(disk) => disk.journal.unfinished().map_err(failed("reading the unfinished run of the journal")),
+        }
     }
 }

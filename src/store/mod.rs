@@ -35,7 +35,7 @@ pub use aggregates::Aggregate;
 pub use flush::{Batch, FlushPolicy};
 pub use generations::{AuditRow, Generation, NewGeneration, Standing};
 pub use good::LastGood;
-pub use journal::{Journal, JournaledStep, PlanRecord, RunId, StepState, Unfinished};
+pub use journal::Journal;
 pub use ledger::Ledger;
 pub use recorder::{Kept, Limits, Recorder};
 pub use removed::RemovedFile;
@@ -124,13 +124,7 @@ impl StoreError {
     /// The error and its causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            text = format!("{text}: {cause}");
-            next = cause.source();
-        }
-        text
+        crate::units::chain(self)
     }
 }
 

@@ -6,13 +6,14 @@ use std::{
 };
 
 use patronus::{
+    apply::{RunRecord, StepState},
     clock::{self, Wall},
     engine::status::{ReconcileOutcome, Status},
     health::PathState,
     metrics,
     plan::Step,
-    state::Fwmark,
-    store::{HealthSample, Journal, Limits, PlanRecord, Recorder, StepState},
+    state::{Fwmark, Stamp},
+    store::{HealthSample, Journal, Limits, Recorder},
     units::{Name, Ratio},
 };
 
@@ -117,20 +118,17 @@ impl Line {
 
 fn journaled(journal: &Journal) {
     let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, family: None, reason: "test".into() };
-    let plan = PlanRecord {
-        plan: uuid::Uuid::now_v7(),
-        generation: 1,
+    let record = RunRecord {
+        stamp: Stamp { generation: 1, plan: uuid::Uuid::now_v7() },
         previous: None,
+        revision: String::new(),
         place: String::new(),
-        revision: None,
-        started: clock::wall(),
-        document: serde_json::Value::Null,
         steps: (0..4).map(step).collect(),
     };
-    let run = journal.begin(&plan).expect("begun");
+    let run = journal.begin(&record, clock::wall()).expect("begun");
     for index in 0..4 {
-        journal.step(run, index, &StepState::Started).expect("marked");
-        journal.step(run, index, &StepState::Done).expect("marked");
+        journal.step(run, index, StepState::Started, None).expect("marked");
+        journal.step(run, index, StepState::Done, None).expect("marked");
     }
     journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).expect("finished");
 }

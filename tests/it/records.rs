@@ -15,6 +15,7 @@ use patronus::{
         self, ApiError, ApiState, Command as Request, Listen,
         client::{self, ClientError},
     },
+    apply::{RunId, RunRecord, StepState},
     clock::{self, Wall},
     engine::status::{Event, Pinned, ReconcileOutcome, ReconcileStatus, Status, Totals, UnconfirmedStatus},
     failover::Parted,
@@ -25,7 +26,7 @@ use patronus::{
     revision::{Held, HeldWhy, Suspension},
     state::{Fwmark, Stamp, State},
     store::{
-        self, HealthSample, Journal, LastGood, Limits, PlanRecord, Recorder, Run, StepState, StoreError,
+        self, HealthSample, Journal, LastGood, Limits, Recorder, Run, StoreError,
         read::{self, Wanted},
     },
     units::{Family, Name, Ratio},
@@ -203,16 +204,13 @@ fn a_removed_path_leaves_no_series() {
 
 // The journal.
 
-fn plan(steps: u32) -> PlanRecord {
+fn plan(steps: u32) -> RunRecord {
     let step = |n| Step::Forget { flows: Fwmark { mark: n, mask: 0xff }, family: None, reason: "test".into() };
-    PlanRecord {
-        plan: uuid::Uuid::now_v7(),
-        generation: 7,
+    RunRecord {
+        stamp: Stamp { generation: 7, plan: uuid::Uuid::now_v7() },
         previous: Some(Stamp { generation: 6, plan: uuid::Uuid::now_v7() }),
         place: "boot/netns".into(),
-        revision: Some("abc".into()),
-        started: clock::wall(),
-        document: serde_json::json!({"summary": "two"}),
+        revision: "abc".into(),
         steps: (0..steps).map(step).collect(),
     }
 }
@@ -223,18 +221,15 @@ fn a_run_is_unfinished_until_it_is_finished() {
     let journal = Journal::open(dir.path()).unwrap();
     assert_eq!(journal.unfinished().unwrap(), None);
     let plan = plan(3);
-    let run = journal.begin(&plan).unwrap();
-    journal.step(run, 0, &StepState::Done).unwrap();
-    journal.step(run, 1, &StepState::Failed("no such device".into())).unwrap();
+    let run = journal.begin(&plan, clock::wall()).unwrap();
+    journal.step(run, 0, StepState::Done, None).unwrap();
+    journal.step(run, 1, StepState::Failed, Some("no such device")).unwrap();
     drop(journal);
 
     let journal = Journal::open(dir.path()).unwrap();
     let found = journal.unfinished().unwrap().unwrap();
-    assert_eq!((found.run, found.plan, found.generation), (run, plan.plan, 7));
-    assert_eq!((found.previous, found.place), (plan.previous, plan.place));
-    assert_eq!(found.steps.iter().map(|s| s.step.clone()).collect::<Vec<_>>(), *plan.steps);
-    let states: Vec<_> = found.steps.iter().map(|s| s.state.clone()).collect();
-    assert_eq!(states, [StepState::Done, StepState::Failed("no such device".into()), StepState::Planned]);
+    assert_eq!((found.run, found.record), (run, plan));
+    assert_eq!(found.states, [Some(StepState::Done), Some(StepState::Failed), None]);
     journal.finish(run, clock::wall(), Some(ReconcileOutcome::RolledBack), Some("no such device")).unwrap();
     assert_eq!(journal.unfinished().unwrap(), None);
     let history = read::history(dir.path(), 10).unwrap();
@@ -271,8 +266,8 @@ fn what_a_start_needs_is_kept() {
 fn what_describes_the_kernel_of_another_boot_counts_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).unwrap();
-    let run = journal.begin(&plan(2)).unwrap();
-    journal.step(run, 0, &StepState::Started).unwrap();
+    let run = journal.begin(&plan(2), clock::wall()).unwrap();
+    journal.step(run, 0, StepState::Started, None).unwrap();
     journal.keep_sysctl("ipv4/conf/wan0/rp_filter", "1").unwrap();
     journal.put_for_boot("applied", &serde_json::to_string(&State::default()).unwrap()).unwrap();
     journal.put("override", r#""lte""#).unwrap();
@@ -298,7 +293,7 @@ fn old_runs_lose_their_details_but_not_their_line() {
     let journal = Journal::open(dir.path()).unwrap();
     let mut runs = Vec::new();
     for _ in 0..102 {
-        let run = journal.begin(&plan(1)).unwrap();
+        let run = journal.begin(&plan(1), clock::wall()).unwrap();
         journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
         runs.push(run);
     }
@@ -314,10 +309,10 @@ fn journal_writer_child() {
     let journal = Journal::open(Path::new(&dir)).unwrap();
     let mut progress = std::io::stderr();
     for _ in 0..10_000 {
-        let run = journal.begin(&plan(4)).unwrap();
+        let run = journal.begin(&plan(4), clock::wall()).unwrap();
         for index in 0..4 {
-            journal.step(run, index, &StepState::Started).unwrap();
-            journal.step(run, index, &StepState::Done).unwrap();
+            journal.step(run, index, StepState::Started, None).unwrap();
+            journal.step(run, index, StepState::Done, None).unwrap();
             writeln!(progress, "{} {index}", run.0).unwrap();
         }
         journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
@@ -347,10 +342,13 @@ fn a_killed_writer_leaves_an_intact_journal() {
         let (run, index): (i64, usize) = (run.parse().unwrap(), index.parse().unwrap());
 
         let journal = Journal::open(dir.path()).unwrap();
-        let steps = journal.steps(store::RunId(run)).unwrap();
-        assert!(steps[..=index].iter().all(|s| s.state == StepState::Done), "told {last}, found {steps:?}");
+        let steps = journal.steps(RunId(run)).unwrap();
+        assert!(
+            steps[..=index].iter().all(|(_, state)| *state == Some(StepState::Done)),
+            "told {last}, found {steps:?}"
+        );
         if let Some(unfinished) = journal.unfinished().unwrap() {
-            assert!(unfinished.run.0 >= run && unfinished.steps.len() == 4, "{unfinished:?}");
+            assert!(unfinished.run.0 >= run && unfinished.states.len() == 4, "{unfinished:?}");
             journal.finish(unfinished.run, clock::wall(), Some(ReconcileOutcome::RolledBack), None).unwrap();
         }
     }
@@ -363,7 +361,7 @@ fn a_damaged_journal_is_moved_aside() {
     assert!(Journal::open(dir.path()).unwrap_err().is_corrupt());
     let (journal, told) = Journal::open_or_replace(dir.path()).unwrap();
     assert!(told.unwrap().contains(".corrupt-"));
-    journal.begin(&plan(1)).unwrap();
+    journal.begin(&plan(1), clock::wall()).unwrap();
 }
 
 // The records.

@@ -157,9 +157,9 @@ impl Journal for OnDisk {
         self.write("begin".into(), || now(memory.begin(record))).await
     }
 
-    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
+    async fn step(&mut self, run: RunId, index: usize, state: StepState, why: &str) -> Result<(), JournalError> {
         let mut memory = self.memory.clone();
-        self.write(format!("step {index} {}", state.as_str()), || now(memory.step(run, index, state))).await
+        self.write(format!("step {index} {}", state.as_str()), || now(memory.step(run, index, state, why))).await
     }
 
     async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
@@ -183,7 +183,7 @@ enum Subject {
 }
 
 impl Subject {
-    async fn run(self, fake: &Fake, journal: &mut OnDisk, case: &Case) -> Option<Report> {
+    async fn run(self, fake: &Fake, journal: &mut impl Journal, case: &Case) -> Option<Report> {
         let scope = scope();
         let observed = fake.restart().observe(&scope).await.expect("no fault here");
         let mut steps = diff(&case.new, &observed.state);
@@ -539,6 +539,17 @@ fn an_error_at_a_step_says_which_and_why() {
     let Outcome::RolledBack { cause } = report.outcome else { panic!("{report:?}") };
     assert!(cause.to_string().starts_with("step 2 of "), "{cause}");
     assert!(std::error::Error::source(&cause).expect("a cause").to_string().starts_with("injected fault at "));
+    // So does the journal, also when the step was undone since.
+    let (dir, fake) = (tempfile::tempdir().expect("a directory"), case.fake());
+    fake.inject(2, Fault::Fail);
+    let mut ledger = patronus::store::Ledger::open(dir.path()).0;
+    paused(Subject::Real.run(&fake, &mut ledger, &case)).expect("nobody killed it");
+    let db = rusqlite::Connection::open(patronus::store::journal_file(dir.path())).expect("a journal");
+    let sql = "SELECT number, state, error FROM steps WHERE error IS NOT NULL";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let (number, state, error): (i64, String, String) = db.query_row(sql, [], row).expect("one step that failed");
+    assert_eq!((number, state.as_str()), (1, "undone"));
+    assert!(error.contains("injected fault at "), "{error}");
 }
 
 #[test]
@@ -620,7 +631,7 @@ fn a_run_from_before_a_reboot_is_closed_and_not_undone() {
     record.place = "another boot".into();
     let mut journal = Memory::default();
     now(journal.begin(&record)).expect("memory");
-    now(journal.step(RunId(0), 0, StepState::Done)).expect("memory");
+    now(journal.step(RunId(0), 0, StepState::Done, "")).expect("memory");
     let empty = Case { old: State::default(), new: State::default() }.fake();
     let before = paused(look(&empty));
     let recovery = paused(apply::recover(&empty, &mut journal, &scope())).expect("it can look");
@@ -648,7 +659,7 @@ fn the_journal_on_disk_gives_back_what_a_killed_run_left_and_closes_older_runs()
     now(disk.begin(&left.record)).expect("a writable journal");
     let run = now(disk.begin(&left.record)).expect("a writable journal");
     for (index, state) in left.states.iter().enumerate().filter_map(|(index, state)| Some((index, (*state)?))) {
-        now(disk.step(run, index, state)).expect("a writable journal");
+        now(disk.step(run, index, state, "")).expect("a writable journal");
     }
     drop(disk);
     let mut disk = patronus::store::Ledger::open(dir.path()).0;

@@ -92,12 +92,17 @@ fn a_revision_that_cannot_be_planned_or_is_refused_deletes_no_route_and_one_that
     fs::write(dir.path().join("full"), "").unwrap();
     let witness = Witness::new(&daemon, dir.path());
     world.repository.write("site.yaml", &renamed);
-    let status = daemon.wait("a check without memory", |s| message(s).contains("Cannot allocate memory"));
+    let waits = |s: &Status| s.waiting.as_ref().is_some_and(|w| w.reason.contains("Cannot allocate memory"));
+    let status = daemon.wait("a check without memory", waits);
     assert_eq!(active(&status, "critical"), Some("fiber"), "what is in the kernel is what decides");
     assert_eq!(routes(&daemon), before, "the check failed");
     assert_eq!(witness.deleted(), Vec::<String>::new(), "the check failed");
     let choice = &daemon.status().rules["critical"].choice;
     assert_eq!(choice.since, since, "the rule has forgotten nothing");
+    let somebody = routes(&daemon).lines().next().unwrap().replace("proto 157", "");
+    daemon.sh(&format!("ip route del {somebody}"));
+    daemon.wait("the repair of what is in force", |s| s.totals.drift.contains_key("route"));
+    assert_eq!(routes(&daemon), before, "repair is not frozen");
 
     fs::remove_file(dir.path().join("full")).unwrap();
     let taken = |s: &Status| active(s, "kritisch") == Some("fiber") && s.unconfirmed.is_none() && s.waiting.is_none();

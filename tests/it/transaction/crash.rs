@@ -91,8 +91,8 @@ impl Journal for Doomed<'_, Ledger> {
         self.1.around(self.0.begin(record)).await
     }
 
-    async fn step(&mut self, run: RunId, index: usize, state: StepState) -> Result<(), JournalError> {
-        self.1.around(self.0.step(run, index, state)).await
+    async fn step(&mut self, run: RunId, index: usize, state: StepState, why: &str) -> Result<(), JournalError> {
+        self.1.around(self.0.step(run, index, state, why)).await
     }
 
     async fn finish(&mut self, run: RunId, ending: Ending, message: &str) -> Result<(), JournalError> {
