@@ -52,8 +52,9 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// Brings the head of what is followed into the repository. Blocks for at most the spec's timeout.
-    pub(super) fn run(&self, way: &Way, accepted: Option<Oid>) -> Result<(), GitError> {
+    /// Brings the head of what is followed into the repository. Blocks for at most the spec's timeout, and not beyond
+    /// `until`.
+    pub(super) fn run(&self, way: &Way, accepted: Option<Oid>, until: Instant) -> Result<(), GitError> {
         let repository = &self.open()?;
         if let Reference::Commit(id) = &self.spec.reference
             && repository.find_commit(oid(id)?).is_ok()
@@ -62,7 +63,7 @@ impl Fetch {
         }
         let first = self.head(repository).is_none();
         let cut = first && self.spec.url.scheme != Scheme::File && !matches!(self.spec.reference, Reference::Commit(_));
-        let deadline = Instant::now() + self.spec.timeout;
+        let deadline = until.min(Instant::now() + self.spec.timeout);
         self.connection(repository, way, deadline, i32::from(cut))?;
         if let Reference::Commit(id) = &self.spec.reference {
             return self.keep(repository, oid(id)?);
@@ -202,7 +203,7 @@ impl Fetch {
             way: way.clone(),
             resolver: Arc::clone(&self.resolver),
             deadline,
-            timeout: self.spec.timeout,
+            timeout: self.spec.timeout.min(deadline.saturating_duration_since(Instant::now())),
         };
         let relay = Relay::start(route, protocol)?;
         let at = relay.address();

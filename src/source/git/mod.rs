@@ -22,7 +22,11 @@ mod talk;
 pub(super) mod tree;
 mod way;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use git2::{Oid, Repository};
 use jiff::Timestamp;
@@ -47,11 +51,17 @@ pub use self::{
 
 /// Trailers of one commit that are kept.
 const MAX_TRAILERS: usize = 64;
+/// How long a fetch may take over all its ways together, if one alone may not take half as long: whoever waits for the
+/// next look at the source waits so long.
+const ALTOGETHER: Duration = Duration::from_secs(120);
+/// After so many other ways the usual one is tried again: a remote that was away for a moment is back by then.
+const OTHERS: usize = 2;
 
 /// A repository that is followed.
 #[derive(Debug, Clone)]
 pub struct Follower {
     fetch: Arc<Fetch>,
+    altogether: Duration,
 }
 
 /// What a fetch has brought, and how.
@@ -71,7 +81,8 @@ impl Follower {
     pub fn new(spec: Spec, state: &Path) -> Self {
         let dir = state.join("git");
         let resolver = Arc::new(Resolver::new(state.join("git-addresses")));
-        Self { fetch: Arc::new(Fetch { spec, dir, resolver }) }
+        let altogether = ALTOGETHER.max(2 * spec.timeout);
+        Self { fetch: Arc::new(Fetch { spec, dir, resolver }), altogether }
     }
 
     /// What is followed.
@@ -80,18 +91,19 @@ impl Follower {
         &self.fetch.spec
     }
 
-    /// Fetches over the first way that leads there, and reads what came. `accepted` is the highest accepted commit.
+    /// Fetches over the first way that leads there, and reads what came. `accepted` is the highest accepted commit. The first
+    /// way is the usual one. All of them together take a bounded time, however many there are.
     ///
     /// # Errors
     ///
     /// That of the first way; other ways are asked only if it is of the kind that another way can help.
     pub async fn fetch(&self, ways: Vec<Way>, accepted: Option<String>) -> Result<Fetched, GitError> {
-        let fetch = Arc::clone(&self.fetch);
+        let (fetch, until) = (Arc::clone(&self.fetch), Instant::now() + self.altogether);
         blocking(move || {
             let accepted = known(accepted.as_deref());
             let mut failed = Vec::new();
-            for way in ways {
-                match fetch.run(&way, accepted) {
+            for way in course(&ways).take_while(|_| Instant::now() < until) {
+                match fetch.run(&way, accepted, until) {
                     Ok(()) => return Ok(Fetched { snapshot: read(&fetch, accepted)?, way, failed }),
                     Err(error) if error.reason.is_of_the_way() => failed.push((way, error)),
                     Err(error) => return Err(error),
@@ -113,6 +125,13 @@ impl Follower {
     }
 }
 
+/// The ways in the order in which they are tried.
+fn course(ways: &[Way]) -> impl Iterator<Item = Way> {
+    let (usual, others) = ways.split_at(ways.len().min(1));
+    let more = others.chunks(OTHERS).flat_map(move |some| some.iter().chain(usual));
+    usual.iter().chain(more).cloned()
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, GitError> + Send + 'static,
 ) -> Result<T, GitError> {
@@ -128,8 +147,8 @@ fn known(accepted: Option<&str>) -> Option<Oid> {
 
 /// The first failure, and which other ways were tried.
 fn all(failed: Vec<(Way, GitError)>) -> GitError {
-    let others: Vec<String> =
-        failed.iter().skip(1).map(|(way, error)| format!("{}: {}", way.name(), error.reason)).collect();
+    let others = failed.iter().skip(1).filter(|(way, _)| way.path.is_some());
+    let others: Vec<String> = others.map(|(way, error)| format!("{}: {}", way.name(), error.reason)).collect();
     let Some((_, mut first)) = failed.into_iter().next() else {
         return GitError::new(Reason::Unreachable, "no path is up", "see `patronus status`");
     };
@@ -179,4 +198,66 @@ fn trailers(message: &[u8]) -> Vec<(String, String)> {
     let message = String::from_utf8_lossy(message).replace('\0', " ");
     let Ok(found) = git2::message_trailers_strs(&message) else { return Vec::new() };
     found.iter().take(MAX_TRAILERS).map(|(key, value)| (plain(key), plain(value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::TcpListener,
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+
+    use super::*;
+    use crate::units::Ratio;
+
+    fn way(path: &str) -> Way {
+        Way { path: Some(path.to_owned()), ..Way::default() }
+    }
+
+    fn names(ways: &[Way]) -> String {
+        course(ways).map(|way| way.path.unwrap_or_else(|| "usual".to_owned())).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_usual_way_is_tried_again_between_the_others() {
+        let others = [way("a"), way("b"), way("c")];
+        assert_eq!(names(&[Way::default()]), "usual");
+        assert_eq!(names(&[&[Way::default()], &others[..]].concat()), "usual a b usual c usual");
+        assert_eq!(names(&[]), "");
+    }
+
+    #[tokio::test]
+    async fn however_many_ways_there_are_a_remote_that_hangs_holds_up_the_source_for_a_bounded_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://127.0.0.1:{}/network.git", listener.local_addr().unwrap().port());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        thread::spawn(move || {
+            let mut kept = Vec::new();
+            for stream in listener.incoming() {
+                counted.fetch_add(1, Ordering::Relaxed);
+                kept.push(stream);
+            }
+        });
+        let spec = Spec {
+            url: Address::parse(&url).unwrap(),
+            reference: Reference::Branch("main".into()),
+            path: String::new(),
+            interval: Duration::from_secs(60),
+            jitter: Ratio::of(0, 1),
+            timeout: Duration::from_millis(500),
+            username: None,
+            secret: None,
+            known_hosts: None,
+            ca: None,
+            verify: Verify::Off,
+        };
+        let state = tempfile::tempdir().unwrap();
+        let follower = Follower { altogether: Duration::from_millis(800), ..Follower::new(spec, state.path()) };
+        let error = follower.fetch(vec![Way::default(); 20], None).await.unwrap_err();
+        assert_eq!(error.reason, Reason::Timeout, "{error:?}");
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((1..=2).contains(&asked), "asked {asked} times");
+    }
 }

@@ -44,7 +44,7 @@ pub(super) struct Route {
     pub(super) way: Way,
     pub(super) resolver: Arc<Resolver>,
     pub(super) deadline: Instant,
-    /// The whole time, for messages.
+    /// The time that was left when it began.
     pub(super) timeout: Duration,
 }
 
@@ -89,7 +89,7 @@ impl Seen {
             "{}:{} was not done within {} s over {}; it was {doing}",
             route.host,
             route.port,
-            route.timeout.as_secs_f32(),
+            route.timeout.as_secs_f32().ceil(),
             route.way.name()
         );
         GitError::new(Reason::Timeout, message, "it is tried again; a slow line needs a longer `timeout`")
