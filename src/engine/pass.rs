@@ -124,14 +124,15 @@ impl Engine {
         let Some(site) = site else { return Ok((self.router.plan_teardown(&self.observed), None)) };
         let chosen = self.choose(now);
         let selection = chosen.as_ref().map_or(&self.selection, |chosen| &chosen.selection);
-        let mut planned = self.router.plan(&site, selection, &self.observed).await?;
+        let planned = self.router.plan(&site, selection, &self.observed).await?;
+        let mut planned = self.weigh_drift(planned);
         let replaced = self.active.as_ref().filter(|_| self.gate.is_changing() && !planned.steps.is_empty());
         if let Some(old) = replaced {
             let (numbers, ranges) = (&planned.allocations.targets, self.router.ranges());
             let more = plan::forget_translated(&old.site, &site, numbers, ranges);
             planned.steps = planned.steps.iter().cloned().chain(more).collect();
         }
-        Ok((self.weigh_drift(planned), chosen))
+        Ok((planned, chosen))
     }
 
     async fn nothing_to_do(&mut self, planned: &Planned) -> (ReconcileOutcome, usize, Option<String>) {

@@ -75,7 +75,8 @@ fn connect(file: &Path) -> Result<Option<Connection>, StoreError> {
     let readable = db.query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |_| Ok(()));
     let mut log = file.as_os_str().to_owned();
     log.push("-wal");
-    let log = Path::new(&log).exists();
+    // The attempt itself may have made an empty one.
+    let log = Path::new(&log).metadata().is_ok_and(|log| log.len() > 0);
     match readable {
         Err(rusqlite::Error::SqliteFailure(e, _)) if cannot_share(e.code) && !log => {
             let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());

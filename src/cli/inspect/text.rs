@@ -305,7 +305,8 @@ fn daemon(status: &Status) -> String {
         format!("; last change {} ago {text} ({}, {took}){why}", ago(r), plural(r.steps, "step"))
     });
     let look = status.reconcile.as_ref().filter(|r| r.outcome == ReconcileOutcome::Unchanged);
-    let look = look.map_or_else(String::new, |r| format!("; looked {} ago and found nothing to do", ago(r)));
+    let found = if status.drift.is_empty() { "found nothing to do" } else { "left what is drifted" };
+    let look = look.map_or_else(String::new, |r| format!("; looked {} ago and {found}", ago(r)));
     format!("Daemon  version {}, pid {}, running for {up}{change}{look}\n", status.version, status.pid)
 }
 

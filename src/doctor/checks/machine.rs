@@ -92,15 +92,15 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
         let says = format!("{shown} cannot be written by user {}; its owner is user {}", facts.user, place.owner);
         return Finding::fail(says, format!("run as its owner, or `chown` it: {shown}"));
     }
-    if private && place.mode & 0o004 != 0 {
-        let says = format!("{shown} can be read by everybody (mode {:o})", place.mode & 0o7777);
-        return Finding::warn(says, format!("`chmod o-rwx {shown}`: the journal holds the configuration"));
-    }
     if place.bytes.0 < NOTHING || matches!(place.inodes, (0, 1..)) {
         return Finding::fail(
             format!("{shown} is there, and nothing can be written to it: its file system is full"),
-            "make room: `du -x / | sort -n | tail`",
+            format!("make room: `du -x $(findmnt -nT {shown} -o TARGET) | sort -n | tail`"),
         );
+    }
+    if private && place.mode & 0o004 != 0 {
+        let says = format!("{shown} can be read by everybody (mode {:o})", place.mode & 0o7777);
+        return Finding::warn(says, format!("`chmod o-rwx {shown}`: the journal holds the configuration"));
     }
     Finding::ok(format!("{shown} is there and can be written"))
 }
