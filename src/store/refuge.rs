@@ -33,8 +33,8 @@ impl Refuge {
     pub fn new(home: &Path, run: &Path) -> Self {
         let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
         let digest = Sha256::digest(home.as_os_str().as_encoded_bytes());
-        let name = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
-        Self { home, place: run.join("journal").join(name) }
+        let number = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        Self { home, place: run.join("journal").join(format!("{number:016x}")) }
     }
 
     /// The directory that the journal is in while it is away.
