@@ -41,6 +41,12 @@ impl Disk {
     fn of(journal: Journal) -> Box<Self> {
         Box::new(Self { journal, pending: RefCell::default() })
     }
+
+    /// As on a disk with room for so many pages.
+    #[cfg(test)]
+    pub(super) fn bound(&self, pages: u32) {
+        self.journal.db().pragma_update(None, "max_page_count", pages).unwrap();
+    }
 }
 
 impl Ledger {
