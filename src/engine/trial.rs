@@ -148,7 +148,7 @@ impl Engine {
             let text =
                 format!("generation {} (revision {}) is to be undone: {text}", change.generation, change.revision);
             self.audit(&Who::DAEMON, "rollback", &format!("FAILED: {text}"));
-            if !change.who.is_person() {
+            if self.is_last_attempt(&change) {
                 self.attempt_failed(AttemptOutcome::RollbackFailed, &text, Fault::Own, true);
             }
             self.revisions.stays(&change.revision, &text, clock::wall());
@@ -186,6 +186,13 @@ impl Engine {
         self.read_source_at(clock::now());
     }
 
+    /// Whether a change is what was tried last of the source: one that was to take the place of a way back that fails
+    /// may have been refused since, for a reason of its own.
+    fn is_last_attempt(&self, change: &Unconfirmed) -> bool {
+        let last = self.revisions.attempt().is_some_and(|attempt| attempt.revision == change.revision);
+        last && !change.who.is_person()
+    }
+
     /// What was before the change is in the kernel again.
     pub(super) fn is_back(&mut self, change: &Unconfirmed, reason: &str, silent: Silent) {
         let undone = self.on_trial().filter(|_| change.who.is_person());
@@ -193,7 +200,9 @@ impl Engine {
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
         if !change.who.is_person() {
-            self.attempt_failed(AttemptOutcome::RolledBack, reason, Fault::Own, true);
+            if self.is_last_attempt(change) {
+                self.attempt_failed(AttemptOutcome::RolledBack, reason, Fault::Own, true);
+            }
             self.doubt_it(change, silent);
         } else if let Some(active) = &self.active {
             // What the person wanted to leave is in force again.
