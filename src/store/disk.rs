@@ -44,6 +44,12 @@ impl Disk {
         Ok((Self { refuge: Some(refuge), away, ..Self::of(journal) }, told))
     }
 
+    /// As on a disk with room for so many pages.
+    #[cfg(test)]
+    pub(super) fn bound(&self, pages: u32) {
+        self.journal.db().pragma_update(None, "max_page_count", pages).unwrap();
+    }
+
     /// Makes the writes that wait, and now and then tries to return. The error is that of the first write which fails again,
     /// wherever the journal may go.
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {

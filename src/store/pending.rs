@@ -261,6 +261,28 @@ mod tests {
     }
 
     #[test]
+    fn of_what_a_full_disk_refuses_nothing_is_half_written_and_all_is_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path());
+        ledger.set_last_good(&good("before"));
+        let change = trial(&ledger, 1, "first");
+        let Ledger::Disk(disk) = &ledger else { panic!("{ledger:?}") };
+        let bound = |pages: u32| disk.bound(pages);
+        bound(1);
+        let large = LastGood { files: BTreeMap::from([("site.yaml".into(), vec![b'x'; 300_000])]), ..good("first") };
+        ledger.confirm(&change, Standing::Confirmed, "it is well", Some(large.clone()));
+        assert!(ledger.alarm().unwrap().contains("full"), "{:?}", ledger.alarm());
+        let on_disk = || {
+            let (again, _) = Ledger::open(dir.path());
+            (again.unconfirmed(), again.last_good(), read::generations(dir.path(), 1).unwrap()[0].standing)
+        };
+        assert_eq!(on_disk(), (Some(change), Some(good("before")), Standing::Unconfirmed));
+        bound(u32::MAX - 1);
+        ledger.flush().unwrap();
+        assert_eq!((on_disk(), ledger.alarm()), ((None, Some(large), Standing::Confirmed), None));
+    }
+
+    #[test]
     fn a_change_that_is_settled_late_takes_nothing_from_the_one_that_waits_now() {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _) = Ledger::open(dir.path());
