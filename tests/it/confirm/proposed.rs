@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use patronus::{
     engine::status::Status,
+    lab::Fault,
     store::{Standing, read},
 };
 
@@ -150,6 +151,11 @@ fn while_the_way_back_fails_another_revision_takes_its_place() {
     daemon.kill();
     daemon.settle();
     daemon.wait("a way back that fails again", stuck(&bad));
+    // What the kernel holds is probed all the same: a line that dies without a word is left.
+    world.lab.fault("berlin", "fiber", Fault::BlackHole).unwrap();
+    daemon.wait_active("critical", "lte");
+    world.lab.clear("berlin", "fiber").unwrap();
+    daemon.wait("the line again", well);
     world.repository.write("site.yaml", &harmless(1));
     let mended = |s: &Status| well(s) && s.unconfirmed.is_none() && s.source.applied != good && s.alarms.is_empty();
     let fixed = daemon.wait("the fix", mended).source.applied.unwrap();
