@@ -67,14 +67,10 @@ impl Engine {
     ) -> Option<(ReconcileOutcome, String)> {
         self.drift_settled();
         match std::mem::replace(&mut self.gate.stage, Stage::Idle) {
-            Stage::Idle => {
-                self.configure_probes();
-                self.now_in_force();
-            }
+            Stage::Idle => self.now_in_force(),
             Stage::Waiting(mut trial) => {
                 trial.settled = true;
                 self.gate.stage = Stage::Waiting(trial);
-                self.configure_probes();
             }
             Stage::Proposed(proposed) => {
                 let Proposed { active, timeout, in_place_of, .. } = *proposed;
@@ -105,7 +101,6 @@ impl Engine {
             Some(active) => self.take_up(active),
             None => self.active = None,
         }
-        self.configure_probes();
         let Some(Chosen { selection, mut decision, begun, decided }) = chosen else { return };
         let now = clock::now();
         self.selection = selection;

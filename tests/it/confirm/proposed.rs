@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use patronus::{
     engine::status::Status,
+    lab::Fault,
     store::{Standing, read},
 };
 
@@ -150,6 +151,11 @@ fn while_the_way_back_fails_another_revision_takes_its_place() {
     daemon.kill();
     daemon.settle();
     daemon.wait("a way back that fails again", stuck(&bad));
+    // What the kernel holds is probed all the same: a line that dies without a word is left.
+    world.lab.fault("berlin", "fiber", Fault::BlackHole).unwrap();
+    daemon.wait_active("critical", "lte");
+    world.lab.clear("berlin", "fiber").unwrap();
+    daemon.wait("the line again", well);
     // The same fault with another detail: what it is measured by is not how things are under the first.
     world.repository.write("site.yaml", &CHANGES[5].site().replace("dscp: [ef]", "dscp: [ef, 7]"));
     let other = |s: &Status| s.unconfirmed.as_ref().is_some_and(|u| u.revision != bad);
