@@ -75,6 +75,9 @@ impl Engine {
             Stage::Proposed(proposed) => {
                 let Proposed { active, timeout, in_place_of, .. } = *proposed;
                 let old = self.active.take().map(Box::new);
+                if in_place_of.is_some() {
+                    self.revisions.left(None);
+                }
                 self.gate.before = in_place_of.map_or(old, |back| back.to);
                 self.exchange(Some(active), chosen);
                 if let Some(change) = begun {
