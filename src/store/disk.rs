@@ -74,13 +74,12 @@ impl Disk {
 
     /// Opens a journal in the place of one that was lost. The text, if any, says that a damaged one was moved aside.
     pub(super) fn begin_anew(&mut self) -> Result<Option<String>, StoreError> {
-        let (journal, told, away) = match self.refuge.as_ref().filter(|_| self.role == Role::Owner) {
-            Some(refuge) => opened(refuge)?,
-            None => {
-                let dir = self.journal.file().parent().unwrap_or(Path::new("/"));
-                let (journal, told) = Journal::open_or_replace(dir)?;
-                (journal, told, None)
-            }
+        let (journal, told, away) = if let (Some(refuge), Role::Owner) = (&self.refuge, self.role) {
+            opened(refuge)?
+        } else {
+            let dir = self.journal.file().parent().unwrap_or(Path::new("/"));
+            let (journal, told) = Journal::open_or_replace(dir)?;
+            (journal, told, None)
         };
         (self.journal, self.away) = (journal, away);
         self.pending.borrow_mut().renew();
