@@ -325,7 +325,11 @@ impl Engine {
             return self.work_with(active);
         }
         self.end_doubt();
-        let baseline = self.baseline(&active, reached.unwrap_or_default(), ways);
+        let mut baseline = self.baseline(&active, reached.unwrap_or_default(), ways);
+        if let Some(back) = &in_place_of {
+            let before = back.to.as_ref().map(|before| &*before.site);
+            baseline = baseline.in_place_of(&back.change.baseline, before, &active.site);
+        }
         let proposed = Proposed { active, in_place_of, who, timeout, allow_large, baseline };
         self.gate.stage = Stage::Proposed(Box::new(proposed));
         self.timers.pass_at(clock::now());

@@ -102,7 +102,7 @@ impl Engine {
     }
 
     /// Whether the kernel has been looked at since the start: every network namespace has a loopback interface.
-    fn has_looked(&self) -> bool {
+    pub(super) fn has_looked(&self) -> bool {
         !self.observed.facts.links.is_empty()
     }
 
