@@ -320,7 +320,7 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("unit", Verdict::Warn, |f| unit(f, "Restart=always", "Restart=no")),
     ("unit", Verdict::Warn, |f| unit(f, "StartLimitIntervalSec=0", "")),
     ("unit", Verdict::Warn, |f| {
-        unit(f, "StartLimitIntervalSec=0\n\n[Service]", "\n[Service]\nStartLimitIntervalSec=0")
+        unit(f, "StartLimitIntervalSec=0\n\n[Service]", "\n[Service]\nStartLimitIntervalSec=0");
     }),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "PrivateTmp=yes\nProtectKernelTunables=yes")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN", "CAP_NET_ADMIN")),

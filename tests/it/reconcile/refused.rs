@@ -22,7 +22,7 @@ spec:
     wg:  {from: fiber, to: berlin/fiber, tunnel: {interface: wg0}}
     low: {from: fiber, to: berlin/fiber, tunnel: {interface: low0}}
 ";
-/// One has IPv6 switched off and will get no address of it by itself, like a WireGuard interface; the other's MTU is too
+/// One has IPv6 switched off and will get no address of it by itself, like a `WireGuard` interface; the other's MTU is too
 /// small for it.
 const LINKS: &str = "for link in wg low; do
     ip link add ${link}0 type veth peer name ${link}1; ip link set ${link}0 up; ip link set ${link}1 up; done
