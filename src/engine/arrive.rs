@@ -67,18 +67,17 @@ impl Engine {
     ) -> Option<(ReconcileOutcome, String)> {
         self.drift_settled();
         match std::mem::replace(&mut self.gate.stage, Stage::Idle) {
-            Stage::Idle => {
-                self.configure_probes();
-                self.now_in_force();
-            }
+            Stage::Idle => self.now_in_force(),
             Stage::Waiting(mut trial) => {
                 trial.settled = true;
                 self.gate.stage = Stage::Waiting(trial);
-                self.configure_probes();
             }
             Stage::Proposed(proposed) => {
                 let Proposed { active, timeout, in_place_of, .. } = *proposed;
                 let old = self.active.take().map(Box::new);
+                if in_place_of.is_some() {
+                    self.revisions.left(None);
+                }
                 self.gate.before = in_place_of.map_or(old, |back| back.to);
                 self.exchange(Some(active), chosen);
                 if let Some(change) = begun {
@@ -102,7 +101,6 @@ impl Engine {
             Some(active) => self.take_up(active),
             None => self.active = None,
         }
-        self.configure_probes();
         let Some(Chosen { selection, mut decision, begun, decided }) = chosen else { return };
         let now = clock::now();
         self.selection = selection;

@@ -70,7 +70,8 @@ impl Engine {
             return Err(format!("nothing was changed, try again later: {why}"));
         }
         self.pass().await;
-        if self.active.as_ref().is_none_or(|active| active.revision != found.revision) {
+        let is_in_force = self.active.as_ref().is_some_and(|active| active.revision == found.revision);
+        if !is_in_force || self.gate.is_changing() {
             // Whoever is told no must not see it happen later all the same.
             let planless = self.withdraw().and(self.last.as_ref()).and_then(|last| last.message.clone());
             let why = self.gate.refused.take().or(planless);

@@ -74,6 +74,7 @@ impl Engine {
         } else {
             (outcome, message)
         };
+        self.configure_probes();
         self.ended(start, outcome, steps, message);
     }
 
@@ -212,10 +213,19 @@ impl Engine {
     }
 
     /// Tells the prober what to probe, through which mark, device and source.
-    pub(super) fn configure_probes(&mut self) {
+    ///
+    /// Invariant: what the kernel holds is probed whatever becomes of a pass, from the first look at the kernel on; of a
+    /// mere proposal nothing is.
+    fn configure_probes(&self) {
         let Some(active) = &self.active else { return self.prober.configure(Vec::new()) };
+        if !self.has_looked() {
+            return;
+        }
         let own = desired::own_addresses(&self.observed.facts);
-        let paths = active.site.paths.values().filter(|p| !p.probe.targets.is_empty());
+        let numbers = &self.router.numbers(&self.observed).targets;
+        // A path without a number has no table in the kernel: its probes would take the way of others.
+        let has_number = |path: &Path| numbers.contains_key(&Target::Path(path.name.clone()));
+        let paths = active.site.paths.values().filter(|path| !path.probe.targets.is_empty() && has_number(path));
         self.prober.configure(paths.map(|path| self.spec(&active.site, path, &own)).collect());
     }
 

@@ -57,6 +57,8 @@ impl Engine {
         let (revision, report) = (active.revision.clone(), self.report(active, planned, selection));
         let back = proposed.in_place_of.as_ref().map_or(self.active.as_ref(), |back| back.to.as_deref());
         let generation = report.generation.to;
+        // The record of a change that is to be undone goes when another takes its place, and never before.
+        let is_final = proposed.timeout.is_zero() && proposed.in_place_of.is_none();
         let new = NewGeneration {
             generation,
             revision: &revision,
@@ -64,7 +66,7 @@ impl Engine {
             who: &proposed.who,
             plan: &anstream::adapter::strip_str(&text::render(&report, false)).to_string(),
             document: &serde_json::to_string(&report).unwrap_or_else(|_| "null".into()),
-            standing: if proposed.timeout.is_zero() { Standing::Applied } else { Standing::Unconfirmed },
+            standing: if is_final { Standing::Applied } else { Standing::Unconfirmed },
             files: &active.files,
         };
         let wait = patience(proposed.timeout, &active.site);

@@ -13,7 +13,7 @@ use crate::{
     apply,
     clock::{self, Instant},
     guard::{
-        Due, Phase, Unconfirmed, Who,
+        Deadline, Due, Phase, Unconfirmed, Who,
         gate::{Evidence, Judgement, Silent, judge, works},
     },
     revision::{AttemptOutcome, Fault},
@@ -108,7 +108,12 @@ impl Engine {
     /// silence, if that is so.
     pub(super) fn go_back(&mut self, reason: &str, silent: Silent) {
         let Stage::Waiting(trial) = std::mem::replace(&mut self.gate.stage, Stage::Idle) else { return };
-        let change = trial.change;
+        let (mut change, now) = (trial.change, clock::now());
+        if change.deadline.at > now {
+            // Whoever finds the record goes on undoing.
+            change.deadline = Deadline::after(Duration::ZERO, change.deadline.place, now, clock::wall());
+            self.router.ledger.set_unconfirmed(&change);
+        }
         let text = format!("generation {} (revision {}) is undone: {reason}", change.generation, change.revision);
         self.warning("confirm", "", text, serde_json::Value::Null);
         let before = self.gate.before.take();
@@ -205,6 +210,7 @@ impl Engine {
         self.router.ledger.settle_unconfirmed(change, Standing::RolledBack, reason);
         self.audit(&Who::DAEMON, "rollback", &format!("generation {}: {reason}", change.generation));
         self.wait_for_paths(change);
+        self.revisions.left(self.active.as_ref().map(|active| active.revision.as_str()));
         if !change.who.is_person() {
             if self.is_last_attempt(change) {
                 self.attempt_failed(AttemptOutcome::RolledBack, reason, Fault::Own, true);
@@ -249,7 +255,11 @@ impl Engine {
                 let reason = "whoever applied it ended before it was in force";
                 self.back_to(change, before, reason, Silent::default());
             }
-            Due::Now => self.back_to(change, before, "nobody confirmed it in time", Silent::default()),
+            Due::Now => {
+                let by_daemon = "its time was over, or it was being undone when the daemon ended";
+                let reason = if change.who.is_person() { "nobody confirmed it in time" } else { by_daemon };
+                self.back_to(change, before, reason, Silent::default());
+            }
             Due::In(_) => match self.on_trial() {
                 Some(active) => {
                     if let Some(before) = &before {

@@ -83,6 +83,24 @@ impl Baseline {
             ..Self::default()
         }
     }
+
+    /// The same where what is in force was to be undone and could not be: it is no measure of what was well. `undone` is
+    /// what was so before it, when `before` was in force.
+    #[must_use]
+    pub fn in_place_of(self, undone: &Self, before: Option<&Site>, new: &Site) -> Self {
+        let mut merged = self;
+        let untouched =
+            |path: &Name| before.is_some_and(|old| old.paths.get(path).is_some_and(|path| untouched(path, old, new)));
+        merged.untouched.retain(untouched);
+        let undone = undone.clone();
+        merged.up.extend(undone.up);
+        merged.carried.extend(undone.carried);
+        merged.carried_families.extend(undone.carried_families);
+        merged.ways.extend(undone.ways);
+        merged.reached.extend(undone.reached);
+        merged.orders = undone.orders;
+        merged
+    }
 }
 
 /// Whether a path is known to carry traffic now.
@@ -529,6 +547,29 @@ mod tests {
         let world = World::new();
         assert_eq!(world.judge(), Judgement::default());
         assert_eq!(world.before.untouched.len(), 2);
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_change_that_could_not_be_undone_is_measured_by_what_was_before_that_one() {
+        let mut world = World::new();
+        let (was, good) = (world.before.clone(), world.old.clone());
+        world.new.paths.insert(name("fiber"), path("fiber", 2, 100).into());
+        world.fails("fiber", true);
+        world.selection.rules.clear();
+        (world.ways, world.reached) = (BTreeMap::new(), BTreeSet::new());
+        let now = Baseline::of(&world.new, &world.new, &world.healths, &world.selection);
+        let both = [name("fiber"), name("lte")];
+        assert_eq!(now.untouched, both.clone().into());
+        world.before = now.clone();
+        assert_eq!(world.judge(), Judgement::default(), "the bad one is no measure: under it nothing is missed");
+        world.before = now.clone().in_place_of(&was, Some(&good), &world.new);
+        let against = world.judge().against;
+        for lost in ["fiber was up", "policy default had a path", "10.0.0.0/24 was reached by mgmt0", "Git remote"] {
+            assert!(against.iter().any(|line| line.contains(lost)), "{lost}: {against:#?}");
+        }
+        assert_eq!(world.before.untouched, [name("lte")].into());
+        assert_eq!(now.clone().in_place_of(&was, Some(&good), &good).untouched, both.into());
+        assert!(now.in_place_of(&was, None, &good).untouched.is_empty());
     }
 
     /// A site of so many paths, each of which loses so many of a thousand rounds, from the change to its deadline: when the

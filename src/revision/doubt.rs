@@ -93,6 +93,11 @@ impl Revisions {
         }
     }
 
+    /// What could not be undone is in the kernel no more, unless it is what has come back.
+    pub fn left(&mut self, back: Option<&str>) {
+        self.memory.stuck.take_if(|stuck| back != Some(&stuck.revision));
+    }
+
     /// An earlier process left a change on trial: in force, until that ends, is what was so before.
     pub fn resumes(&mut self, before: &str, now: Wall) {
         let known = self.memory.applied.take().filter(|seen| seen.revision == before);

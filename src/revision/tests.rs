@@ -285,7 +285,11 @@ fn what_could_not_be_undone_is_in_force_and_an_alarm_until_another_comes_or_a_pe
         assert_eq!(router.applied(), Some("bbbbbbbb"), "the kernel has it");
         assert_eq!(router.revisions.attempt().unwrap().outcome, AttemptOutcome::RollbackFailed);
         assert_eq!(router.stalled(), (Truth::True, "RollbackFailed".into()));
+        router.revisions.left(Some("bbbbbbbb"));
         assert!(router.revisions.alarms(at(50))[0].contains("aaaaaaaa cannot be used any more"));
+        let mut undone = router.revisions.clone();
+        undone.left(Some("aaaaaaaa"));
+        assert!(undone.stuck().is_none(), "the way back worked after all");
         if by_hand {
             router.revisions.accept("bbbbbbbb", "root").unwrap();
         } else {

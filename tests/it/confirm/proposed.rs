@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use patronus::{
     engine::status::Status,
+    lab::Fault,
     store::{Standing, read},
 };
 
@@ -150,22 +151,52 @@ fn while_the_way_back_fails_another_revision_takes_its_place() {
     daemon.kill();
     daemon.settle();
     daemon.wait("a way back that fails again", stuck(&bad));
+    // What the kernel holds is probed all the same: a line that dies without a word is left.
+    world.lab.fault("berlin", "fiber", Fault::BlackHole).unwrap();
+    daemon.wait_active("critical", "lte");
+    world.lab.clear("berlin", "fiber").unwrap();
+    daemon.wait("the line again", well);
+    // The same fault with another detail: what it is measured by is not how things are under the first.
+    world.repository.write("site.yaml", &CHANGES[5].site().replace("dscp: [ef]", "dscp: [ef, 7]"));
+    let other = |s: &Status| s.unconfirmed.as_ref().is_some_and(|u| u.revision != bad);
+    let worse = daemon.wait("the trial of the same fault", other).unconfirmed.unwrap().revision;
+    let status = daemon.wait("its way back that fails", stuck(&worse));
+    assert!(quarantine(&status, &worse).unwrap().contains("answered before and does not now"), "{:?}", status.source);
     world.repository.write("site.yaml", &harmless(1));
     let mended = |s: &Status| well(s) && s.unconfirmed.is_none() && s.source.applied != good && s.alarms.is_empty();
     let fixed = daemon.wait("the fix", mended).source.applied.unwrap();
     assert_eq!(standing(&daemon), (fixed.clone(), Standing::Confirmed, "the evidence is complete".into()));
 
-    // And by hand, to a generation that the kernel takes.
-    let kept = read::generations(&daemon.state_dir(), 9).unwrap();
-    let number = kept.iter().find(|g| g.revision == fixed).unwrap().generation.to_string();
+    // One that fails and then works.
     fs::remove_file(dir.path().join("refuse")).unwrap();
     world.repository.write("site.yaml", &special);
-    daemon.wait("the first one again", |s| well(s) && s.unconfirmed.is_none() && s.source.applied == good);
+    let first = |s: &Status| well(s) && s.unconfirmed.is_none() && s.source.applied == good && s.alarms.is_empty();
+    daemon.wait("the first one again", first);
     world.repository.write("site.yaml", &CHANGES[6].site());
     let bad = daemon.wait("the second trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
     fs::write(dir.path().join("refuse"), "").unwrap();
     daemon.wait("a way back that fails once more", stuck(&bad));
-    let (code, said) = daemon.tells(&["rollback", "--to", &number, "--yes", "--confirm-timeout", "0s"]);
-    assert!(code == Some(0) && said.contains(&fixed), "{said}");
-    daemon.wait("what the person wanted", |s| well(s) && s.source.applied.as_ref() == Some(&fixed));
+    fs::remove_file(dir.path().join("refuse")).unwrap();
+    daemon.wait("the way back and no alarm", first);
+
+    // By hand: what a person takes back is not on trial again after a restart, and a generation that the kernel takes ends it.
+    let kept = read::generations(&daemon.state_dir(), 9).unwrap();
+    let number = |of: &str| kept.iter().find(|g| g.revision == of).unwrap().generation.to_string();
+    let (from, to) = (number(&bad), number(&fixed));
+    let go = |daemon: &Daemon, to: &str, within: &str| {
+        daemon.tells(&["rollback", "--to", to, "--yes", "--confirm-timeout", within])
+    };
+    daemon.wait("a person who tries it", |_| go(&daemon, &from, "600s").0 == Some(0));
+    fs::write(dir.path().join("refuse"), "").unwrap();
+    let (code, said) = daemon.tells(&["rollback", "--yes"]);
+    assert!(code == Some(1) && said.contains("going back failed"), "{said}");
+    daemon.kill();
+    daemon.settle();
+    assert!(daemon.wait("the way back of the person's", stuck(&bad)).unconfirmed.is_none());
+    daemon.wait("what the person wanted", |_| go(&daemon, &to, "0s").0 == Some(0));
+    daemon.kill();
+    daemon.settle();
+    let stands = |s: &Status| well(s) && s.source.applied.as_ref() == Some(&fixed) && s.alarms.is_empty();
+    assert!(daemon.wait("the same after a restart", stands).unconfirmed.is_none());
+    assert_eq!(standing(&daemon), (fixed.clone(), Standing::Applied, "no confirmation was asked for".into()));
 }
