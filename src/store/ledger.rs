@@ -151,6 +151,12 @@ impl Ledger {
         self.read(Journal::generation).unwrap_or_default()
     }
 
+    /// Whether steps that led to this generation, or to a later one, were carried out and not undone.
+    #[must_use]
+    pub fn has_applied(&self, generation: u64) -> bool {
+        self.read(|j| j.has_applied(generation)).unwrap_or_default()
+    }
+
     /// The state applied last.
     #[must_use]
     pub fn applied(&self) -> Option<State> {
