@@ -155,7 +155,8 @@ pub fn own_targets(path: &Path, own: &BTreeSet<std::net::IpAddr>) -> Vec<std::ne
     path.probe.targets.iter().filter(|target| own.contains(target)).copied().collect()
 }
 
-/// What stands in the way of each path of a site that cannot be used now, or not be probed.
+/// What stands in the way of each path of a site that cannot be used now, or not in one family that it is given, or not
+/// be probed.
 #[must_use]
 pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
     let addresses = own_addresses(facts);
@@ -166,8 +167,11 @@ pub fn obstacles(site: &Site, facts: &Facts) -> Vec<String> {
             format!("path {name}: this router itself has the address of its probe target {targets}, which is not asked")
         })
     };
-    let of = |path: &std::sync::Arc<Path>| obstacle(site, path, facts).or_else(|| too_wide(path, facts));
-    site.paths.values().flat_map(|path| of(path).into_iter().chain(own(path))).collect()
+    let of = |path: &std::sync::Arc<Path>| {
+        let whole = obstacle(site, path, facts).or_else(|| too_wide(path, facts));
+        whole.into_iter().chain(routes::lame(site, path, facts)).chain(own(path))
+    };
+    site.paths.values().flat_map(of).collect()
 }
 
 /// A path whose `mtu` is above that of its interface, which is known: its route promises more than the link carries. A

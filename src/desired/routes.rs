@@ -1,6 +1,9 @@
 //! Tunnels, routes and rules.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -39,8 +42,7 @@ fn tunnel(path: &Path, facts: &Facts) -> Option<Tunnel> {
     };
     let under = facts.links.get(over)?;
     let family = Family::of(remote);
-    let overhead = VXLAN_OVERHEAD.iter().find(|(f, _)| *f == family).map_or(70, |(_, bytes)| *bytes);
-    let mtu = path.mtu.unwrap_or_else(|| under.mtu.saturating_sub(overhead));
+    let mtu = path.mtu.unwrap_or_else(|| under.mtu.saturating_sub(overhead(remote)));
     let mut addresses = inner_local.clone();
     addresses.retain(|net| mtu >= IPV6_MTU || net.addr().is_ipv4());
     addresses.sort();
@@ -53,6 +55,11 @@ fn tunnel(path: &Path, facts: &Facts) -> Option<Tunnel> {
         mtu,
         addresses,
     })
+}
+
+fn overhead(remote: &IpAddr) -> u32 {
+    let family = Family::of(remote);
+    VXLAN_OVERHEAD.iter().find(|(f, _)| *f == family).map_or(70, |(_, bytes)| *bytes)
 }
 
 /// The next hop of a path per family, as far as the kernel would take a route through it now: the interface
@@ -87,10 +94,9 @@ pub fn obstacle(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
     let why = match facts.links.get(interface) {
         None => format!("there is no interface {interface}: `ip link` shows those that are there"),
         Some(link) if !link.up => format!("{interface} is down: `ip link set {interface} up`"),
-        Some(link) if link.no_ipv6 && fixed_to_ipv6(site, path) => format!(
-            "its gateways are IPv6, and {} has none: its `disable_ipv6` is 1, or its MTU is below {IPV6_MTU}",
-            path.interface
-        ),
+        Some(_) if lacks_ipv6(site, path, facts) => {
+            format!("its gateways are IPv6, and {}", why_no_ipv6(path, facts))
+        }
         Some(_) => format!(
             "no gateway is known: `auto` takes it from a default route over {interface} in the main table (DHCP, RA, PPP)"
         ),
@@ -98,14 +104,41 @@ pub fn obstacle(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
     Some(format!("path {} cannot be used now: {why}", path.name))
 }
 
-/// Whether the gateways that the configuration gives are all IPv6.
-fn fixed_to_ipv6(site: &Site, path: &Path) -> bool {
+/// What a path that can be used lacks: the configuration gives it IPv6 and its interface has none, with the remedy.
+pub(super) fn lame(site: &Site, path: &Path, facts: &Facts) -> Option<String> {
+    let lame = lacks_ipv6(site, path, facts) && obstacle(site, path, facts).is_none();
+    lame.then(|| {
+        format!("path {} carries no IPv6, which its configuration gives it: {}", path.name, why_no_ipv6(path, facts))
+    })
+}
+
+/// Whether the configuration gives a path a gateway of IPv6 and its interface has none. Each tunnel that we make has a
+/// derived link-local one, which nobody has asked for.
+fn lacks_ipv6(site: &Site, path: &Path, facts: &Facts) -> bool {
     let given: &[IpAddr] = match (&path.to, site.endpoints.get(&path.from).map(|endpoint| &endpoint.gateway)) {
         (Destination::Internet, Some(GatewaySpec::Fixed(gateways)))
         | (Destination::Site { tunnel: TunnelSpec::Interface { gateways }, .. }, _) => gateways,
-        _ => &[],
+        (Destination::Site { tunnel: TunnelSpec::Vxlan { inner_remote, .. }, .. }, _) => inner_remote,
+        (Destination::Internet, _) => &[],
     };
-    !given.is_empty() && given.iter().all(IpAddr::is_ipv6)
+    let derived = |address: &Ipv6Addr| path.under().is_some() && address.is_unicast_link_local();
+    given.iter().any(|gateway| matches!(gateway, IpAddr::V6(a) if !derived(a))) && no_ipv6(path, facts)
+}
+
+/// Why the interface of a path has no IPv6, and what gives it one.
+fn why_no_ipv6(path: &Path, facts: &Facts) -> String {
+    let interface = &path.interface;
+    let small = |mtu: u32| format!("IPv6 needs {IPV6_MTU} bytes, and {interface} carries packets of {mtu}");
+    if let Destination::Site { tunnel: TunnelSpec::Vxlan { over, remote, .. }, .. } = &path.to
+        && let Some(tunnel) = tunnel(path, facts).filter(|tunnel| tunnel.mtu < IPV6_MTU)
+    {
+        let needed = IPV6_MTU + overhead(remote);
+        return format!("{}: `ip link set {over} mtu {needed}`, if the line under it carries that", small(tunnel.mtu));
+    }
+    match facts.links.get(interface).map_or(0, |link| link.mtu) {
+        mtu if mtu < IPV6_MTU => format!("{}: `ip link set {interface} mtu {IPV6_MTU}` or more", small(mtu)),
+        _ => format!("IPv6 is off on {interface}: `sysctl -w net/ipv6/conf/{interface}/disable_ipv6=0`"),
+    }
 }
 
 type Hops = Vec<(Family, Option<IpAddr>)>;

@@ -41,11 +41,18 @@ fn wanted(site: &Site) -> impl Iterator<Item = (Option<&IfName>, String, &'stati
 }
 
 /// The wanted sysctls of interfaces that exist or that this plan creates, and the old values of those that
-/// are no longer wanted.
+/// are no longer wanted. Those of an interface's IPv6 are left alone while that is off.
 pub(super) fn sysctls(site: &Site, inputs: &Inputs<'_>) -> BTreeMap<Key, Value> {
     let mut all: BTreeMap<Key, Value> = restored(inputs.originals, inputs.facts).collect();
-    let there = wanted(site).filter(|(interface, path, _)| is_there(*interface, path, inputs.facts));
-    all.extend(there.map(|(_, path, value)| entry(path, value)));
+    for (interface, path, value) in wanted(site) {
+        let there = is_there(interface, &path, inputs.facts);
+        let (key, value) = entry(path, value);
+        if there {
+            all.insert(key, value);
+        } else {
+            all.remove(&key);
+        }
+    }
     all
 }
 
@@ -92,10 +99,11 @@ fn interface_of(key: &SysctlKey) -> Option<&str> {
     (interface != "all" && interface != "default").then_some(interface)
 }
 
-/// The old values, but for interfaces that have gone.
+/// The old values, but for interfaces that have gone. Where IPv6 is only switched off its sysctls are there; whoever plans
+/// knows which he has seen.
 pub(super) fn restored<'a>(originals: &'a Originals, facts: &'a Facts) -> impl Iterator<Item = (Key, Value)> + 'a {
     let there = |key: &SysctlKey| match interface_of(key).map(str::parse::<IfName>) {
-        Some(Ok(interface)) => is_there(Some(&interface), &key.path, facts),
+        Some(Ok(interface)) => facts.links.contains_key(&interface),
         Some(Err(_)) => false,
         None => true,
     };

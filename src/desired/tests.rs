@@ -9,7 +9,7 @@ use crate::{
     units::Ratio,
     validate::intent::{
         Action, Balance, Destination, Endpoint, GatewaySpec, Health, Lan, Match, Nat, Path, Policy, Probe, Rule,
-        Strategy,
+        Strategy, TunnelSpec,
     },
 };
 
@@ -369,4 +369,37 @@ fn a_path_that_is_wider_than_its_link_is_an_obstacle_and_one_that_fits_is_none()
         found.len() == 1 && found[0].contains("`mtu: 9000`, and its interface wan0 carries packets of 1500"),
         "{found:?}"
     );
+}
+
+#[test]
+fn a_family_that_the_configuration_gives_and_the_link_does_not_have_is_named_with_the_remedy() {
+    let (mut site, mut facts) = (berlin(), facts());
+    let link = |facts: &mut Facts, mtu| {
+        let wan0 = facts.links.get_mut("wan0").unwrap();
+        (wan0.no_ipv6, wan0.mtu) = (true, mtu);
+    };
+    let give = |site: &mut Site, gateways: &[&str]| {
+        let gateways = gateways.iter().map(|text| text.parse().unwrap()).collect();
+        let path = std::sync::Arc::make_mut(site.paths.get_mut(&name("fiber")).unwrap());
+        path.to =
+            Destination::Site { site: name("hq"), endpoint: name("fiber"), tunnel: TunnelSpec::Interface { gateways } };
+    };
+    give(&mut site, &["10.0.0.1", "2001:db8::1"]);
+    assert!(obstacles(&site, &facts).is_empty());
+    link(&mut facts, 1500);
+    let told = obstacles(&site, &facts);
+    let off = "path fiber carries no IPv6, which its configuration gives it: IPv6 is off on wan0: \
+               `sysctl -w net/ipv6/conf/wan0/disable_ipv6=0`";
+    assert_eq!(told, [off]);
+    link(&mut facts, 1200);
+    let told = obstacles(&site, &facts);
+    assert!(
+        told.len() == 1 && told[0].ends_with("carries packets of 1200: `ip link set wan0 mtu 1280` or more"),
+        "{told:?}"
+    );
+    give(&mut site, &["2001:db8::1"]);
+    let told = obstacles(&site, &facts);
+    assert!(told.len() == 1 && told[0].starts_with("path fiber cannot be used now: its gateways are IPv6"), "{told:?}");
+    give(&mut site, &[]);
+    assert!(obstacles(&site, &facts).is_empty(), "nobody asked for it");
 }

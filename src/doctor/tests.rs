@@ -319,6 +319,9 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("unit", Verdict::Warn, |f| unit(f, "WatchdogSec=30", "WatchdogSec=0")),
     ("unit", Verdict::Warn, |f| unit(f, "Restart=always", "Restart=no")),
     ("unit", Verdict::Warn, |f| unit(f, "StartLimitIntervalSec=0", "")),
+    ("unit", Verdict::Warn, |f| {
+        unit(f, "StartLimitIntervalSec=0\n\n[Service]", "\n[Service]\nStartLimitIntervalSec=0");
+    }),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "PrivateTmp=yes\nProtectKernelTunables=yes")),
     ("unit-hardening", Verdict::Fail, |f| unit(f, "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN", "CAP_NET_ADMIN")),
     ("unit-hardening", Verdict::Warn, |f| unit(f, "NoNewPrivileges=yes", "")),
@@ -333,6 +336,10 @@ const BREAKS: &[(&str, Verdict, Break)] = &[
     ("unit-hardening", Verdict::Fail, |f| unit(f, "PrivateTmp=yes", "ProcSubset=pid")),
     ("unit-hardening", Verdict::Fail, |f| f.settings.state_dir = "/srv/patronus".into()),
     ("unit-hardening", Verdict::Fail, |f| f.settings.source = Some(Source::Dir("/root/network".into()))),
+    ("unit-hardening", Verdict::Fail, |f| {
+        unit(f, "ProtectHome=yes", "ProtectHome=read-only");
+        f.settings.state_dir = "/home/patronus".into();
+    }),
     ("settings", Verdict::Fail, |f| f.settings_error = Some("patronus.yaml:1:1: no".into())),
     ("settings", Verdict::Warn, |f| f.settings.site = None),
     ("settings", Verdict::Warn, |f| lose(f, "/etc/patronus/patronus.yaml")),
@@ -488,4 +495,21 @@ fn without_a_kernel_or_a_site_checks_are_skipped_and_not_passed() {
     }
     facts.settings.source = Some(Source::Dir("/x".into()));
     assert_eq!(self::of(&facts, "git-signers").verdict, Verdict::Skipped);
+}
+
+#[test]
+fn a_file_system_that_does_not_say_how_much_room_it_has_is_not_full() {
+    let mut facts = fine();
+    set(&mut facts, "/var/lib/patronus", |p| (p.bytes, p.inodes) = ((0, 0), (0, 0)));
+    for id in ["state-directory", "disk-space", "disk-inodes"] {
+        assert_eq!(of(&facts, id).verdict, Verdict::Ok, "{:?}", of(&facts, id));
+    }
+}
+
+#[test]
+fn a_home_that_can_only_be_read_hides_nothing() {
+    let mut facts = fine();
+    unit(&mut facts, "ProtectHome=yes", "ProtectHome=read-only");
+    facts.settings.source = Some(Source::Dir("/root/network".into()));
+    assert_eq!(of(&facts, "unit-hardening").verdict, Verdict::Ok, "{:?}", of(&facts, "unit-hardening"));
 }

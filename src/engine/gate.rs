@@ -1,8 +1,9 @@
 //! A new revision on trial: proposed, let in by the rails, in force until its evidence or its deadline.
 //!
 //! Invariant: one change at a time. While one is on trial every other revision waits; one that is only proposed, and one
-//! that cannot be undone, give way to another. Repair and failover go on meanwhile, with the configuration in the kernel; going back is the ordinary pass with the one before it, against
-//! the kernel as it is then and with the paths in use then, so nothing that failover did in between is undone.
+//! that cannot be undone, give way to another. Repair and failover go on meanwhile, with the configuration in the kernel;
+//! going back is the ordinary pass with the one before it, against the kernel as it is then and with the paths in use then,
+//! so nothing that failover did in between is undone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

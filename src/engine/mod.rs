@@ -463,3 +463,55 @@ impl Engine {
         self.timers.source = at;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        state::Ranges,
+        store::{Ledger, Limits},
+        validate,
+    };
+
+    /// How the loop ends in an empty network namespace when it is told to stop, if the prober is still alive.
+    async fn ended(dead: bool) -> Result<(), Unwatched> {
+        let (dir, ranges) = (tempfile::tempdir().unwrap(), Ranges::default());
+        let changes = Linux::subscribe(&ranges).unwrap();
+        let source = Whence::Dir(dir.path().join("none"));
+        let parts = Parts {
+            origin: Origin { site: "hub".parse().unwrap(), source, options: validate::Options::default() },
+            router: Router::new(Linux::connect().unwrap(), Ledger::memory(), ranges),
+            recorder: Recorder::start(dir.path(), Limits::default()),
+            rules: Rules::default(),
+            alarms: Vec::new(),
+            clock_synchronised: false,
+            hooks: Arc::default(),
+            reports: Arc::default(),
+            notices: Arc::default(),
+        };
+        let mut engine = Engine::new(parts).unwrap();
+        let (_commands, commands) = mpsc::channel(1);
+        let (_reload, reload) = mpsc::channel(1);
+        let (end, stop) = oneshot::channel();
+        let mut end = Some(end);
+        if dead {
+            // A thread that has died has dropped its end of the channel.
+            engine.samples = mpsc::channel(1).1;
+        } else {
+            end.take().into_iter().for_each(|end| end.send(()).unwrap());
+        }
+        tokio::time::timeout(Duration::from_secs(30), engine.run(Wires { changes, commands, reload, stop }))
+            .await
+            .expect("the loop ends")
+    }
+
+    #[test]
+    fn a_prober_that_has_died_ends_the_daemon_with_an_error() {
+        let inside = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            [true, false].map(|dead| runtime.block_on(ended(dead)).is_err())
+        };
+        assert_eq!(std::thread::spawn(inside).join().unwrap(), [true, false]);
+    }
+}

@@ -129,6 +129,14 @@ fn take_in(steps: &[&Step], state: &mut Arc<State>) {
     }
 }
 
+/// Whether a plan has set a sysctl back to what it was before us, or found that there is no such one any more.
+fn is_restored(planned: &Planned, key: &SysctlKey, original: &str) -> bool {
+    let key = Key::Sysctl(key.clone());
+    let left = planned.desired.objects.get(&key);
+    !planned.spared.contains(&key)
+        && left.is_none_or(|left| matches!(left, Value::Sysctl { value } if **value == *original))
+}
+
 impl Router<Frozen> {
     /// A router as it was captured.
     #[must_use]
@@ -356,6 +364,9 @@ impl<K: Kernel> Router<K> {
         for key in desired::of_leaving_tunnels(&desired, &observed.state) {
             desired.objects.remove(&key);
         }
+        // A sysctl that is not there has gone with its interface, or with the IPv6 of that.
+        let lost = |key: &Key| matches!(key, Key::Sysctl(sysctl) if self.originals.contains_key(sysctl));
+        desired.objects.retain(|key, _| !lost(key) || observed.state.objects.contains_key(key));
         pack(&mut desired.objects);
         pack(&mut allocations.targets);
         pack(&mut allocations.policies);
@@ -433,8 +444,9 @@ impl<K: Kernel> Router<K> {
         }
         let wanted: BTreeSet<String> =
             site.map(|s| desired::sysctl_scope(s, &BTreeMap::new())).unwrap_or_default().into_iter().collect();
+        let done = |key: &SysctlKey, value: &str| !wanted.contains(&*key.path) && is_restored(planned, key, value);
         let restored: Vec<SysctlKey> =
-            self.originals.keys().filter(|key| !wanted.contains(&*key.path)).cloned().collect();
+            self.originals.iter().filter(|(key, value)| done(key, value)).map(|(key, _)| key.clone()).collect();
         for key in restored {
             self.ledger.forget_sysctl(&key);
             self.originals.remove(&key);
@@ -481,5 +493,30 @@ mod tests {
         assert!(written.is_of(&table("canonical")));
         // A process that dies between two writes leaves the one of now beside the other of before.
         assert!(!written.is_of(&table("another")) && !written.is_of(&table("")));
+    }
+
+    #[test]
+    fn a_sysctl_is_set_back_where_it_is_to_be_seen_and_its_old_value_is_kept_until_it_is_back() {
+        let key = SysctlKey { path: "ipv6/conf/wan0/ignore_routes_with_linkdown".into() };
+        let (object, value) = (Key::Sysctl(key.clone()), |text| Value::Sysctl { value: sysctl_text(text) });
+        let mut router = Router::new(crate::kernel::fake::Fake::default(), Ledger::memory(), Ranges::default());
+        router.originals.insert(key.clone(), sysctl_text("0"));
+        // IPv6 is switched off; its sysctls are there unless the interface's MTU is too small for it.
+        let link = crate::state::LinkFacts { no_ipv6: true, ..Default::default() };
+        let mut observed = Observed::default();
+        observed.facts.links.insert("wan0".parse().unwrap(), link);
+        assert!(router.plan_teardown(&observed).steps.is_empty());
+
+        Arc::make_mut(&mut observed.state).objects.insert(object.clone(), value("1"));
+        let planned = router.plan_teardown(&observed);
+        let [Step::Set { key: set, after, .. }] = &*planned.steps else { panic!("{:?}", planned.steps) };
+        assert_eq!((set, after), (&object, &Some(value("0"))));
+        let refused = [object].into();
+        router.remember(&router.without(&planned, &refused, &observed), None, "none");
+        assert!(router.originals.contains_key(&key), "the kernel refused it");
+        router.remember(&router.sparing(planned.clone(), refused, &observed), None, "none");
+        assert!(router.originals.contains_key(&key), "it was left as others had set it");
+        router.remember(&planned, None, "none");
+        assert!(router.originals.is_empty());
     }
 }

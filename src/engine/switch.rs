@@ -143,9 +143,9 @@ impl Engine {
         }
     }
 
-    /// Brings the routes to the new choice, in the tables of targets that the site has: the active ones first, then it begins that flows which have nothing to lose are
-    /// forgotten, then the tails. The full pass that follows must find nothing left to do here. Says when the kernel had the
-    /// active routes.
+    /// Brings the routes to the new choice, in the tables of targets that the site has: the active ones first, then it
+    /// begins that flows which have nothing to lose are forgotten, then the tails. The full pass that follows must find
+    /// nothing left to do here. Says when the kernel had the active routes.
     async fn switch(&mut self, decision: &Decision, now: Instant) -> Option<Instant> {
         let active = self.active.as_ref()?;
         let inputs = self.router.inputs(&self.selection, &self.observed);

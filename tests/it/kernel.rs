@@ -414,7 +414,8 @@ fn facts_hold_addresses_and_the_default_routes_of_each_link() {
         assert_eq!(wan1.gateways, BTreeMap::from([(Family::V4, address("198.51.100.7")), (Family::V6, Gateway::Link)]));
         let mut shown: Vec<_> = wan0.addresses.iter().map(ToString::to_string).collect();
         shown.retain(|a| !a.starts_with("fe80"));
-        assert_eq!(shown, ["192.0.2.2/24", "192.0.2.3/24", "2001:db8::2/64", "192.0.2.200/32"]);
+        // What to send from comes first; 192.0.2.3 is the second address of its network.
+        assert_eq!(shown, ["192.0.2.2/24", "2001:db8::2/64", "192.0.2.3/24", "192.0.2.200/32"]);
         let only = Scope { interfaces: vec![name("wan1")], ..scope() };
         let facts = kernel.observe(&only).await.unwrap().facts.links;
         assert_eq!(facts.keys().map(ToString::to_string).collect::<Vec<_>>(), ["wan1"]);

@@ -84,7 +84,8 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
         return Finding::fail(
             format!("{shown} lies on a file system that is mounted read-only"),
             format!(
-                "`mount -o remount,rw $(findmnt -nT {shown} -o TARGET)`; `dmesg` tells if the kernel did it after errors of the disk"
+                "`mount -o remount,rw $(findmnt -nT {shown} -o TARGET)`; \
+                 `dmesg` tells if the kernel did it after errors of the disk"
             ),
         );
     }
@@ -92,7 +93,8 @@ fn directory(facts: &Facts, path: &Path, private: bool) -> Finding {
         let says = format!("{shown} cannot be written by user {}; its owner is user {}", facts.user, place.owner);
         return Finding::fail(says, format!("run as its owner, or `chown` it: {shown}"));
     }
-    if place.bytes.0 < NOTHING || matches!(place.inodes, (0, 1..)) {
+    // One that reports nothing at all (overlays and network file systems may) is not full.
+    if matches!(place.bytes, (0..NOTHING, 1..)) || matches!(place.inodes, (0, 1..)) {
         return Finding::fail(
             format!("{shown} is there, and nothing can be written to it: its file system is full"),
             format!("make room: `du -x $(findmnt -nT {shown} -o TARGET) | sort -n | tail`"),
@@ -117,6 +119,9 @@ pub(super) fn disk_space(facts: &Facts) -> Finding {
     let Some(place) = facts.places.get(&facts.settings.state_dir) else {
         return Finding::skipped("the state directory does not exist");
     };
+    if place.bytes.1 == 0 {
+        return Finding::ok("this file system does not say how much room it has");
+    }
     let (free, all) = (place.bytes.0 >> 20, place.bytes.1 >> 20);
     let says = format!("{free} of {all} MiB free where {} is", facts.settings.state_dir.display());
     let remedy = "make room, or a shorter `retention`; without room records are lost, and routing goes on";

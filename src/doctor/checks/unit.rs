@@ -24,21 +24,34 @@ fn value<'a>(unit: &'a str, key: &str) -> Option<&'a str> {
     values.next_back().map(|(_, value)| value.trim())
 }
 
+/// The same of one section: elsewhere systemd ignores the key.
+fn value_in<'a>(unit: &'a str, section: &str, key: &str) -> Option<&'a str> {
+    let mut here = false;
+    let mine = unit.lines().filter(|line| {
+        if let Some(name) = line.trim().strip_prefix('[') {
+            here = name.strip_suffix(']') == Some(section);
+        }
+        here
+    });
+    let mut values = mine.filter_map(|line| line.split_once('=')).filter(|(k, _)| k.trim() == key);
+    values.by_ref().last().map(|(_, value)| value.trim())
+}
+
 const NO_UNIT: &str = "there is no unit patronus.service";
 
 pub(super) fn restarts(facts: &Facts) -> Finding {
     let Some(unit) = unit_text(facts) else { return Finding::skipped(NO_UNIT) };
     let wanted = [
-        ("Type", "notify", "systemd then knows when the daemon is ready"),
-        ("Restart", "always", "a daemon that dies is started again"),
-        ("StartLimitIntervalSec", "0", "one that dies five times in ten seconds is started again, too"),
-        ("RuntimeDirectoryPreserve", "yes", "the lock outlives its holder"),
+        ("Service", "Type", "notify", "systemd then knows when the daemon is ready"),
+        ("Service", "Restart", "always", "a daemon that dies is started again"),
+        ("Unit", "StartLimitIntervalSec", "0", "one that dies five times in ten seconds is started again, too"),
+        ("Service", "RuntimeDirectoryPreserve", "yes", "the lock outlives its holder"),
     ];
-    let mut found: Vec<Finding> = wanted
-        .iter()
-        .filter(|(key, good, _)| value(&unit, key) != Some(good))
-        .map(|(key, good, why)| Finding::warn(format!("{key} is not {good}"), format!("`{key}={good}`: {why}")))
-        .collect();
+    let says = |(section, key, good, why): &(&str, &str, &str, &str)| {
+        Finding::warn(format!("{key} is not {good}"), format!("`{key}={good}` below `[{section}]`: {why}"))
+    };
+    let differs = |(section, key, good, _): &&(&str, &str, &str, &str)| value_in(&unit, section, key) != Some(good);
+    let mut found: Vec<Finding> = wanted.iter().filter(differs).map(says).collect();
     if value(&unit, "WatchdogSec").is_none_or(|text| text == "0") {
         found.push(Finding::warn("there is no watchdog", "`WatchdogSec=30`: a loop that hangs is restarted"));
     }
@@ -180,13 +193,22 @@ fn directories(unit: &str, facts: &Facts) -> Vec<Finding> {
     let socket = settings.socket.parent().map(Path::to_owned);
     let written: Vec<PathBuf> =
         [settings.state_dir.clone(), settings.runtime_dir.clone()].into_iter().chain(socket).collect();
-    let hidden = |path: &Path| !is_no(unit, "ProtectHome") && below_any(path, ["/home", "/root", "/run/user"]);
+    let home = |path: &Path| below_any(path, ["/home", "/root", "/run/user"]);
+    let (hides_home, keeps_home) = match value(unit, "ProtectHome") {
+        Some("yes" | "true" | "on" | "1" | "tmpfs") => (true, false),
+        Some("read-only") => (false, true),
+        _ => (false, false),
+    };
+    let hidden = |path: &Path| hides_home && home(path);
     let all = written.iter().cloned().chain(read(facts));
     let mut found: Vec<Finding> = all.filter(|path| hidden(path)).map(|path| hides(&path)).collect();
+    if keeps_home {
+        found.extend(written.iter().filter(|path| home(path)).map(|path| read_only("ProtectHome=read-only", path)));
+    }
     if value(unit, "ProtectSystem") == Some("strict") {
         let open = writable(unit);
         let closed = written.iter().filter(|path| !hidden(path) && !below_any(path, open.iter().map(String::as_str)));
-        found.extend(closed.map(|path| read_only(path)));
+        found.extend(closed.map(|path| read_only("ProtectSystem=strict", path)));
     }
     found
 }
@@ -203,9 +225,9 @@ fn hides(path: &Path) -> Finding {
     )
 }
 
-fn read_only(path: &Path) -> Finding {
+fn read_only(what: &str, path: &Path) -> Finding {
     let path = path.display();
-    Finding::fail(format!("ProtectSystem=strict makes {path} read-only"), format!("`ReadWritePaths={path}`"))
+    Finding::fail(format!("{what} makes {path} read-only"), format!("`ReadWritePaths={path}`"))
 }
 
 /// What can be written where the file system is read-only otherwise.

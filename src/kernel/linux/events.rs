@@ -31,7 +31,7 @@ use crate::{
 pub(super) const BUFFER: usize = 16 * 1024 * 1024;
 
 /// Multicast groups of rtnetlink (`linux/rtnetlink.h`).
-const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
+const ROUTE_GROUPS: [u32; 10] = [1, 5, 7, 8, 9, 11, 12, 19, 24, 25];
 /// A socket that fails more often than this in a row is not drained further.
 const MOST_FAILURES: u32 = 16;
 /// `NFNLGRP_NFTABLES`.
@@ -194,7 +194,12 @@ fn route_event(kind: u16, payload: &[u8], ranges: &Ranges) -> Option<KernelEvent
     }
 }
 
+/// The family is none where a message is about the interface itself. With one it says what became of its IPv6, or that it
+/// joined or left a bridge: such a message may be of a kind that else means its end.
 fn link_event(payload: &[u8], exists: bool) -> Option<KernelEvent> {
+    if payload.first().is_some_and(|family| *family != 0) {
+        return Some(KernelEvent::Changed("link"));
+    }
     let link = Link::parse(payload)?;
     Some(KernelEvent::Link { name: link.name, up: exists && link.up, carrier: exists && link.carrier })
 }
@@ -232,5 +237,35 @@ fn nft_events(message: &wire::Message<'_>, ours: &mut bool, ready: &mut VecDeque
     } else if wire::find(attributes, tables::TABLE_NAME).map(wire::text).as_deref() == Some(nft::TABLE) {
         *ours = true;
         ready.push_back(KernelEvent::Changed("nft"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_one_family_of_a_link_is_not_the_end_of_it() {
+        const UP_AND_LOWER_UP: u32 = 0x1_0001;
+        let message = |family: u8| {
+            let mut bytes = vec![0; 16];
+            bytes[0] = family;
+            bytes[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+            bytes[8..12].copy_from_slice(&UP_AND_LOWER_UP.to_ne_bytes());
+            wire::put_text(&mut bytes, 3, "wan0");
+            bytes
+        };
+        let state = |payload: &[u8], exists| match link_event(payload, exists) {
+            Some(KernelEvent::Link { up, carrier, .. }) => Some((up, carrier)),
+            Some(KernelEvent::Changed("link")) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(state(&message(0), true), Some((true, true)));
+        assert_eq!(state(&message(0), false), Some((false, false)));
+        // IPv6 and a bridge.
+        for family in [10, 7] {
+            assert_eq!([state(&message(family), true), state(&message(family), false)], [None, None]);
+        }
+        assert!(matches!(link_event(&message(10)[..16], true), Some(KernelEvent::Changed("link"))), "without a name");
     }
 }

@@ -15,10 +15,14 @@ use crate::{
 /// The longest value that is read.
 const LONGEST: usize = 1024;
 
-/// Whether the kernel announces that a sysctl was changed (`RTM_NEWNETCONF`: `net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
+/// Whether the kernel announces that a sysctl was changed (`RTM_NEWNETCONF`: `net/ipv4/devinet.c`, `net/ipv6/addrconf.c`;
+/// seen on 6.18). Older ones announce `ignore_routes_with_linkdown` of IPv6 for `all` and `default` only.
 pub(super) fn is_announced(path: &str) -> bool {
-    let name = path.rsplit('/').next();
-    matches!(name, Some("ip_forward" | "forwarding" | "rp_filter" | "ignore_routes_with_linkdown"))
+    match path.rsplit('/').next() {
+        Some("ip_forward" | "forwarding" | "rp_filter") => true,
+        Some("ignore_routes_with_linkdown") => path.starts_with("ipv4/"),
+        _ => false,
+    }
 }
 
 /// Values of the paths that exist.
@@ -67,4 +71,17 @@ fn refused(path: &str, value: &str, source: io::Error) -> KernelError {
 fn file(path: &str) -> Result<PathBuf, KernelError> {
     let plain = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     if plain { Ok(PathBuf::from("/proc/sys/net").join(path)) } else { Err(malformed("the path of a sysctl")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_kernel_does_not_announce_of_an_interface_is_looked_at() {
+        let announced = ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/wan0/ignore_routes_with_linkdown"];
+        assert!(announced.into_iter().all(is_announced));
+        let silent = ["ipv6/conf/wan0/ignore_routes_with_linkdown", "ipv6/conf/wan0/accept_ra"];
+        assert!(!silent.into_iter().any(is_announced));
+    }
 }

@@ -22,10 +22,11 @@ spec:
     wg:  {from: fiber, to: berlin/fiber, tunnel: {interface: wg0}}
     low: {from: fiber, to: berlin/fiber, tunnel: {interface: low0}}
 ";
-/// One has IPv6 switched off, the other's MTU is too small for it.
+/// One has IPv6 switched off and will get no address of it by itself, like a `WireGuard` interface; the other's MTU is too
+/// small for it.
 const LINKS: &str = "for link in wg low; do
     ip link add ${link}0 type veth peer name ${link}1; ip link set ${link}0 up; ip link set ${link}1 up; done
-  echo 1 > /proc/sys/net/ipv6/conf/wg0/disable_ipv6; ip link set low0 mtu 1200";
+  ip link set wg0 addrgenmode none; echo 1 > /proc/sys/net/ipv6/conf/wg0/disable_ipv6; ip link set low0 mtu 1200";
 
 fn routes(daemon: &Daemon, interface: &str) -> [usize; 2] {
     ["-4", "-6"].map(|family| {
