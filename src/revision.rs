@@ -52,6 +52,8 @@ struct Memory {
     attempted: Option<Attempt>,
     /// How often the daemon ended while that attempt was open.
     deaths: u32,
+    /// That attempt was put off: nothing is done for it.
+    put_off: bool,
     /// The revision that is being tried.
     trying: Option<Seen>,
     applied: Option<Seen>,
@@ -119,6 +121,9 @@ impl Revisions {
             return Vec::new();
         };
         self.memory.trying = None;
+        if self.memory.put_off {
+            return Vec::new();
+        }
         self.memory.deaths += 1;
         if self.memory.deaths < DEATHS || self.memory.applied.is_none() {
             return Vec::new();
@@ -271,12 +276,18 @@ impl Revisions {
             at: now,
         });
         self.memory.trying = Some(seen);
+        self.memory.put_off = false;
         let note = Note::good(format!("revision {revision} is valid"));
         (true, if told { Vec::new() } else { vec![note] })
     }
 
     fn attempted(&mut self, attempt: Attempt) {
         self.memory.attempted = Some(attempt);
+    }
+
+    /// The revision that is being tried waits until it can be: a daemon that ends meanwhile does not end for it.
+    pub const fn put_off(&mut self) {
+        self.memory.put_off = true;
     }
 
     /// The revision that is being tried waits for its confirmation.

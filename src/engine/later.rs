@@ -27,7 +27,7 @@ use crate::{
 const TRIES: u32 = 3;
 /// The first wait; each further one is four times as long.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest wait of a proposal that cannot be planned.
+/// The longest wait of a proposal that cannot be planned or tried.
 const PLANLESS: Duration = Duration::from_secs(60);
 /// Services are asked so often while it is open whether a change had cut them off.
 const DOUBTED: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub(super) struct Services {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Again {
     content: String,
-    /// How often the kernel was asked to take it; 0 while there is no plan even.
+    /// How often the kernel was asked to take it; 0 while there is no plan even, or none that may be carried out.
     tries: u32,
     wait: Duration,
     /// Not before then.
@@ -66,14 +66,14 @@ impl Again {
         (tries <= TRIES).then(|| Self { content: content.to_owned(), tries, wait, at, reason: reason.to_owned() })
     }
 
-    /// The same of one that cannot be planned: that says nothing against it, however long it lasts.
+    /// The same of one that cannot be planned, or not be asked about or written down: that says nothing against it, however long it lasts.
     fn planless(old: Option<Self>, content: &str, reason: &str, now: Instant) -> Self {
         let old = old.filter(|old| old.content == content && old.tries == 0);
         let wait = old.map_or(FIRST, |old| (old.wait * 4).min(PLANLESS));
         Self { content: content.to_owned(), tries: 0, wait, at: now + wait, reason: reason.to_owned() }
     }
 
-    /// Whether it could not be planned, for the same reason.
+    /// Whether it could not be planned or tried, for the same reason.
     pub(super) fn is_planless(&self, reason: Option<&str>) -> bool {
         self.tries == 0 && reason == Some(&self.reason)
     }
@@ -87,7 +87,7 @@ impl Again {
 impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tries {
-            0 => write!(f, "{}; there is no plan without that, so it is tried again", self.reason),
+            0 => write!(f, "{}; nothing can be done before that is over, so it is tried again", self.reason),
             tries => write!(f, "{}; that may be over soon, so it is tried again ({tries} of {TRIES})", self.reason),
         }
     }
@@ -126,6 +126,8 @@ impl Engine {
     /// The proposal of the source goes back to those that wait, and what is in the kernel goes on.
     fn put_back(&mut self, why: String) {
         if let Some(proposed) = self.withdraw() {
+            self.revisions.put_off();
+            self.write_down();
             self.hold(Proposal::of_source(proposed.active, self.gate.timeout()), why);
         }
     }
@@ -136,17 +138,21 @@ impl Engine {
         if matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person()) {
             self.turn_down(AttemptOutcome::Failed, why, Fault::Own);
         } else {
-            self.put_back(why.to_owned());
+            self.put_back_planless(why);
         }
     }
 
     /// The kernel cannot be asked just now whether it would take the proposal, which says nothing about it: it waits, and
     /// what is in force is repaired meanwhile. The first configuration of a router has nothing else to go on with.
     pub(super) fn put_aside(&mut self, reason: &str) {
-        let Stage::Proposed(proposed) = &self.gate.stage else { return };
-        if proposed.who.is_person() || self.active.is_none() {
-            return;
+        let by_person = matches!(&self.gate.stage, Stage::Proposed(proposed) if proposed.who.is_person());
+        if !by_person && self.active.is_some() {
+            self.put_back_planless(reason);
         }
+    }
+
+    fn put_back_planless(&mut self, reason: &str) {
+        let Stage::Proposed(proposed) = &self.gate.stage else { return };
         let again = Again::planless(self.gate.again.take(), &proposed.active.content, reason, clock::now());
         let why = again.to_string();
         self.gate.again = Some(again);

@@ -144,7 +144,7 @@ impl Engine {
     /// What the kernel holds while a change is undone after a restart, as far as that can be told: what was applied
     /// last, or what was before if its steps were undone.
     fn held_by_the_kernel(&self, change: &Unconfirmed, before: Option<&Active>) -> Option<Active> {
-        let made = change.phase == Phase::Waiting || self.router.generation() >= change.generation;
+        let made = change.phase == Phase::Waiting || self.router.ledger.has_applied(change.generation);
         self.on_trial().filter(|_| made).or_else(|| before.cloned())
     }
 

@@ -413,6 +413,26 @@ fn a_revision_that_the_daemon_does_not_survive_is_given_up() {
 }
 
 #[test]
+fn a_revision_that_only_waits_is_not_given_up_however_often_the_daemon_ends() {
+    let mut router = in_force("aaaaaaaa");
+    let waits = commit("bbbbbbbb", Lineage::Descends);
+    assert!(router.sees(&waits, Ok("waits")));
+    router.restarts();
+    for _ in 0..9 {
+        assert!(router.sees(&waits, Ok("waits")));
+        router.revisions.put_off();
+        router.restarts();
+        router.restarts();
+    }
+    assert_eq!((router.revisions.quarantined(), router.revisions.memory.deaths), (&[][..], 1));
+    for death in 2..=DEATHS {
+        assert!(router.sees(&waits, Ok("waits")), "death {death}");
+        router.restarts();
+    }
+    assert!(router.revisions.quarantined()[0].reason.contains("3 times"));
+}
+
+#[test]
 fn while_one_waits_for_its_confirmation_the_next_one_waits_too() {
     let mut router = in_force("aaaaaaaa");
     assert!(router.sees(&commit("bbbbbbbb", Lineage::Descends), Ok("2")));

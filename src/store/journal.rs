@@ -270,6 +270,12 @@ impl Journal {
         self.db.query_row(sql, [], |row| row.get(0)).map(uint).map_err(self.err("read the generation of"))
     }
 
+    /// Whether steps that led to this generation, or to a later one, were carried out and not undone.
+    pub fn has_applied(&self, generation: u64) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM runs WHERE generation >= ? AND outcome = 'applied')";
+        self.db.query_row(sql, [int(generation)], |row| row.get(0)).map_err(self.err("read the runs of"))
+    }
+
     /// Keeps the value that a sysctl had before we first set it; a later call for the same key changes nothing.
     pub fn keep_sysctl(&self, key: &str, value: &str) -> Result<(), StoreError> {
         self.db

@@ -236,6 +236,10 @@ fn a_run_is_unfinished_until_it_is_finished() {
     assert_eq!(history.len(), 1);
     assert_eq!(history[0].outcome, Some(ReconcileOutcome::RolledBack));
     assert_eq!((journal.generation().unwrap(), history[0].steps), (7, 3));
+    assert!(!journal.has_applied(7).unwrap(), "it was undone");
+    let run = journal.begin(&self::plan(1), clock::wall()).unwrap();
+    journal.finish(run, clock::wall(), Some(ReconcileOutcome::Applied), None).unwrap();
+    assert_eq!([6, 7, 8].map(|number| journal.has_applied(number).unwrap()), [true, true, false]);
 }
 
 #[test]
