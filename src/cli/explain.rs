@@ -31,7 +31,7 @@ use crate::{
     settings::Settings,
     source,
     state::{Allocations, Key, Observed},
-    store::{Generation, Standing, TransitionRecord, read, read::Wanted},
+    store::{self, Generation, Standing, TransitionRecord, read, read::Wanted},
     units::{Dscp, IfName, Name},
     validate::intent::Site,
 };
@@ -363,7 +363,7 @@ fn past(
 
 fn configuration_at(at: Wall, args: &Args, settings: &Settings, router: &Router<Linux>) -> Result<Active, Failure> {
     let generation = || {
-        let all = read::generations(&settings.state_dir, 1_000).ok()?;
+        let all = read::generations(&store::place(&settings.state_dir, &settings.runtime_dir), 1_000).ok()?;
         let stood = |g: &&Generation| g.at <= at && !matches!(g.standing, Standing::RollbackFailed);
         // One that was confirmed goes on: only what was undone by then was not in force any more.
         let undone = |g: &Generation| g.standing == Standing::RolledBack && g.ended.is_some_and(|ended| ended <= at);

@@ -84,6 +84,10 @@ impl Engine {
                     self.trial_waits(change, timeout);
                 }
             }
+            Stage::Back(back) if self.gate.left => {
+                let text = self.back_but_for_what_is_left(back, chosen);
+                return Some((ReconcileOutcome::RollbackFailed, text));
+            }
             Stage::Back(back) => {
                 let Back { change, reason, silent, to, .. } = *back;
                 self.exchange(to.map(|to| *to), chosen);
@@ -93,6 +97,16 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// The kernel holds what was before and, beside it, something of the change still: what was before is worked with, and
+    /// the record of the change stays until all of it is gone.
+    fn back_but_for_what_is_left(&mut self, back: Box<Back>, chosen: Option<Chosen>) -> String {
+        let to = back.to.as_deref().cloned();
+        self.gate.stage = Stage::Back(back);
+        self.exchange(to, chosen);
+        let left = self.alarms.refused.clone().unwrap_or_default();
+        self.not_back(&left)
     }
 
     /// Works with another configuration and the choices that were made for it, from now on.

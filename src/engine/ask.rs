@@ -20,7 +20,7 @@ impl Engine {
         self.audit(who, "confirm", &change.line());
         self.stands(&change, Standing::Confirmed, &format!("confirmed by {who}"));
         let stands = format!("generation {} (revision {}) stands", change.generation, change.revision);
-        match self.router.ledger.flush() {
+        match self.router.ledger.settle() {
             Ok(()) => Ok(stands),
             Err(error) => Err(unwritten(&stands, &error)),
         }

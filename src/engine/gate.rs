@@ -66,6 +66,9 @@ pub(super) struct Gate {
     pub again: Option<Again>,
     /// Whether the last pass failed for something that may be over the next time.
     pub may_pass: bool,
+    /// Whether the last pass was carried out but for something that is there and that the kernel refuses to change or to
+    /// remove.
+    pub left: bool,
     /// Why the last thing that a person wanted was not done.
     pub refused: Option<String>,
     /// The last revision that was told to wait, and why.
@@ -177,6 +180,7 @@ impl Gate {
             seen: BTreeMap::new(),
             again: None,
             may_pass: false,
+            left: false,
             refused: None,
             told: None,
             look: started,

@@ -96,7 +96,8 @@ impl Engine {
             kernel.sysctl(key).is_ok_and(|found| found.is_some_and(|found| found != **wanted))
         };
         let is_changed = in_turn(&silent, &mut self.timers.sysctl, SYSCTLS).any(changed);
-        if self.timers.retry == RETRY && is_changed {
+        // What fails as a whole is tried again in its own time.
+        if self.alarms.kernel.is_none() && is_changed {
             self.timers.pass_at(now);
         }
     }
@@ -144,6 +145,7 @@ impl Engine {
         let site = self.goal().map(|goal| Arc::clone(&goal.site));
         let revision = self.goal_revision().unwrap_or_default();
         self.router.apply(planned, site.as_deref(), &revision).await;
+        self.gate.left = false;
         self.note_refused(Vec::new());
         self.router.share(&mut self.observed);
         (ReconcileOutcome::Unchanged, 0, None)
@@ -198,7 +200,8 @@ impl Engine {
             }
         }
         self.alarms.kernel = failed.then(|| message.clone()).flatten();
-        if failed {
+        // Of what is left out nothing else may tell that it would be taken now.
+        if failed || self.alarms.refused.is_some() {
             self.timers.pass_at(clock::now() + self.timers.retry);
             self.timers.retry = (self.timers.retry * 2).min(AUDIT);
         } else {

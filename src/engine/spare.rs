@@ -4,11 +4,13 @@
 //! be set again because its interface has lost its address, that is no reason to leave the ruleset deleted.
 //!
 //! Invariant: a refused step is spared only where the plan brings back what is in force, and it stands as an alarm for as
-//! long as the kernel refuses it; each pass tries it again.
+//! long as the kernel refuses it; each pass tries it again, and the next one comes soon.
+//!
+//! Invariant: a change is not undone while the kernel keeps anything that it made.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use super::{Engine, router::Planned};
+use super::{Engine, RETRY, router::Planned};
 use crate::{
     apply::{Cause, Outcome, Report},
     plan::{Step, text},
@@ -64,19 +66,27 @@ impl Engine {
         revision: &str,
     ) -> (Cow<'a, Planned>, Report) {
         let site = self.goal().map(|goal| goal.site.clone());
-        let (mut planned, mut told) = (Cow::Borrowed(planned), Vec::new());
+        let (mut planned, mut told, mut left, mut again) = (Cow::Borrowed(planned), Vec::new(), false, true);
         let mut report = self.router.apply(&planned, site.as_deref(), revision).await;
         while told.len() < FAULTS && !self.gate.is_proposed() {
             let Outcome::RolledBack { cause: Cause::Step { number, error, .. } } = &report.outcome else { break };
             let Some(refused) = number.checked_sub(1).and_then(|index| planned.steps.get(index)) else { break };
-            let spared = spared(refused, &planned.steps);
-            let Some(key) = key_of(refused).filter(|_| !spared.is_empty()) else { break };
-            let more = if spared.len() > 1 { format!(" (and {} like it)", spared.len() - 1) } else { String::new() };
-            told.push(format!("{}{more}: {error}", text::key_text(key)));
+            let mut spared = spared(refused, &planned.steps);
+            if error.may_pass() && std::mem::take(&mut again) {
+                // It may be over already: nothing is left out for that.
+                spared.clear();
+            } else {
+                let Some(key) = key_of(refused).filter(|_| !spared.is_empty()) else { break };
+                let more =
+                    if spared.len() > 1 { format!(" (and {} like it)", spared.len() - 1) } else { String::new() };
+                told.push(format!("{}{more}: {error}", text::key_text(key)));
+                left |= spared.iter().any(|key| self.observed.state.objects.contains_key(key));
+            }
             planned = Cow::Owned(self.router.without(&planned, &spared, &self.observed));
             report = self.router.apply(&planned, site.as_deref(), revision).await;
         }
         let good = matches!(report.outcome, Outcome::Applied | Outcome::Unchanged);
+        self.gate.left = good && left;
         self.note_refused(if good { told } else { Vec::new() });
         (planned, report)
     }
@@ -85,7 +95,7 @@ impl Engine {
     pub(super) fn note_refused(&mut self, told: Vec<String>) {
         let line = |told: Vec<String>| {
             let (all, many) = (told.join("; "), plural(told.len(), "object"));
-            format!("the kernel refuses {many} of the configuration in force; all else of it is applied: {all}")
+            format!("the kernel refuses {many} of the configuration in force: {all}; the rest of it is applied")
         };
         let alarm = (!told.is_empty()).then(|| line(told));
         if self.alarms.refused != alarm {
@@ -93,6 +103,8 @@ impl Engine {
                 self.warning("reconcile", "", alarm.clone(), serde_json::Value::Null);
             }
             self.alarms.refused = alarm;
+            // What is new among it may be over soon.
+            self.timers.retry = RETRY;
         }
     }
 }

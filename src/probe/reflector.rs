@@ -14,9 +14,11 @@ use std::{
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
+    panic::AssertUnwindSafe,
     thread,
 };
 
+use futures_util::FutureExt as _;
 use nix::{
     libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo},
     sys::socket::{ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, sendmsg, setsockopt, sockopt},
@@ -50,7 +52,7 @@ impl Reflector {
         let answers = async move {
             loop {
                 // Errors here are answers to earlier answers (ICMP); the socket goes on.
-                let _ = end.one().await;
+                let _ = surviving(end.one()).await;
             }
         };
         let run = move || {
@@ -64,6 +66,17 @@ impl Reflector {
         thread::Builder::new().name("stamp".to_owned()).spawn(run)?;
         Ok(Self(running))
     }
+}
+
+/// Does something that may have a fault of its own: one packet that nobody thought of must not take the paths of all other
+/// routers, and a process that ended for it could be ended by anybody who sends it.
+async fn surviving(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(
+            "the STAMP reflector failed at one packet, which is a fault of Patronus; it goes on with the next"
+        );
+        Err(io::Error::other("a fault of the reflector"))
+    })
 }
 
 fn open(at: SocketAddr) -> io::Result<UdpSocket> {
@@ -197,6 +210,12 @@ mod tests {
             asker.send_to(&question(64), free).unwrap();
             assert_eq!(asker.recv(&mut bytes).unwrap(), 64);
         }
+    }
+
+    #[tokio::test]
+    async fn a_fault_at_one_packet_ends_no_reflector() {
+        assert!(surviving(async { panic!("a packet that nobody thought of") }).await.is_err());
+        assert!(surviving(async { Ok(()) }).await.is_ok());
     }
 
     #[tokio::test]

@@ -17,31 +17,90 @@ pub struct Disk {
     pub(super) journal: Journal,
     pub(super) pending: RefCell<Pending>,
     refuge: Option<Refuge>,
+    role: Role,
+    /// Why the journal is away, as its owner knows it.
     away: Option<String>,
-    /// How often it was settled while it was away.
-    turns: u32,
+    /// When it is tried again to move it.
+    again: Turns,
 }
 
-/// Every so many turns it is tried to return.
-const RETURN: u32 = 5;
+/// Who has it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Whoever stays: moves it.
+    Owner,
+    /// Whoever does not: goes along.
+    Guest,
+}
+
+/// Turns until the next attempt, and how many it was before: a copy of a large journal is no work for every second.
+#[derive(Debug, Clone, Copy)]
+struct Turns {
+    left: u32,
+    pause: u32,
+}
+
+/// The first pause and the longest.
+const PAUSES: (u32, u32) = (5, 60);
+
+impl Turns {
+    const NOW: Self = Self { left: 0, pause: PAUSES.0 };
+
+    /// One turn later; whether it is time.
+    const fn next(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+
+    fn later(&mut self) {
+        *self = Self { left: self.pause, pause: (self.pause * 2).min(PAUSES.1) };
+    }
+}
 
 impl Disk {
     /// A journal that has no other place.
     pub(super) fn of(journal: Journal) -> Self {
-        Self { journal, pending: RefCell::default(), refuge: None, away: None, turns: 0 }
+        let pending = RefCell::default();
+        Self { journal, pending, refuge: None, role: Role::Guest, away: None, again: Turns::NOW }
     }
 
     /// Opens the journal of a state directory, or the one that an earlier process had to keep below the runtime directory
     /// `run`; where the state directory cannot be used, a copy there. The text, if any, is an alarm.
     pub(super) fn open(dir: &Path, run: &Path) -> Result<(Self, Option<String>), StoreError> {
         let refuge = Refuge::new(dir, run);
-        let found = if refuge.is_used() { refuge.go_home() } else { Journal::open_or_replace(dir) };
-        let (journal, told, away) = match found {
-            Ok((journal, told)) => (journal, told, None),
-            Err(error) if refuge::is_of_the_place(&error) => (refuge.open()?, None, Some(error.chain())),
-            Err(error) => return Err(error),
+        let (journal, told, away) = opened(&refuge)?;
+        Ok((Self { refuge: Some(refuge), role: Role::Owner, away, ..Self::of(journal) }, told))
+    }
+
+    /// Opens a journal in the place of one that was lost. The text, if any, says that a damaged one was moved aside.
+    pub(super) fn begin_anew(&mut self) -> Result<Option<String>, StoreError> {
+        let (journal, told, away) = if let (Some(refuge), Role::Owner) = (&self.refuge, self.role) {
+            opened(refuge)?
+        } else {
+            let dir = self.journal.file().parent().unwrap_or(Path::new("/"));
+            let (journal, told) = Journal::open_or_replace(dir)?;
+            (journal, told, None)
         };
-        Ok((Self { refuge: Some(refuge), away, ..Self::of(journal) }, told))
+        (self.journal, self.away) = (journal, away);
+        self.pending.borrow_mut().renew();
+        Ok(told)
+    }
+
+    /// Opens the journal of a state directory where it is now, for whoever does not stay.
+    pub(super) fn find(dir: &Path, run: &Path) -> Result<(Self, Option<String>), StoreError> {
+        let refuge = Refuge::new(dir, run);
+        let (journal, told) = Journal::open_or_replace(refuge.current())?;
+        Ok((Self { refuge: Some(refuge), ..Self::of(journal) }, told))
+    }
+
+    /// Goes along with whoever moved the journal. Whether somebody had.
+    pub(super) fn follow(&mut self) -> Result<bool, StoreError> {
+        let Some(refuge) = self.refuge.as_ref().filter(|_| self.role == Role::Guest) else { return Ok(false) };
+        if self.journal.file().parent() == Some(refuge.current()) {
+            return Ok(false);
+        }
+        self.journal = Journal::open(refuge.current())?;
+        Ok(true)
     }
 
     /// As on a disk with room for so many pages.
@@ -53,14 +112,10 @@ impl Disk {
     /// Makes the writes that wait, and now and then tries to return. The error is that of the first write which fails again,
     /// wherever the journal may go.
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
-        if self.away.is_some() {
-            self.turns += 1;
-            if self.turns.is_multiple_of(RETURN) {
-                self.return_home();
-            }
+        if self.again.next() && self.away.is_some() {
+            self.return_home();
         }
-        let made = self.flush();
-        match made {
+        match self.flush() {
             Err(error) if self.flee(&error) => self.flush(),
             other => other,
         }
@@ -81,15 +136,16 @@ impl Disk {
 
     /// Whether the journal goes on elsewhere from now on.
     pub(super) fn flee(&mut self, error: &StoreError) -> bool {
-        let Some(refuge) = self.refuge.as_ref().filter(|_| self.away.is_none() && refuge::is_of_the_place(error))
-        else {
-            return false;
-        };
-        match refuge.flee(&self.journal) {
+        let may = self.role == Role::Owner && self.away.is_none() && self.again.left == 0;
+        let Some(refuge) = self.refuge.as_ref().filter(|_| may && refuge::is_of_the_place(error)) else { return false };
+        let fled = refuge.flee(&self.journal);
+        self.again.later();
+        match fled {
             Ok(journal) => {
                 let place = refuge.place().display();
                 tracing::warn!(error = error.chain(), %place, "the journal takes no writes and goes on elsewhere");
                 (self.journal, self.away) = (journal, Some(error.chain()));
+                self.again = Turns { left: PAUSES.0, ..Turns::NOW };
                 true
             }
             Err(further) => {
@@ -99,12 +155,16 @@ impl Disk {
         }
     }
 
-    /// Brings a journal that is away back, if its own place can be used again.
-    pub(super) fn return_home(&mut self) {
-        let Some(refuge) = self.refuge.as_ref().filter(|_| self.away.is_some()) else { return };
+    /// Brings a journal that is away back, if its own place has room again.
+    fn return_home(&mut self) {
+        let Some(refuge) = self.refuge.as_ref().filter(|_| self.role == Role::Owner) else { return };
+        self.again.later();
+        if !refuge.has_room_at_home() {
+            return;
+        }
         match refuge.go_home() {
             Ok((journal, _)) => {
-                (self.journal, self.away) = (journal, None);
+                (self.journal, self.away, self.again) = (journal, None, Turns::NOW);
                 tracing::info!("the journal is back in the state directory");
             }
             Err(error) => self.away = Some(error.chain()),
@@ -120,6 +180,19 @@ impl Disk {
             )
         });
         self.pending.borrow().alarm().or(away)
+    }
+}
+
+/// The journal of a place, what is told of it, and why it is away if it is.
+fn opened(refuge: &Refuge) -> Result<(Journal, Option<String>, Option<String>), StoreError> {
+    let found = if refuge.is_used() { refuge.go_home() } else { Journal::open_or_replace(refuge.home()) };
+    match found {
+        Ok((journal, told)) => Ok((journal, told, None)),
+        // Whatever it is that keeps a newer journal from going home, it is the one to work with.
+        Err(error) if refuge.is_used() || refuge::is_of_the_place(&error) => {
+            Ok((refuge.open()?, None, Some(error.chain())))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -176,12 +249,52 @@ mod tests {
         drop(other);
         fill(&disk.journal, true);
         disk.attempt(|journal| put(journal, "large", 100_000)).unwrap();
-        disk.return_home();
+        for _ in 0..PAUSES.0 {
+            disk.settle().unwrap();
+        }
         assert_eq!((number(&disk, "large"), disk.alarm()), (Some(100_000), None));
         put(&disk.journal, "more", 5).unwrap();
         drop(disk);
         let (disk, _) = Disk::open(state.path(), run.path()).unwrap();
         assert_eq!((number(&disk, "large"), number(&disk, "more")), (Some(100_000), Some(5)));
+    }
+
+    #[test]
+    fn whoever_does_not_stay_goes_along_and_moves_nothing() {
+        let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut owner, _) = Disk::open(state.path(), run.path()).unwrap();
+        put(&owner.journal, "before", 10).unwrap();
+        let (mut guest, _) = Disk::find(state.path(), run.path()).unwrap();
+        assert!(!guest.follow().unwrap());
+        fill(&owner.journal, true);
+        owner.attempt(|journal| put(journal, "large", 100_000)).unwrap();
+        assert!(guest.follow().unwrap() && !guest.follow().unwrap());
+        assert_eq!(number(&guest, "large"), Some(100_000), "what was added elsewhere is seen");
+        fill(&guest.journal, true);
+        assert!(guest.attempt(|journal| put(journal, "larger", 1_000_000)).is_err());
+        for _ in 0..PAUSES.0 {
+            owner.settle().unwrap();
+        }
+        assert_eq!(owner.alarm(), None);
+        assert!(guest.follow().unwrap());
+        assert_eq!((number(&guest, "large"), number(&guest, "before")), (Some(100_000), Some(10)));
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_not_tried_with_each_write() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut disk, _) = Disk::open(state.path(), Path::new("/proc/patronus")).unwrap();
+        fill(&disk.journal, true);
+        let mut tried = Vec::new();
+        for turn in 0..200 {
+            let before = disk.again.left;
+            assert!(disk.attempt(|journal| put(journal, "large", 100_000)).is_err());
+            if disk.again.left > before {
+                tried.push(turn);
+            }
+            disk.settle().unwrap();
+        }
+        assert_eq!(tried, [0, 5, 15, 35, 75, 135, 195]);
     }
 
     #[test]

@@ -58,7 +58,10 @@ impl Ledger {
     /// The journal of a state directory where it is now, for whoever does not stay: it is not moved.
     #[must_use]
     pub fn found(dir: &Path, run: &Path) -> (Self, Option<String>) {
-        Self::open(&place(dir, run))
+        match Disk::find(dir, run) {
+            Ok((disk, alarm)) => (Self::Disk(disk.into()), alarm),
+            Err(error) => Self::without(&error),
+        }
     }
 
     fn without(error: &StoreError) -> (Self, Option<String>) {
@@ -89,15 +92,21 @@ impl Ledger {
     /// and says so. What was remembered has to be put into it again.
     pub fn tend(&mut self) -> Option<String> {
         let Self::Disk(disk) = self else { return None };
-        disk.return_home();
         disk.journal.be_patient();
+        match disk.follow() {
+            Ok(false) => {}
+            // Nothing is lost: it is elsewhere.
+            Ok(true) => return None,
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "the journal was moved and cannot be opened");
+                return None;
+            }
+        }
         let trouble = disk.journal.trouble()?;
         let file = disk.journal.file().to_owned();
         let there = file.exists();
-        match file.parent().map(Journal::open_or_replace)? {
-            Ok((another, damaged)) => {
-                disk.journal = another;
-                disk.pending.borrow_mut().renew();
+        match disk.begin_anew() {
+            Ok(damaged) => {
                 let now = if there && damaged.is_none() { "the one there now is used" } else { "a new one was begun" };
                 Some(format!("{} {trouble} while in use; {now}", file.display()))
             }
@@ -372,8 +381,7 @@ impl Ledger {
 /// The directory that the journal of a state directory is in now.
 #[must_use]
 pub fn place(dir: &Path, run: &Path) -> PathBuf {
-    let refuge = Refuge::new(dir, run);
-    if refuge.is_used() { refuge.place().to_owned() } else { dir.to_owned() }
+    Refuge::new(dir, run).current().to_owned()
 }
 
 fn ended(record: i64, standing: Standing, reason: &str) -> Ended {

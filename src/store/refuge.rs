@@ -3,8 +3,8 @@
 //! It lies in the runtime directory, in memory as a rule: what is written there outlives the process and not the machine.
 //! Without it a restart on a full disk would know neither what was in force nor what had failed, and would try that again.
 //!
-//! Invariant: a journal that is away is newer than the one at home. It comes to be in one piece, and it goes only when its
-//! content is at home, which happens in one transaction.
+//! Invariant: a journal that is away is newer than the one at home. It comes to be in one piece, marked as such, and the mark
+//! goes only when its content is at home, which happens in one transaction. What has no mark is passed over.
 
 use std::{
     fs::{self, DirBuilder},
@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use rusqlite::{Connection, ErrorCode, backup::Backup, backup::StepResult};
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +21,8 @@ use super::{Journal, StoreError, journal_file};
 
 /// What lies beside a database and belongs to it; the third one, `-shm`, is made anew by whoever opens it.
 const PARTS: [&str; 2] = ["", "-wal"];
+/// Says that a journal lies beside it that is whole and newer than the one at home.
+const MARK: &str = "whole";
 
 /// The place for the journal of one state directory.
 #[derive(Debug)]
@@ -37,6 +40,11 @@ impl Refuge {
         Self { home, place: run.join("journal").join(format!("{number:016x}")) }
     }
 
+    /// The state directory.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// The directory that the journal is in while it is away.
     pub fn place(&self) -> &Path {
         &self.place
@@ -44,7 +52,16 @@ impl Refuge {
 
     /// Whether a journal is here, and hence not at home.
     pub fn is_used(&self) -> bool {
-        journal_file(&self.place).exists()
+        self.mark().exists()
+    }
+
+    /// The directory that the journal is in now.
+    pub fn current(&self) -> &Path {
+        if self.is_used() { &self.place } else { &self.home }
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.place.join(MARK)
     }
 
     /// Opens the journal that is here; if none is, a copy of the one at home, which cannot be opened where it is.
@@ -90,6 +107,16 @@ impl Refuge {
         Ok((home, told))
     }
 
+    /// Whether the disk at home has room for what is here, by what it says.
+    pub fn has_room_at_home(&self) -> bool {
+        let size = |part| suffixed(&journal_file(&self.place), part).metadata().map_or(0, |file| file.len());
+        let needed: u64 = PARTS.into_iter().map(size).sum();
+        statvfs(&self.home).is_ok_and(|disk| {
+            let room = disk.blocks_available().saturating_mul(disk.fragment_size());
+            !disk.flags().contains(FsFlags::ST_RDONLY) && room > 2 * needed
+        })
+    }
+
     /// Fills a new directory and puts it in place when it is complete.
     fn build(&self, fill: impl FnOnce(&Path) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let new = self.place.with_extension("new");
@@ -100,10 +127,19 @@ impl Refuge {
         };
         emptied().map_err(|error| self.file("create", error))?;
         fill(&new)?;
-        fs::rename(&new, &self.place).map_err(|error| self.file("create", error))
+        let placed = || {
+            fs::write(new.join(MARK), "")?;
+            fs::rename(&new, &self.place)
+        };
+        placed().map_err(|error| self.file("create", error))
     }
 
+    /// The mark first: what is left without it is nothing.
     fn clear(&self) -> io::Result<()> {
+        match fs::remove_file(self.mark()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         remove(&self.place)
     }
 
@@ -215,5 +251,29 @@ mod tests {
         };
         assert!(refuge.build(half).is_err() && !refuge.is_used());
         assert_eq!(remembered(&refuge.open_copy().unwrap()), None);
+    }
+
+    #[test]
+    fn a_journal_that_somebody_begins_where_there_was_one_is_passed_over() {
+        let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let refuge = Refuge::new(state.path(), run.path());
+        let home = Journal::open(state.path()).unwrap();
+        home.put("number", "1").unwrap();
+        drop(refuge.flee(&home).unwrap());
+        drop(home);
+        drop(refuge.go_home().unwrap());
+        // As by a process that had the journal open there, and does not know that it went home.
+        let stray = Journal::open(refuge.place()).unwrap();
+        stray.put("number", "9").unwrap();
+        assert!(!refuge.is_used() && refuge.current() == state.path());
+        assert_eq!(remembered(&refuge.flee(&Journal::open(state.path()).unwrap()).unwrap()), Some(1));
+    }
+
+    #[test]
+    fn room_is_asked_for_before_a_journal_is_carried() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(Refuge::new(run.path(), run.path()).has_room_at_home());
+        assert!(!Refuge::new(Path::new("/proc/patronus"), run.path()).has_room_at_home());
+        assert!(!Refuge::new(Path::new("/proc"), run.path()).has_room_at_home(), "no room at all");
     }
 }

@@ -202,4 +202,14 @@ fn while_the_way_back_fails_another_revision_takes_its_place() {
     let kept = read::generations(&daemon.state_dir(), 9).unwrap();
     let undone = kept.iter().rev().find(|g| g.revision == bad).unwrap();
     assert_eq!(undone.standing, Standing::RollbackFailed, "nothing was left to undo: {undone:?}");
+
+    // A way back of which one route is refused is none: what the change made of it stands.
+    world.repository.write("site.yaml", &CHANGES[0].site());
+    let bad = daemon.wait("the third trial", |s| s.unconfirmed.is_some()).unconfirmed.unwrap().revision;
+    daemon.sh("ip address add 198.51.100.1/32 dev wan0");
+    daemon.wait("a way back that is refused in one place", stuck(&bad));
+    assert!(routes(&daemon).contains("198.51.100.77") && standing(&daemon).1 == Standing::RollbackFailed);
+    daemon.sh("ip address del 198.51.100.1/32 dev wan0");
+    daemon.wait("the rest of it", |s| well(s) && s.alarms.iter().all(|a| !a.contains("refuse")));
+    assert!(!routes(&daemon).contains("198.51.100.77") && standing(&daemon).1 == Standing::RolledBack);
 }
