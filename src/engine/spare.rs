@@ -95,7 +95,7 @@ impl Engine {
     pub(super) fn note_refused(&mut self, told: Vec<String>) {
         let line = |told: Vec<String>| {
             let (all, many) = (told.join("; "), plural(told.len(), "object"));
-            format!("the kernel refuses {many} of the configuration in force; all else of it is applied: {all}")
+            format!("the kernel refuses {many} of the configuration in force: {all}; the rest of it is applied")
         };
         let alarm = (!told.is_empty()).then(|| line(told));
         if self.alarms.refused != alarm {

@@ -199,6 +199,9 @@ fn while_the_way_back_fails_another_revision_takes_its_place() {
     let stands = |s: &Status| well(s) && s.source.applied.as_ref() == Some(&fixed) && s.alarms.is_empty();
     assert!(daemon.wait("the same after a restart", stands).unconfirmed.is_none());
     assert_eq!(standing(&daemon), (fixed.clone(), Standing::Applied, "no confirmation was asked for".into()));
+    let kept = read::generations(&daemon.state_dir(), 9).unwrap();
+    let undone = kept.iter().rev().find(|g| g.revision == bad).unwrap();
+    assert_eq!(undone.standing, Standing::RollbackFailed, "nothing was left to undo: {undone:?}");
 
     // A way back of which one route is refused is none: what the change made of it stands.
     world.repository.write("site.yaml", &CHANGES[0].site());
