@@ -66,7 +66,8 @@ impl Again {
         (tries <= TRIES).then(|| Self { content: content.to_owned(), tries, wait, at, reason: reason.to_owned() })
     }
 
-    /// The same of one that cannot be planned, or not be asked about or written down: that says nothing against it, however long it lasts.
+    /// The same of one that cannot be planned, or not be asked about or written down: that says nothing against it,
+    /// however long it lasts.
     fn planless(old: Option<Self>, content: &str, reason: &str, now: Instant) -> Self {
         let old = old.filter(|old| old.content == content && old.tries == 0);
         let wait = old.map_or(FIRST, |old| (old.wait * 4).min(PLANLESS));

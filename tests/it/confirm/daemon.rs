@@ -255,6 +255,24 @@ fn a_change_without_a_way_back_stays_in_the_kernel_is_repaired_and_is_an_alarm_u
     assert!(!ours(&daemon).contains("policy_oops"));
 }
 
+/// Nothing can be held against it then, and no path that answers says that it is any better than nothing.
+#[test]
+fn a_change_after_a_lost_journal_that_leaves_no_path_is_never_called_confirmed() {
+    let world = World::new();
+    // Without services to reach: these would tell.
+    let settings = serde_json::json!({"confirm": {"timeout": "2s"}});
+    let mut daemon = Daemon::start_with(&world.lab, &world.repository, "berlin", settings);
+    wait_confirmed(&daemon);
+    daemon.terminate();
+    lose_journal(&daemon);
+    world.repository.write("site.yaml", &CHANGES[1].site());
+    daemon.launch();
+    daemon.wait_event("confirm", |event| event.message.contains("ROLLBACK FAILED"));
+    assert_eq!(standing(&daemon).1, Standing::RollbackFailed);
+    world.repository.write("site.yaml", SITE);
+    daemon.wait("a configuration that works", |s| well(s) && s.unconfirmed.is_none());
+}
+
 /// Deletes the journal, whoever uses it.
 pub fn lose_journal(daemon: &Daemon) {
     for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
